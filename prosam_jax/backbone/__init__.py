@@ -1,0 +1,56 @@
+"""Frozen semantic backbones and the one interface that the prompt encoder sees."""
+
+from typing import Protocol
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from prosam_jax import resize
+from prosam_jax.backbone.resnet import ResNet50
+from prosam_jax.config import BackboneConfig
+from prosam_jax.types import Taps
+
+
+class Backbone(Protocol):
+    """A network cut in two, because the reference's high-level features are made of masked ones."""
+
+    merged_channels: int
+
+    def trunk(
+        self, images: Float[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w d"]]:
+        """Normalised images -> (features to reduce and merge, input of `tail`)."""
+        ...
+
+    def tail(self, x: Float[Array, "b h w d"]) -> Float[Array, "b i j e"]:
+        """The last stage, whose features make the pseudo mask."""
+        ...
+
+
+def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:
+    """The backbone called `cfg.name`, with random weights."""
+    return {"resnet50": ResNet50}[cfg.name](rngs=rngs)
+
+
+def query_taps(backbone: Backbone, images: Float[Array, "b H W 3"]) -> Taps:
+    """Features of target images, normalised with `resize.normalize`."""
+    merged, x = backbone.trunk(images)
+    return Taps(merged, backbone.tail(x))
+
+
+def support_taps(
+    backbone: Backbone, images: Float[Array, "b H W 3"], mask: Float[Array, "b h w"]
+) -> Taps:
+    """Features of reference images, the high-level ones of the annotated region alone.
+
+    Args:
+        backbone: The network.
+        images: Normalised reference images.
+        mask: The annotation at the size of the merged features, 0 or 1.
+
+    Returns:
+        Taps whose `prior` was computed from masked features and is masked again (VRP-SAM).
+    """
+    merged, x = backbone.trunk(images)
+    prior = backbone.tail(x * mask[..., None])
+    return Taps(merged, prior * resize.bilinear(mask[..., None], prior.shape[1:3], align_corners=True))

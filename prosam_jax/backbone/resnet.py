@@ -1,0 +1,152 @@
+"""ResNet-50 with the deep stem, dilated to stride 8, as a frozen backbone.
+
+The network of semseg's and PFENet's `resnet50_v2` checkpoint, on which VRP-SAM stands: three 3x3
+convolutions in the stem instead of torchvision's single 7x7.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from prosam_jax import layers
+
+# torchvision's start for convolutions before a ReLU, so that random features keep their size.
+_kaiming = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class FrozenBatchNorm(nnx.Module):
+    """`torch.nn.BatchNorm2d` in eval mode: an affine map of each channel (eps 1e-5)."""
+
+    def __init__(self, channels: int):
+        self.weight = nnx.Param(jnp.ones((channels,)))
+        self.bias = nnx.Param(jnp.zeros((channels,)))
+        self.running_mean = nnx.BatchStat(jnp.zeros((channels,)))
+        self.running_var = nnx.BatchStat(jnp.ones((channels,)))
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Normalises with the stored statistics."""
+        gain = self.weight[...] * jax.lax.rsqrt(self.running_var[...] + 1e-5)
+        shift = self.bias[...] - self.running_mean[...] * gain
+        return x * gain.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
+
+
+class ConvBN(nnx.Module):
+    """A convolution without bias and its batch norm."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = layers.conv(
+            in_dim,
+            out_dim,
+            kernel_size,
+            stride=stride,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            use_bias=False,
+            kernel_init=_kaiming,
+            dtype=jnp.float32,
+            rngs=rngs,
+        )
+        self.bn = FrozenBatchNorm(out_dim)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
+        """Convolves and normalises."""
+        return self.bn(self.conv(x))
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3, 1x1 with a shortcut; stride and dilation are the 3x3's."""
+
+    def __init__(
+        self, in_dim: int, width: int, *, stride: int = 1, dilation: int = 1, rngs: nnx.Rngs
+    ):
+        self.conv1 = ConvBN(in_dim, width, 1, rngs=rngs)
+        self.conv2 = ConvBN(width, width, 3, stride=stride, dilation=dilation, rngs=rngs)
+        self.conv3 = ConvBN(width, 4 * width, 1, rngs=rngs)
+        changes_shape = in_dim != 4 * width or stride != 1
+        self.downsample = nnx.data(
+            ConvBN(in_dim, 4 * width, 1, stride=stride, rngs=rngs) if changes_shape else None
+        )
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
+        """Adds the residual branch to the shortcut."""
+        y = jax.nn.relu(self.conv1(x))
+        y = jax.nn.relu(self.conv2(y))
+        y = self.conv3(y)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return jax.nn.relu(y + shortcut)
+
+
+class ResNet50(nnx.Module):
+    """Deep-stem ResNet-50 whose layers 2, 3 and 4 all have stride 8.
+
+    Stages 3 and 4 are dilated by torchvision's convention: the first block keeps the previous
+    stage's dilation, the other ones double it.
+    """
+
+    merged_channels = 512 + 1024
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.stem = nnx.List(
+            [
+                ConvBN(3, 64, 3, stride=2, rngs=rngs),
+                ConvBN(64, 64, 3, rngs=rngs),
+                ConvBN(64, 128, 3, rngs=rngs),
+            ]
+        )
+        self.layer1 = _stage(128, 64, 3, rngs=rngs)
+        self.layer2 = _stage(256, 128, 4, stride=2, rngs=rngs)
+        self.layer3 = _stage(512, 256, 6, dilations=(1, 2), rngs=rngs)
+        self.layer4 = _stage(1024, 512, 3, dilations=(2, 4), rngs=rngs)
+
+    def trunk(
+        self, images: Float[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b h w 1536"], Float[Array, "b h w 1024"]]:
+        """Normalised images -> (layers 2 and 3 concatenated, input of `tail`)."""
+        x = self.layer0(images)
+        x = _run(self.layer1, x)
+        layer2 = _run(self.layer2, x)
+        layer3 = _run(self.layer3, layer2)
+        return jnp.concatenate([layer2, layer3], axis=-1), layer3
+
+    def tail(self, layer3: Float[Array, "b h w 1024"]) -> Float[Array, "b h w 2048"]:
+        """Layer 4, the high-level features that make the pseudo mask."""
+        return _run(self.layer4, layer3)
+
+    def layer0(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b h w 128"]:
+        """The stem and its max pool, stride 4."""
+        x = images
+        for block in self.stem:
+            x = jax.nn.relu(block(x))
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def _stage(
+    in_dim: int,
+    width: int,
+    blocks: int,
+    *,
+    stride: int = 1,
+    dilations: tuple[int, int] = (1, 1),
+    rngs: nnx.Rngs,
+) -> nnx.List:
+    first = Bottleneck(in_dim, width, stride=stride, dilation=dilations[0], rngs=rngs)
+    rest = [
+        Bottleneck(4 * width, width, dilation=dilations[1], rngs=rngs) for _ in range(blocks - 1)
+    ]
+    return nnx.List([first, *rest])
+
+
+def _run(stage: nnx.List, x: Array) -> Array:
+    for block in stage:
+        x = block(x)
+    return x

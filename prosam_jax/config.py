@@ -1,0 +1,451 @@
+"""Every setting as a frozen dataclass, and the borders from a ConfigDict and a file to them."""
+
+import dataclasses
+import difflib
+import json
+import pathlib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Self
+
+SAM_MODELS = ("vit_b", "vit_l", "vit_h", "tiny")
+BACKBONES = ("resnet50",)
+DISTRIBUTIONS = ("vrp", "vrp_2linear", "gaussian", "student_t", "t3vae")
+DATASETS = ("pascal",)
+SCHEDULES = ("warm_restarts", "cosine")
+DTYPES = ("float32", "bfloat16")
+RANDOM = "random"
+
+
+def check_choice(setting: str, value: object, known: tuple[str, ...]) -> None:
+    """Raises ValueError, naming the nearest known values, unless `value` is one of `known`."""
+    if value not in known:
+        raise ValueError(f"{setting}={value!r} is not known{_nearest(str(value), known)}")
+
+
+def check_at_least(setting: str, value: float, least: float) -> None:
+    """Raises ValueError unless `value >= least`."""
+    if not value >= least:
+        raise ValueError(f"{setting}={value!r} must be at least {least}")
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return f"; nearest: {', '.join(near)}"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class SAMConfig:
+    """Architecture of SAM (Kirillov et al. 2023, arXiv 2304.02643), its names as in `segment_anything`.
+
+    Attributes:
+        image_size: (height, width) in pixels of the image the encoder takes.
+        patch_size: Side of a patch in pixels, the stride of the image embedding.
+        embed_dim: Width of the ViT.
+        depth: Number of ViT blocks.
+        num_heads: Attention heads of a ViT block.
+        mlp_ratio: Hidden over outer width of a ViT block's MLP.
+        window_size: Side in patches of the attention windows, 0 for none.
+        global_attn_indexes: Blocks that attend globally instead of in windows.
+        use_abs_pos: Whether absolute positions are added; without them any image size is taken.
+        use_rel_pos: Whether decomposed relative positions are added to the attention scores.
+        prompt_embed_dim: Channels of the image embedding and of every prompt.
+        mask_in_chans: Channels inside the mask prompt's downscaling.
+        decoder_depth: Blocks of the two-way transformer.
+        decoder_num_heads: Its attention heads.
+        decoder_mlp_dim: Hidden width of its MLPs.
+        num_multimask_outputs: Masks of the multimask output (the single mask comes on top).
+        iou_head_depth: Layers of the MLP that predicts the masks' IoU.
+        iou_head_hidden_dim: Hidden width of that MLP.
+        dtype: Type of the activations; parameters stay float32.
+    """
+
+    image_size: tuple[int, int] = (1024, 1024)
+    patch_size: int = 16
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    window_size: int = 14
+    global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
+    use_abs_pos: bool = True
+    use_rel_pos: bool = True
+    prompt_embed_dim: int = 256
+    mask_in_chans: int = 16
+    decoder_depth: int = 2
+    decoder_num_heads: int = 8
+    decoder_mlp_dim: int = 2048
+    num_multimask_outputs: int = 3
+    iou_head_depth: int = 3
+    iou_head_hidden_dim: int = 256
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Checks what the modules rely on."""
+        check_choice("sam.dtype", self.dtype, DTYPES)
+        if min(self.image_size) < self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} must be at least patch_size={self.patch_size}"
+            )
+
+    @property
+    def embedding_size(self) -> tuple[int, int]:
+        """(height, width) of the image embedding in patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @classmethod
+    def vit_b(cls) -> Self:
+        """ViT-B, as in `sam_vit_b_01ec64.pth`."""
+        return cls()
+
+    @classmethod
+    def vit_l(cls) -> Self:
+        """ViT-L, as in `sam_vit_l_0b3195.pth`."""
+        return cls(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23))
+
+    @classmethod
+    def vit_h(cls) -> Self:
+        """ViT-H, as in `sam_vit_h_4b8939.pth`, the one of the paper."""
+        return cls(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31))
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """A few layers for tests and trials; nobody publishes weights of this size."""
+        return cls(
+            image_size=(256, 256),
+            embed_dim=48,
+            depth=3,
+            num_heads=2,
+            window_size=5,
+            global_attn_indexes=(1,),
+            decoder_mlp_dim=128,
+        )
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """The size called `name`; ValueError with the nearest names if there is none."""
+        check_choice("sam.model", name, SAM_MODELS)
+        return getattr(cls, name)()
+
+
+@dataclasses.dataclass(frozen=True)
+class SAMSettings:
+    """Which SAM is used; frozen in training.
+
+    Attributes:
+        model: One of `SAM_MODELS`.
+        weights: A `.safetensors` file of `convert/sam_to_flax.py` (`{model}` stands for the
+            model's name), or "random".
+        image_size: Side in pixels of the square that target images are brought to; 0 for the
+            model's own. Published weights know 1024 only.
+        dtype: Type of SAM's activations.
+    """
+
+    model: str = "vit_h"
+    weights: str = "weights/sam_{model}.safetensors"
+    image_size: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Checks names and sizes."""
+        check_choice("sam.model", self.model, SAM_MODELS)
+        check_choice("sam.dtype", self.dtype, DTYPES)
+        check_at_least("sam.image_size", self.image_size, 0)
+
+    def architecture(self) -> SAMConfig:
+        """The architecture that these settings name."""
+        cfg = SAMConfig.named(self.model)
+        size = (self.image_size, self.image_size) if self.image_size else cfg.image_size
+        return dataclasses.replace(cfg, image_size=size, dtype=self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """Which semantic backbone feeds the prompt encoder; frozen in training.
+
+    Attributes:
+        name: One of `BACKBONES`; "resnet50" has the deep stem.
+        weights: A `.safetensors` file of `convert/backbone_to_flax.py` (`{name}` stands for
+            the backbone's name), or "random".
+    """
+
+    name: str = "resnet50"
+    weights: str = "weights/{name}.safetensors"
+
+    def __post_init__(self) -> None:
+        """Checks names."""
+        check_choice("backbone.name", self.name, BACKBONES)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """The learned prompt encoder (paper, sections 3.2 and 8; VRP-SAM, arXiv 2402.17726).
+
+    Attributes:
+        dim: Width of features, queries and prompts; SAM's prompts are 256 wide.
+        num_queries: Prompts per shot.
+        num_heads: Attention heads of the query decoder.
+        dropout: Share of reduced feature channels dropped in training.
+        normalize_prior: Whether the pseudo mask is min-max normalised per image; VRP-SAM's
+            code does not, the paper's text admits it.
+    """
+
+    dim: int = 256
+    num_queries: int = 50
+    num_heads: int = 4
+    dropout: float = 0.5
+    normalize_prior: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        check_at_least("prompt.num_queries", self.num_queries, 1)
+        if self.dim % 4 or self.dim % self.num_heads:
+            raise ValueError(
+                f"prompt.dim={self.dim} must be a multiple of 4 and of "
+                f"prompt.num_heads={self.num_heads}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"prompt.dropout={self.dropout} must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributionConfig:
+    """The distribution over prompts (Eq. 5-10).
+
+    Attributes:
+        name: "vrp" (deterministic, VRP-SAM), "vrp_2linear" (VRP-SAM with two more linear layers,
+            Table 7), "gaussian" (Table 4), "student_t" (Eq. 5-7) or "t3vae" (arXiv 2312.01133).
+        nu: Degrees of freedom of the t-distributions.
+        samples: K of Eq. 10, Monte Carlo samples per training step.
+        init_scale: Scale sigma that the log-scale head is centred on at the start.
+        min_scale: Floor that is added to sigma; 0 is the paper's.
+        entropy_weight: Weight of the mean log-scale that is subtracted from the loss; 0 is the
+            paper's.
+    """
+
+    name: str = "student_t"
+    nu: float = 5.0
+    samples: int = 10
+    init_scale: float = 1.0
+    min_scale: float = 0.0
+    entropy_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks names and ranges."""
+        check_choice("distribution.name", self.name, DISTRIBUTIONS)
+        check_at_least("distribution.samples", self.samples, 1)
+        check_at_least("distribution.min_scale", self.min_scale, 0)
+        check_at_least("distribution.entropy_weight", self.entropy_weight, 0)
+        if not self.nu > 0:
+            raise ValueError(f"distribution.nu={self.nu} must be above 0")
+        if not self.init_scale > 0:
+            raise ValueError(f"distribution.init_scale={self.init_scale} must be above 0")
+
+    @property
+    def probabilistic(self) -> bool:
+        """Whether there is a scale, and so something to sample."""
+        return not self.name.startswith("vrp")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The benchmark and how its files are read.
+
+    Attributes:
+        name: One of `DATASETS`.
+        root: Folder of the dataset, for Pascal the one that holds `JPEGImages`.
+        fold: Fold 0-3, whose classes are kept for testing.
+        shots: Reference images per episode.
+        image_size: Side in pixels of the square that images are brought to.
+        train_list: Name of the id list of the training pool, without `.txt`.
+        val_list: Name of the id list of the testing pool, without `.txt`.
+        workers: Processes that read episodes; 0 reads in the main one.
+    """
+
+    name: str = "pascal"
+    root: str = ""
+    fold: int = 0
+    shots: int = 1
+    image_size: int = 512
+    train_list: str = "train_aug"
+    val_list: str = "val"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks names and ranges."""
+        check_choice("data.name", self.name, DATASETS)
+        if self.fold not in range(4):
+            raise ValueError(f"data.fold={self.fold} must be 0, 1, 2 or 3")
+        check_at_least("data.shots", self.shots, 1)
+        check_at_least("data.image_size", self.image_size, 32)
+        check_at_least("data.workers", self.workers, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimiser, schedule and length of a training run (paper, section 5.1).
+
+    Attributes:
+        epochs: Passes over the fold's training images; unread when `steps` is set.
+        steps: Training steps, 0 to count in epochs.
+        batch_size: Episodes per step, over all devices and hosts.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Its weight decay.
+        schedule: "warm_restarts" (cosine from the peak to 0, again and again) or "cosine" (once).
+        restart_epochs: Epochs from one warm restart to the next.
+        log_every: Steps between two lines of the log.
+        checkpoint_every: Steps between two checkpoints.
+        eval_every: Steps between two validations, 0 for once an epoch and at the end.
+    """
+
+    epochs: int = 100
+    steps: int = 0
+    batch_size: int = 2
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-6
+    schedule: str = "warm_restarts"
+    restart_epochs: int = 15
+    log_every: int = 10
+    checkpoint_every: int = 500
+    eval_every: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks names and ranges."""
+        check_choice("train.schedule", self.schedule, SCHEDULES)
+        for name in ("steps", "eval_every"):
+            check_at_least(f"train.{name}", getattr(self, name), 0)
+        for name in ("epochs", "batch_size", "restart_epochs", "log_every", "checkpoint_every"):
+            check_at_least(f"train.{name}", getattr(self, name), 1)
+        check_at_least("train.learning_rate", self.learning_rate, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """The evaluation protocol.
+
+    Attributes:
+        episodes: Episodes of novel classes in the fixed list.
+        batch_size: Episodes decoded at once; it does not change the result.
+        pictures: Episodes drawn in the picture.
+    """
+
+    episodes: int = 1000
+    batch_size: int = 2
+    pictures: int = 6
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        check_at_least("eval.episodes", self.episodes, 1)
+        check_at_least("eval.batch_size", self.batch_size, 1)
+        check_at_least("eval.pictures", self.pictures, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. `seed` fixes initial weights, episodes, dropout and samples."""
+
+    seed: int = 321
+    data: DataConfig = DataConfig()
+    sam: SAMSettings = SAMSettings()
+    backbone: BackboneConfig = BackboneConfig()
+    prompt: PromptConfig = PromptConfig()
+    distribution: DistributionConfig = DistributionConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """Builds the dataclasses from a ConfigDict or nested mapping.
+
+        Raises:
+            ValueError: A setting is unknown, has another type, or a value out of its range; the
+                message names it and the nearest known names.
+        """
+        return _build(cls, settings, "")
+
+
+def _build(cls: type, settings: Mapping[str, Any], prefix: str) -> Any:
+    known = typing.get_type_hints(cls)
+    values = {}
+    for name, value in settings.items():
+        path = prefix + name
+        if name not in known:
+            raise ValueError(f"unknown setting {path}{_nearest(path, [prefix + k for k in known])}")
+        if dataclasses.is_dataclass(known[name]):
+            if not isinstance(value, Mapping) and not hasattr(value, "items"):
+                raise ValueError(f"{path}={value!r} must be a group of settings")
+            values[name] = _build(typing.cast(type, known[name]), value, f"{path}.")
+        else:
+            values[name] = _checked(path, value, known[name])
+    return cls(**values)
+
+
+def _checked(path: str, value: Any, kind: type | types.UnionType) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        name = getattr(kind, "__name__", str(kind))
+        raise ValueError(f"{path}={value!r} must be of type {name}, not {type(value).__name__}")
+    return value
+
+
+def check_setting(path: str) -> None:
+    """Raises ValueError, naming the nearest known names, unless `path` is a setting's name."""
+    cls, prefix = Config, ""
+    for name in path.split("."):
+        known = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        if name not in known:
+            raise ValueError(f"unknown setting {path}{_nearest(prefix + name, [prefix + k for k in known])}")
+        cls, prefix = known[name], f"{prefix}{name}."
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The settings as nested plain dicts, the inverse of `Config.from_dict`."""
+    return dataclasses.asdict(config)
+
+
+def write_config(cfg: Config, path: pathlib.Path) -> None:
+    """Keeps a run's settings as JSON."""
+    path.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+
+
+def read_config(path: pathlib.Path, overrides: dict[str, Any] | None = None) -> Config:
+    """The settings of a run, some of them replaced.
+
+    Args:
+        path: `config.json` of a working directory.
+        overrides: New values by dotted name, such as {"eval.episodes": 10}.
+
+    Raises:
+        ValueError: There is no such file, or its settings are not valid.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: --workdir must name the workdir of a training run")
+    settings = json.loads(path.read_text())
+    for name, value in (overrides or {}).items():
+        group = settings
+        *groups, leaf = name.split(".")
+        for part in groups:
+            group = group[part]
+        group[leaf] = value
+    return Config.from_dict(settings)
+
+
+def changed(old: Config, new: Config) -> list[str]:
+    """Settings in which two configurations differ, as "name: old -> new"."""
+    before, after = (_flat(to_dict(cfg)) for cfg in (old, new))
+    return [f"{k}: {before[k]} -> {after[k]}" for k in before if before[k] != after[k]]
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(typing.cast(dict[str, Any], value), f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

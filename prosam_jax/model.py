@@ -1,0 +1,186 @@
+"""ProSAM: a reference, its annotation and a target -> K prompts -> SAM's decoder -> masks."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from prosam_jax import backbone, equations, resize, weights
+from prosam_jax.config import RANDOM, Config
+from prosam_jax.prompt.encoder import ReferencePromptEncoder
+from prosam_jax.sam.model import Sam
+from prosam_jax.types import Episode, Features, Posterior
+
+
+class ProSAM(nnx.Module):
+    """SAM and a semantic backbone, both frozen, and the prompt encoder that is learned.
+
+    Attributes:
+        sam: Frozen.
+        backbone: Frozen.
+        prompt_encoder: The only part with gradients (`learned` tells its parameters apart).
+    """
+
+    def __init__(self, cfg: Config, sam: Sam, backbone: backbone.Backbone, *, rngs: nnx.Rngs):
+        self.sam = sam
+        self.backbone = backbone
+        self.prompt_encoder = ReferencePromptEncoder(
+            cfg.prompt, cfg.distribution, backbone.merged_channels, rngs=rngs
+        )
+        self.distribution = cfg.distribution
+
+    def encode(self, episode: Episode) -> Features:
+        """Runs the frozen networks.
+
+        The target meets SAM as in VRP-SAM: brought to SAM's square size bilinearly with aligned
+        corners, whatever its aspect ratio.
+        """
+        query = resize.normalize(episode.query_image)
+        b, s, h, w, _ = episode.support_image.shape
+        support = resize.normalize(episode.support_image.reshape(b * s, h, w, 3))
+        query_taps = backbone.query_taps(self.backbone, query)
+        mask = resize.nearest(
+            episode.support_mask.reshape(b * s, h, w, 1).astype(jnp.float32),
+            query_taps.merged.shape[1:3],
+        )[..., 0]
+        return Features(
+            image_embeddings=self.sam.encode_image(
+                resize.bilinear(query, self.sam.cfg.image_size, align_corners=True)
+            ),
+            query=query_taps,
+            support=backbone.support_taps(self.backbone, support, mask),
+            support_mask=mask,
+        )
+
+    def posterior(self, features: Features, dropout_key: PRNGKeyArray | None = None) -> Posterior:
+        """q(p | I_r, A_r, I_t) of Eq. 5; with s references s times as many prompts per target."""
+        b = len(features.image_embeddings)
+        shots = len(features.support_mask) // b
+        query = jax.tree.map(lambda x: jnp.repeat(x, shots, axis=0), features.query)
+        per_reference = self.prompt_encoder(
+            query, features.support, features.support_mask, dropout_key
+        )
+        return jax.tree.map(lambda x: x.reshape(b, -1, x.shape[-1]), per_reference)
+
+    def decode(
+        self,
+        image_embeddings: Float[Array, "b i j c"],
+        prompts: Float[Array, "b q c"],
+        size: tuple[int, int],
+    ) -> Float[Array, "b h w"]:
+        """Eq. 2: M^ = D(F, p), the single mask's logits at `size`.
+
+        The prompts are SAM's only sparse tokens and the dense embedding is the no-mask one. The
+        resize aligns corners, as VRP-SAM's does.
+        """
+        sparse, dense = self.sam.prompt_encoder(prompts=prompts)
+        logits, _ = self.sam.decode(image_embeddings, sparse, dense)
+        return resize.bilinear(logits[:, 0, :, :, None], size, align_corners=True)[..., 0]
+
+    def predict(self, episode: Episode) -> Float[Array, "b h w"]:
+        """Logits of the target masks from the mean prompts alone, the paper's inference."""
+        features = self.encode(episode)
+        mean = self.posterior(features).mean
+        return self.decode(features.image_embeddings, mean, episode.query_mask.shape[1:])
+
+    def objective(
+        self, features: Features, target: Bool[Array, "b h w"], key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Eq. 10 with training's dropout, and what a log wants to know of it.
+
+        Args:
+            features: Output of `encode`.
+            target: The true masks.
+            key: Draws dropout and samples.
+
+        Returns:
+            The loss, and a dict: "bce" and "dice" (Eq. 4's terms), "intersection" and "union" (b)
+            of the samples' masks (averaged over K), and for the probabilistic variants
+            "scale_mean", "scale_p05", "scale_p95" (of sigma) and "scale_to_norm" (|sigma| / |mu|).
+        """
+        cfg = self.distribution
+        dropout_key, sample_key = jax.random.split(key)
+        posterior = self.posterior(features, dropout_key)
+
+        def loss(prompts):
+            logits = self.decode(features.image_embeddings, prompts, target.shape[1:])
+            bce = equations.bce_loss(logits, target)
+            dice = equations.dice_loss(logits, target)
+            mask = logits > 0
+            aux = {
+                "bce": bce,
+                "dice": dice,
+                "intersection": (mask & target).sum((1, 2)),
+                "union": (mask | target).sum((1, 2)),
+            }
+            return bce + dice, aux
+
+        if not cfg.probabilistic:
+            return loss(posterior.mean)
+        prompts = equations.sample_prompts(
+            sample_key,
+            posterior,
+            cfg.samples,
+            sampler=cfg.name,
+            nu=cfg.nu,
+            min_scale=cfg.min_scale,
+        )
+        value, aux = equations.monte_carlo(loss, prompts)
+        aux = {name: x.mean(0) for name, x in aux.items()} | _scale_statistics(
+            posterior, cfg.min_scale
+        )
+        return value - cfg.entropy_weight * posterior.log_scale.mean(), aux
+
+
+def _scale_statistics(posterior: Posterior, min_scale: float) -> dict[str, Array]:
+    sigma = equations.scale(posterior.log_scale, min_scale)
+    low, high = jnp.quantile(sigma, jnp.asarray([0.05, 0.95]))
+    ratio = jnp.linalg.norm(sigma, axis=-1) / jnp.linalg.norm(posterior.mean, axis=-1)
+    return {
+        "scale_mean": sigma.mean(),
+        "scale_p05": low,
+        "scale_p95": high,
+        "scale_to_norm": ratio.mean(),
+    }
+
+
+def learned(path: tuple, value: object) -> bool:
+    """An `nnx` filter: what training changes and checkpoints hold."""
+    return path[0] == "prompt_encoder"
+
+
+def build(cfg: Config) -> ProSAM:
+    """The model of a run: frozen weights from their files, a fresh prompt encoder from the seed.
+
+    Raises:
+        ValueError: A weight file is missing or not what the settings say; the message names it
+            and the command that makes it.
+    """
+    key = jax.random.key(cfg.seed)
+    sam_key, backbone_key, encoder_key = jax.random.split(key, 3)
+    arch = cfg.sam.architecture()
+    sam_file = cfg.sam.weights.format(model=cfg.sam.model)
+    backbone_file = cfg.backbone.weights.format(name=cfg.backbone.name)
+    if sam_file == RANDOM:
+        sam = Sam(arch, rngs=nnx.Rngs(sam_key))
+    else:
+        sam = weights.load(
+            lambda rngs: Sam(arch, rngs=rngs),
+            sam_file,
+            kind="sam",
+            architecture=cfg.sam.model,
+            made_by=f"python convert/sam_to_flax.py --model {cfg.sam.model} "
+            f"--checkpoint CHECKPOINT.pth --out {sam_file}",
+        )
+    if backbone_file == RANDOM:
+        frozen = backbone.build(cfg.backbone, rngs=nnx.Rngs(backbone_key))
+    else:
+        frozen = weights.load(
+            lambda rngs: backbone.build(cfg.backbone, rngs=rngs),
+            backbone_file,
+            kind="backbone",
+            architecture=cfg.backbone.name,
+            made_by=f"python convert/backbone_to_flax.py --model {cfg.backbone.name} "
+            f"--checkpoint CHECKPOINT.pth --out {backbone_file}",
+        )
+    return ProSAM(cfg, sam, frozen, rngs=nnx.Rngs(encoder_key))

@@ -1,0 +1,39 @@
+"""The heads: prompt features -> distribution over prompts (Eq. 5)."""
+
+import math
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from prosam_jax import layers
+from prosam_jax.config import DistributionConfig
+from prosam_jax.types import Posterior
+
+
+class PosteriorHead(nnx.Module):
+    """Linear heads, chosen by `distribution.name`.
+
+    "vrp" passes the features on, "vrp_2linear" (Table 7) sends them through two linear layers,
+    one after the other, all others predict the mean and the log-scale with one linear layer each.
+    """
+
+    def __init__(self, cfg: DistributionConfig, dim: int, *, rngs: nnx.Rngs):
+        self.name = cfg.name
+        if cfg.name == "vrp":
+            return
+        first = layers.linear(dim, dim, dtype=jnp.float32, rngs=rngs)
+        second = layers.linear(dim, dim, dtype=jnp.float32, rngs=rngs)
+        if cfg.name == "vrp_2linear":
+            self.linear1, self.linear2 = first, second
+        else:
+            self.mean, self.log_scale = first, second
+            self.log_scale.bias[...] += math.log(cfg.init_scale)
+
+    def __call__(self, features: Float[Array, "b q c"]) -> Posterior:
+        """One distribution for each prompt vector."""
+        if self.name == "vrp":
+            return Posterior(features, None)
+        if self.name == "vrp_2linear":
+            return Posterior(self.linear2(self.linear1(features)), None)
+        return Posterior(self.mean(features), self.log_scale(features))

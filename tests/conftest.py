@@ -1,0 +1,42 @@
+"""Strict settings for every test: four devices, no rank promotion, shapes and types checked."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook
+
+with install_import_hook("prosam_jax", "beartype.beartype"):
+    import prosam_jax  # noqa: F401
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def golden():
+    """Opens `tests/golden/<name>.npz` as a dict of arrays."""
+
+    def load(name):
+        with np.load(GOLDEN / f"{name}.npz") as file:
+            return dict(file)
+
+    return load
+
+
+@pytest.fixture
+def outside_data():
+    """Folder of real images and further reference numbers; skips where it is not given."""
+    folder = os.environ.get("PROSAM_TEST_DATA", "")
+    if not folder:
+        pytest.skip("PROSAM_TEST_DATA names no folder of real images")
+    return pathlib.Path(folder)

@@ -1,0 +1,83 @@
+"""Modules with the golden files' weights, through the rules of the conversion commands."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from golden_recipe import torch_weights
+
+from convert import backbone_to_flax, engine, sam_to_flax, vrp_sam_to_flax
+from prosam_jax import weights
+from prosam_jax.backbone.resnet import ResNet50
+from prosam_jax.config import Config, DistributionConfig, PromptConfig, SAMConfig
+from prosam_jax.model import ProSAM
+from prosam_jax.prompt.encoder import ReferencePromptEncoder
+from prosam_jax.sam.model import Sam
+
+VRP = DistributionConfig(name="vrp")
+
+
+def _filled(build, source, rules, ignored=()):
+    module = weights.abstract(build)
+    arrays = engine.convert(source, rules, ignored, weights.leaves(module))
+    return weights.fill(module, arrays.__getitem__)
+
+
+@functools.cache
+def vrp_weights():
+    return torch_weights("params_vrp_resnet50")
+
+
+def resnet():
+    learned = engine.Ignored(r"(downsample_query|merge_1|transformer_decoder)\..*", "not its own")
+    rules = backbone_to_flax.RULES
+    return _filled(lambda rngs: ResNet50(rngs=rngs), vrp_weights(), rules, [learned])
+
+
+def prompt_encoder():
+    def build(rngs):
+        return ReferencePromptEncoder(PromptConfig(), VRP, ResNet50.merged_channels, rngs=rngs)
+
+    return _filled(build, vrp_weights(), vrp_sam_to_flax.RULES, vrp_sam_to_flax.IGNORED)
+
+
+def sam(embedding_size):
+    """SAM with the golden heads and a small image encoder at random."""
+    cfg = SAMConfig(
+        image_size=(16 * embedding_size[0], 16 * embedding_size[1]),
+        embed_dim=8,
+        depth=1,
+        num_heads=2,
+    )
+    module = weights.abstract(lambda rngs: Sam(cfg, rngs=rngs))
+    specs = weights.leaves(module)
+    encoder = {n: s for n, s in specs.items() if n.startswith("image_encoder.")}
+    heads = {n: s for n, s in specs.items() if n not in encoder}
+    source = torch_weights("params_sam_heads")
+    arrays = engine.convert(source, sam_to_flax.RULES, (), heads)
+    arrays |= {n: np.zeros(s.shape, np.float32) for n, s in encoder.items()}
+    return weights.fill(module, arrays.__getitem__)
+
+
+def prosam(embedding_size):
+    """The whole model of the golden chain, except for the image encoder."""
+    cfg = Config(distribution=VRP)
+    model = ProSAM(cfg, sam(embedding_size), resnet(), rngs=nnx.Rngs(0))
+    model.prompt_encoder = prompt_encoder()
+    return model
+
+
+def nhwc(x):
+    return jnp.asarray(np.moveaxis(x, 1, -1))
+
+
+def check_map(golden, name, x, meta, rtol=2e-5):
+    """Compares a map (b h w c) with its strided part, channel means and extent, relative to it."""
+    x = np.moveaxis(np.asarray(x), -1, 1)
+    stride = meta["strides"].get(f"{name}", {"stride": 1})["stride"]
+    atol = rtol * golden[f"{name}_stats"][2]
+    np.testing.assert_allclose(x[:, ::stride], golden[f"{name}_sub"], rtol=0, atol=atol)
+    np.testing.assert_allclose(x.mean((2, 3)), golden[f"{name}_cmean"], rtol=0, atol=atol)
+    stats = [x.mean(), x.std(), np.abs(x).max()]
+    np.testing.assert_allclose(stats, golden[f"{name}_stats"], rtol=0, atol=atol)

@@ -1,0 +1,224 @@
+import json
+
+import golden_modules
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from golden_recipe import check_input, image, normal, unpack_bits
+
+from prosam_jax import backbone, equations, model, resize
+from prosam_jax.config import Config, DistributionConfig
+from prosam_jax.types import Episode, Features
+
+
+@pytest.fixture(scope="module")
+def prosam():
+    return golden_modules.prosam((16, 16))
+
+
+def _features(prosam, query_image, support_image, support_mask, embeddings):
+    """What `encode` makes, from images that are normalised already and a given SAM embedding."""
+    query, support = (golden_modules.nhwc(x) for x in (query_image, support_image))
+    size = (query.shape[1] // 8, query.shape[2] // 8)
+    mask = resize.nearest(jnp.asarray(support_mask, jnp.float32)[..., None], size)[..., 0]
+
+    @jax.jit
+    def encode(query, support, mask):
+        return Features(
+            golden_modules.nhwc(embeddings),
+            backbone.query_taps(prosam.backbone, query),
+            backbone.support_taps(prosam.backbone, support, mask),
+            mask,
+        )
+
+    return encode(query, support, mask)
+
+
+def test_training_chain_matches_torch(golden, prosam):
+    """Prompt encoder -> SAM's heads -> loss, and the gradient of every learned tensor."""
+    arrays = golden("train_chain_resnet50")
+    meta = json.loads(str(arrays["meta"]))
+    b, h, w = meta["batch"], meta["H"], meta["W"]
+    query_image, support_image = (image(meta[f"{x}_seed"], b, h, w) for x in ("query", "support"))
+    embeddings = normal(meta["emb_seed"], (b, 256, 16, 16))
+    check_input(arrays, "query_img", query_image)
+    check_input(arrays, "image_embeddings", embeddings)
+    mask, target = (unpack_bits(arrays, x).reshape(b, h, w) for x in ("support_mask", "target"))
+    features = _features(prosam, query_image, support_image, mask, embeddings)
+    graph, params, frozen = nnx.split(prosam, model.learned, ...)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_and_grad(params):
+        whole = nnx.merge(graph, params, frozen)
+        prompts = whole.posterior(features).mean
+        logits = whole.decode(features.image_embeddings, prompts, (h, w))
+        return equations.mask_loss(logits, jnp.asarray(target))
+
+    loss, grads = loss_and_grad(params)
+    np.testing.assert_allclose(loss, arrays["loss"][0], rtol=2e-6)
+    logits = jax.jit(
+        lambda f: prosam.decode(f.image_embeddings, prosam.posterior(f).mean, (h, w))
+    )(features)
+    np.testing.assert_allclose(logits[:, ::4, ::4], arrays["logits_sub"][:, 0], rtol=0, atol=5e-5)
+    _check_gradients(arrays, grads)
+
+
+def _check_gradients(arrays, grads):
+    """Puts our gradients into torch's names and layout, by the conversion's own rules."""
+    from convert import vrp_sam_to_flax
+
+    ours = {
+        ".".join(map(str, path[1:])): np.asarray(leaf.get_value())
+        for path, leaf in nnx.to_flat_state(grads)
+    }
+    block_of = {target: source for source, target in vrp_sam_to_flax.BLOCKS.items()}
+    theirs = {
+        "downsample_query.0.weight": ours["features.reduce.kernel"].T,
+        "merge_1.0.weight": ours["features.merge.kernel"].T,
+        "transformer_decoder.supp_q_feat.weight": ours["decoder.queries"],
+    }
+    for target, source in block_of.items():
+        part = {k.removeprefix(f"decoder.{target}"): v for k, v in ours.items() if target in k}
+        prefix = f"transformer_decoder.{source}"
+        qkv = ("q_proj", "k_proj", "v_proj")
+        theirs |= {
+            f"{prefix}.in_proj_weight": np.concatenate([part[f".{x}.kernel"].T for x in qkv]),
+            f"{prefix}.in_proj_bias": np.concatenate([part[f".{x}.bias"] for x in qkv]),
+            f"{prefix}.out_proj.weight": part[".out_proj.kernel"].T,
+            f"{prefix}.out_proj.bias": part[".out_proj.bias"],
+            f"{prefix.rpartition('.')[0]}.norm.weight": part["_norm.scale"],
+            f"{prefix.rpartition('.')[0]}.norm.bias": part["_norm.bias"],
+        }
+    names = [name.removeprefix("grad/") for name in arrays if name.startswith("grad/")]
+    assert sorted(names) == sorted(theirs)
+    for name in names:
+        found, expected = theirs[name].ravel(), arrays[f"grad/{name}"]
+        l2, largest, stride, size = arrays[f"gradnorm/{name}"]
+        assert found.size == size
+        # The file asks for 1e-3 and 1e-4; a key bias has no gradient beyond rounding.
+        error = np.linalg.norm(found[:: int(stride)] - expected)
+        assert error <= 1e-3 * np.linalg.norm(expected), name
+        np.testing.assert_allclose(np.linalg.norm(found), l2, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(np.abs(found).max(), largest, rtol=5e-4, err_msg=name)
+
+
+def test_five_shots_match_torch(golden, prosam):
+    arrays = golden("nshot_resnet50")
+    meta = json.loads(str(arrays["meta"]))
+    b, shots, h, w = meta["batch"], meta["shots"], meta["H"], meta["W"]
+    query_image = image(meta["query_seed"], b, h, w)
+    # Reference k of every target, stacked to (b * s) with those of one target together.
+    support_image = np.stack([image(meta["support_seed"] + k, b, h, w) for k in range(shots)], 1)
+    masks = unpack_bits(arrays, "support_masks").reshape(b * shots, h, w)
+    features = _features(
+        prosam,
+        query_image,
+        support_image.reshape(b * shots, 3, h, w),
+        masks,
+        normal(meta["emb_seed"], (b, 256, 16, 16)),
+    )
+
+    @jax.jit
+    def run(features):
+        prompts = prosam.posterior(features).mean
+        return prompts, prosam.decode(features.image_embeddings, prompts, (h, w))
+
+    prompts, logits = run(features)
+    assert prompts.shape == (b, shots * 50, 256)
+    np.testing.assert_allclose(prompts[:, ::3], arrays["prompts_sub"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits[:, ::2, ::2], arrays["logits_sub"][:, 0], rtol=0, atol=5e-5)
+    np.testing.assert_allclose((logits >= 0).mean(), arrays["frac_positive"][0], atol=1e-4)
+
+
+def _episode(seed, b=2, s=1, size=32):
+    rng = np.random.default_rng(seed)
+    return Episode(
+        support_image=rng.integers(0, 256, (b, s, size, size, 3), np.uint8),
+        support_mask=rng.random((b, s, size, size)) > 0.5,
+        query_image=rng.integers(0, 256, (b, size, size, 3), np.uint8),
+        query_mask=rng.random((b, size, size)) > 0.5,
+        query_ignore=np.zeros((b, size, size), bool),
+        class_id=np.full(b, 3, np.int32),
+        index=np.arange(b, dtype=np.int32),
+        valid=np.ones(b, bool),
+    )
+
+
+def test_encode_feeds_the_frozen_networks_as_the_reference_does(prosam):
+    episode = _episode(0, s=2)
+    features = jax.jit(prosam.encode)(episode)
+    query = resize.normalize(jnp.asarray(episode.query_image))
+    large = resize.bilinear(query, (256, 256), align_corners=True)
+    np.testing.assert_allclose(
+        features.image_embeddings, jax.jit(prosam.sam.encode_image)(large), atol=1e-5
+    )
+    assert features.support_mask.shape == (4, 4, 4)
+    np.testing.assert_array_equal(
+        features.support_mask.reshape(2, 2, 4, 4), episode.support_mask[:, :, ::8, ::8]
+    )
+    assert features.support.prior.shape == (4, 4, 4, 2048)
+    assert not bool((features.support.prior[features.support_mask == 0] != 0).any())
+
+
+@pytest.mark.parametrize("name", ["vrp", "gaussian", "student_t", "t3vae"])
+def test_objective_is_the_mean_over_samples(prosam, name):
+    distribution = DistributionConfig(name=name, samples=3)
+    cfg = Config(distribution=distribution)
+    whole = model.ProSAM(cfg, prosam.sam, prosam.backbone, rngs=nnx.Rngs(1))
+    episode = _episode(1)
+    target = jnp.asarray(episode.query_mask)
+    key = jax.random.key(7)
+
+    @jax.jit
+    def run(episode):
+        features = whole.encode(episode)
+        loss, aux = whole.objective(features, target, key)
+        dropout_key, sample_key = jax.random.split(key)
+        posterior = whole.posterior(features, dropout_key)
+        if posterior.log_scale is None:
+            prompts = posterior.mean[None]
+        else:
+            prompts = equations.sample_prompts(sample_key, posterior, 3, sampler=name, nu=5.0)
+        one_by_one = [
+            equations.mask_loss(whole.decode(features.image_embeddings, p, (32, 32)), target)
+            for p in prompts
+        ]
+        return loss, aux, jnp.stack(one_by_one)
+
+    loss, aux, one_by_one = run(episode)
+    np.testing.assert_allclose(loss, one_by_one.mean(), rtol=1e-5)
+    np.testing.assert_allclose(loss, aux["bce"] + aux["dice"], rtol=1e-5)
+    assert ("scale_mean" in aux) == (name != "vrp")
+    assert (aux["intersection"] <= aux["union"]).all()
+
+
+def test_entropy_weight_rewards_wide_scales(prosam):
+    episode, key = _episode(2), jax.random.key(0)
+
+    def losses(weight):
+        cfg = Config(distribution=DistributionConfig(samples=1, entropy_weight=weight))
+        whole = model.ProSAM(cfg, prosam.sam, prosam.backbone, rngs=nnx.Rngs(1))
+
+        @jax.jit
+        def run(episode):
+            features = whole.encode(episode)
+            loss, _ = whole.objective(features, jnp.asarray(episode.query_mask), key)
+            dropout_key, _ = jax.random.split(key)
+            return loss, whole.posterior(features, dropout_key).log_scale.mean()
+
+        return run(episode)
+
+    (plain, log_scale), (rewarded, _) = losses(0.0), losses(0.5)
+    np.testing.assert_allclose(rewarded, plain - 0.5 * log_scale, rtol=1e-5)
+
+
+def test_missing_weights_are_named_with_the_command_that_makes_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"weights/sam_vit_h\.safetensors.*sam_to_flax\.py"):
+        model.build(Config())
+    cfg = Config.from_dict({"sam": {"model": "tiny", "weights": "random"}})
+    with pytest.raises(ValueError, match=r"weights/resnet50\.safetensors.*backbone_to_flax\.py"):
+        model.build(cfg)

@@ -1,0 +1,191 @@
+import json
+
+import golden_modules
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from golden_recipe import check_input, image, unpack_bits
+
+from prosam_jax import backbone, equations, resize
+from prosam_jax.config import DISTRIBUTIONS, DistributionConfig, PromptConfig
+from prosam_jax.prompt.encoder import ReferencePromptEncoder
+from prosam_jax.prompt.posterior import PosteriorHead
+from prosam_jax.prompt.query_decoder import _keys_and_values
+from prosam_jax.types import Taps
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return golden_modules.resnet()
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return golden_modules.prompt_encoder()
+
+
+def _tokens(golden, meta, name, x, atol):
+    stride = meta["strides"][name]["stride"]
+    stride = stride[0] if isinstance(stride, list) else stride
+    np.testing.assert_allclose(x[:, ::stride], golden[f"{name}_sub"], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("case", ["vrp_resnet50", "vrp_edge_masks"])
+def test_every_step_matches_torch(golden, resnet, encoder, case):
+    arrays = golden(case)
+    meta = json.loads(str(arrays["meta"]))
+    b, h, w = meta["batch"], meta["H"], meta["W"]
+    query_image = image(meta["query_seed"], b, h, w)
+    support_image = image(meta["support_seed"], b, h, w)
+    check_input(arrays, "query_img", query_image)
+    check_input(arrays, "support_img", support_image)
+    mask = unpack_bits(arrays, "support_mask")
+
+    @jax.jit
+    def steps(query_image, support_image, mask):
+        small = resize.nearest(mask[..., None], (h // 8, w // 8))[..., 0]
+        query = backbone.query_taps(resnet, query_image)
+        support = backbone.support_taps(resnet, support_image, small)
+        features, decoder = encoder.features, encoder.decoder
+        query_reduced, support_reduced = (features.reduced(t.merged) for t in (query, support))
+        prototype = equations.masked_average(support_reduced, small)
+        pseudo_mask = features.pseudo_mask(query, support, small.shape[1:3])
+        query_merged = features.augmented(query_reduced, prototype, pseudo_mask)
+        support_merged = features.augmented(support_reduced, prototype, small)
+        x = jnp.broadcast_to(decoder.queries[...], (b, 50, 256))
+        dec1 = decoder.support_cross(x, *_keys_and_values(support_merged))
+        dec1 = decoder.support_cross_norm(x + dec1)
+        dec2 = decoder.support_self_norm(dec1 + decoder.support_self(dec1, dec1, dec1))
+        dec3 = decoder.query_cross(dec2, *_keys_and_values(query_merged))
+        dec3 = decoder.query_cross_norm(dec2 + dec3)
+        dec4 = decoder.query_self_norm(dec3 + decoder.query_self(dec3, dec3, dec3))
+        maps = {
+            "query_layer2": query.merged[..., :512],
+            "query_layer3": query.merged[..., 512:],
+            "query_layer4": query.prior,
+            "support_layer2": support.merged[..., :512],
+            "support_layer3": support.merged[..., 512:],
+            # The file keeps layer 4 of the masked layer 3 before it is masked again.
+            "support_layer4": resnet.tail(support.merged[..., 512:] * small[..., None]),
+            "query_reduced": query_reduced,
+            "support_reduced": support_reduced,
+            "query_merged": query_merged,
+            "support_merged": support_merged,
+        }
+        decoded = {
+            "dec1_cross_support": dec1,
+            "dec2_self": dec2,
+            "dec3_cross_query": dec3,
+            "dec4_self": dec4,
+        }
+        whole = encoder(query, support, small)
+        return maps, decoded, small, pseudo_mask, prototype, whole
+
+    maps, decoded, small, pseudo_mask, prototype, whole = steps(
+        golden_modules.nhwc(query_image),
+        golden_modules.nhwc(support_image),
+        mask.astype(np.float32),
+    )
+    for name, x in maps.items():
+        golden_modules.check_map(arrays, name, x, meta)
+    for name, x in decoded.items():
+        _tokens(arrays, meta, name, x, 1e-5)
+    np.testing.assert_array_equal(small, arrays["mask_small"][:, 0])
+    np.testing.assert_allclose(pseudo_mask, arrays["pseudo_mask"][:, 0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(prototype, arrays["prototype"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(whole.mean, arrays["prompts"], rtol=0, atol=1e-5)
+    assert whole.log_scale is None
+
+
+def _random_inputs(seed, b=2, h=5, w=7, channels=12):
+    keys = jax.random.split(jax.random.key(seed), 5)
+    taps = [
+        Taps(
+            jax.random.normal(keys[2 * i], (b, h, w, channels)),
+            jax.nn.relu(jax.random.normal(keys[2 * i + 1], (b, h, w, 9))),
+        )
+        for i in range(2)
+    ]
+    mask = (jax.random.uniform(keys[4], (b, h, w)) > 0.5).astype(jnp.float32)
+    return *taps, mask
+
+
+def _encoder(name, **changes):
+    cfg = PromptConfig(dim=16, num_queries=3, num_heads=2, **changes)
+    return ReferencePromptEncoder(cfg, DistributionConfig(name=name), 12, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_parameter_count_of_the_paper(name):
+    model = nnx.eval_shape(
+        lambda: ReferencePromptEncoder(
+            PromptConfig(), DistributionConfig(name=name), 1536, rngs=nnx.Rngs(0)
+        )
+    )
+    count = sum(x.size for x in jax.tree.leaves(nnx.state(model)))
+    assert count == (1_592_064 if name == "vrp" else 1_723_648)
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_each_variant_has_its_heads(name):
+    query, support, mask = _random_inputs(0)
+    model = _encoder(name)
+    posterior = jax.jit(model)(query, support, mask)
+    query_features, support_features = jax.jit(model.features)(query, support, mask)
+    features = jax.jit(model.decoder)(support_features, query_features)
+    head = model.head
+    if name == "vrp":
+        expected = features
+    elif name == "vrp_2linear":
+        expected = head.linear2(head.linear1(features))
+    else:
+        expected = head.mean(features)
+        np.testing.assert_allclose(posterior.log_scale, head.log_scale(features), atol=1e-5)
+    np.testing.assert_allclose(posterior.mean, expected, atol=1e-5)
+    assert (posterior.log_scale is None) == name.startswith("vrp")
+
+
+@pytest.mark.parametrize("init_scale", [0.1, 1.0, 3.0])
+def test_scale_starts_where_it_is_told(init_scale):
+    head = PosteriorHead(DistributionConfig(init_scale=init_scale), 256, rngs=nnx.Rngs(3))
+    log_scale = head(jax.random.normal(jax.random.key(0), (4, 50, 256))).log_scale
+    np.testing.assert_allclose(log_scale.mean(), np.log(init_scale), atol=0.05)
+
+
+def test_prior_is_normalised_only_when_asked():
+    query, support, mask = _random_inputs(1)
+    support = support._replace(prior=support.prior * mask[..., None])
+    raw, stretched = (
+        _encoder("vrp", normalize_prior=on).features.pseudo_mask(query, support, (5, 7))
+        for on in (False, True)
+    )
+    np.testing.assert_allclose(raw, equations.cosine_prior(query.prior, support.prior), atol=1e-6)
+    np.testing.assert_allclose(stretched.min((1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(stretched.max((1, 2)), 1, atol=1e-5)
+
+
+def test_dropout_is_alive_in_training_only():
+    query, support, mask = _random_inputs(2)
+    model = jax.jit(_encoder("vrp"))
+    calm = model(query, support, mask).mean
+    np.testing.assert_array_equal(calm, model(query, support, mask).mean)
+    first, again, other = (
+        model(query, support, mask, jax.random.key(i)).mean for i in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert float(jnp.abs(first - other).max()) > 1e-3
+    assert float(jnp.abs(first - calm).max()) > 1e-3
+    without = jax.jit(_encoder("vrp", dropout=0.0))(query, support, mask, jax.random.key(0)).mean
+    np.testing.assert_allclose(without, calm, atol=1e-6)
+
+
+def test_dropout_draws_query_and_support_apart():
+    query, support, mask = _random_inputs(3)
+    model = _encoder("vrp")
+    dropped = []
+    model.features.augmented = lambda x, prototype, mask: dropped.append(x) or x
+    model.features(query, query, mask, jax.random.key(0))
+    zero = [(x == 0).all((1, 2)) for x in dropped]
+    assert bool((zero[0] != zero[1]).any())
