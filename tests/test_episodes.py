@@ -1,0 +1,147 @@
+import collections
+import dataclasses
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prosam_jax.data import episodes
+from prosam_jax.data.episodes import EpisodeSource, draw_test, draw_train, episode_list_digest
+from prosam_jax.data.folds import FoldIndex, fold_index
+
+PINNED = {  # digests of 1000 episodes; another one means new results for the same seed
+    (draw_test, 321, 1): "018dd4ac8d56",
+    (draw_test, 321, 5): "fe02d44540c5",
+    (draw_train, 7, 1): "5e3d559d5828",
+}
+
+
+def _fold(split="test", n=47):
+    large = (7 * np.arange(n)[:, None] + 3 * np.arange(21)) % 5 < 2
+    large[:, 1:6] &= split == "test"
+    counts = np.where(large, 3000, 0)
+    return fold_index([f"id{i:02d}" for i in range(n)], counts, 0, split).drawable(5)
+
+
+@pytest.mark.parametrize("draw, seed, shots", PINNED)
+def test_episodes_are_for_ever(draw, seed, shots):
+    fold = _fold("train" if draw is draw_train else "test")
+    specs = [draw(fold, seed, i, shots) for i in range(1000)]
+    assert episode_list_digest(specs)[:12] == PINNED[draw, seed, shots]
+
+
+@pytest.mark.parametrize("draw", [draw_train, draw_test])
+@pytest.mark.parametrize("seed", [0, 321])
+@pytest.mark.parametrize("shots", [1, 5])
+def test_all_images_of_an_episode_show_its_class(draw, seed, shots):
+    fold = _fold()
+    for i in range(300):
+        spec = draw(fold, seed, i, shots)
+        assert spec.index == i
+        assert spec.class_id in fold.classes_of[spec.query_id]
+        assert len(spec.support_ids) == shots
+        assert set(spec.support_ids) <= set(fold.entries[spec.class_id]) - {spec.query_id}
+
+
+def test_an_episode_depends_on_its_index_alone():
+    fold = _fold("train")
+    forwards = [draw_train(fold, 3, i, 2) for i in range(200)]
+    backwards = [draw_train(fold, 3, i, 2) for i in reversed(range(200))]
+    assert forwards == backwards[::-1]
+    assert forwards != [draw_train(fold, 4, i, 2) for i in range(200)]
+
+
+def test_testing_goes_round_the_images_in_order():
+    fold = _fold()
+    n = len(fold.images)
+    targets = [draw_test(fold, 321, i, 1).query_id for i in range(2 * n + 3)]
+    assert targets == list((fold.images * 3)[: 2 * n + 3])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_passes_over_the_images_in_a_new_order_each_time(seed):
+    fold = _fold("train")
+    n = len(fold.images)
+    targets = [draw_train(fold, seed, i, 1).query_id for i in range(3 * n)]
+    passes = [tuple(targets[k * n : (k + 1) * n]) for k in range(3)]
+    assert all(sorted(one) == list(fold.images) for one in passes)
+    assert len({*passes, fold.images}) == 4
+
+
+def test_classes_and_references_are_uniform():
+    fold = FoldIndex(0, "test", {1: ("a", "b", "c", "d"), 2: ("a", "e"), 3: (), 4: (), 5: ()})
+    specs = [draw_test(fold, 11, i, 3) for i in range(0, 20000, 5)]  # all of target "a"
+    classes = collections.Counter(spec.class_id for spec in specs)
+    assert abs(classes[1] / 4000 - 1 / 2) < 4 * 0.5 / 4000**0.5
+    references = [s.support_ids for s in specs if s.class_id == 1]
+    drawn = collections.Counter(x for ids in references for x in ids)
+    n = 3 * len(references)
+    for image_id in "bcd":
+        assert abs(drawn[image_id] / n - 1 / 3) < 4 * (2 / 9 / n) ** 0.5
+    repeating = np.mean([len(set(ids)) < 3 for ids in references])
+    assert abs(repeating - 7 / 9) < 4 * (14 / 81 / len(references)) ** 0.5
+
+
+def test_digest_knows_every_part_of_an_episode():
+    spec = episodes.EpisodeSpec(0, 2, "a", ("b", "c"))
+    others = [
+        dataclasses.replace(spec, index=1),
+        dataclasses.replace(spec, class_id=3),
+        dataclasses.replace(spec, query_id="d"),
+        dataclasses.replace(spec, support_ids=("c", "b")),
+    ]
+    assert len({episode_list_digest([s]) for s in (spec, *others)}) == 5
+    assert episode_list_digest([spec, others[0]]) != episode_list_digest([others[0], spec])
+
+
+class _Painted:
+    """Images of one grey and labels of two halves, both told by the id; height 6, width 10."""
+
+    def image(self, image_id):
+        return Image.new("RGB", (10, 6), (int(image_id),) * 3)
+
+    def labels(self, image_id):
+        labels = np.full((6, 10), int(image_id) % 3, np.uint8)
+        labels[:, 5:] = 255
+        return labels
+
+
+def _source(shots, length=12):
+    entries = {1: tuple("147"), 2: tuple("258"), 3: (), 4: (), 5: ()}
+    return EpisodeSource(
+        _Painted(), FoldIndex(0, "test", entries), draw_test, 321, shots, 8, length
+    )
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+def test_source_reads_the_images_of_its_episodes(shots):
+    source = _source(shots)
+    left = np.tile(np.arange(8) < 4, (8, 1))
+    for i in range(len(source)):
+        spec, episode = source.spec(i), source[i]
+        assert (episode.index, episode.class_id, episode.valid) == (i, spec.class_id, True)
+        assert episode.query_image.shape == (8, 8, 3)
+        assert episode.support_image.shape == (shots, 8, 8, 3)
+        assert (episode.query_image == int(spec.query_id)).all()
+        for image, image_id in zip(episode.support_image, spec.support_ids, strict=True):
+            assert (image == int(image_id)).all()
+        np.testing.assert_array_equal(episode.query_mask, left)
+        np.testing.assert_array_equal(episode.query_ignore, ~left)
+        np.testing.assert_array_equal(episode.support_mask, np.tile(left, (shots, 1, 1)))
+    assert [x.dtype.name for x in source[0]] == [
+        *("uint8", "bool", "uint8", "bool", "bool", "int32", "int32", "bool")
+    ]
+
+
+def test_source_travels_to_workers():
+    source = _source(2)
+    copy = pickle.loads(pickle.dumps(source))
+    assert [copy.spec(i) for i in range(12)] == [source.spec(i) for i in range(12)]
+
+
+def test_data_needs_no_jax():
+    code = "import prosam_jax.data.pascal, sys; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
