@@ -1,0 +1,1 @@
+"""Commands that turn torch checkpoints into the weight files that prosam_jax reads."""

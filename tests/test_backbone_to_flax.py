@@ -1,0 +1,152 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+from golden_recipe import torch_weights
+
+from convert import backbone_to_flax
+from prosam_jax import weights
+from prosam_jax.backbone.resnet import ResNet50
+
+LEARNED = ("downsample_query.", "merge_1.", "transformer_decoder.")
+STEM = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2", "6": "conv3", "7": "bn3"}
+
+
+def _run(checkpoint, out, model="resnet50"):
+    return backbone_to_flax.main(
+        ["--model", model, "--checkpoint", str(checkpoint), "--out", str(out)]
+    )
+
+
+def _resnet50_v2_name(name):
+    return re.sub(r"^layer0\.(\d)", lambda match: STEM[match[1]], name)
+
+
+@pytest.fixture(scope="module")
+def vrp_state():
+    """Names as in a VRP-SAM checkpoint, without its learned part."""
+    state = torch_weights("params_vrp_resnet50")
+    return {n: torch.from_numpy(x) for n, x in state.items() if not n.startswith(LEARNED)}
+
+
+@pytest.fixture
+def resnet50_v2(vrp_state):
+    """Names as in `resnet50_v2.pth`; one number stands for each tensor."""
+    return {
+        _resnet50_v2_name(name): torch.zeros(()).expand(x.shape) for name, x in vrp_state.items()
+    }
+
+
+def _error(capsys, tmp_path, state):
+    torch.save(state, tmp_path / "r.pth")
+    assert _run(tmp_path / "r.pth", tmp_path / "out" / "r.safetensors") == 1
+    assert not (tmp_path / "out").exists()
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message.removeprefix(f"error: {tmp_path / 'r.pth'} ").rstrip("\n")
+
+
+def test_both_namings_make_the_same_network(vrp_state, tmp_path, capsys):
+    norms = [name for name in vrp_state if name.endswith("running_var")]
+    counters = {
+        name.replace("running_var", "num_batches_tracked"): torch.tensor(5) for name in norms
+    }
+    classifier = {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+    plain = {_resnet50_v2_name(n): x for n, x in (vrp_state | counters).items()} | classifier
+    vrp = vrp_state | {"merge_1.0.weight": torch.zeros(256, 513, 1, 1)}
+    torch.save(plain, tmp_path / "plain.pth")
+    torch.save({f"module.{name}": x for name, x in vrp.items()}, tmp_path / "vrp.pth")
+    nets = []
+    for name in ("plain", "vrp"):
+        out = tmp_path / f"{name}.safetensors"
+        assert _run(tmp_path / f"{name}.pth", out) == 0
+        nets.append(
+            weights.load(
+                lambda rngs: ResNet50(rngs=rngs),
+                out,
+                kind="backbone",
+                architecture="resnet50",
+                made_by="",
+            )
+        )
+    printed = capsys.readouterr().out
+    assert "ignored 55 tensors .*\\.num_batches_tracked: a counter of training" in printed
+    assert "ignored 2 tensors fc\\.(weight|bias): the classifier" in printed
+    assert "ignored 1 tensors (downsample_query|merge_1|transformer_decoder)" in printed
+    size = sum(x.numel() for x in vrp_state.values())
+    assert f"converted 275 arrays, {size:,} parameters" in printed
+
+    plain_arrays, vrp_arrays = (weights.leaves(net) for net in nets)
+    assert plain_arrays.keys() == vrp_arrays.keys()
+    for name, x in plain_arrays.items():
+        np.testing.assert_array_equal(x, vrp_arrays[name])
+    stem, block = nets[0].stem[2], nets[0].layer3[0]
+    np.testing.assert_array_equal(
+        stem.conv.kernel[...], vrp_state["layer0.6.weight"].permute(2, 3, 1, 0)
+    )
+    np.testing.assert_array_equal(stem.bn.running_var[...], vrp_state["layer0.7.running_var"])
+    np.testing.assert_array_equal(block.conv2.bn.bias[...], vrp_state["layer3.0.bn2.bias"])
+    np.testing.assert_array_equal(
+        block.downsample.bn.weight[...], vrp_state["layer3.0.downsample.1.weight"]
+    )
+
+
+def test_torchvisions_stem_is_recognised(resnet50_v2, tmp_path, capsys):
+    stem = ("conv2", "conv3", "bn2", "bn3")
+    state = {n: x for n, x in resnet50_v2.items() if not n.startswith(stem)}
+    state["conv1.weight"] = torch.zeros(64, 3, 7, 7)
+    assert _error(capsys, tmp_path, state) == (
+        "is torchvision's ResNet-50: its stem is one 7x7 convolution, that of --model resnet50 "
+        "three of 3x3; pass resnet50_v2.pth"
+    )
+
+
+@pytest.mark.parametrize(
+    ("blocks", "name"),
+    [((3, 4, 23, 3), "ResNet-101"), ((3, 8, 36, 3), "ResNet-152"), ((3, 4, 5, 3), "no ResNet-50")],
+)
+def test_other_depth_is_recognised(tmp_path, capsys, blocks, name):
+    state = {
+        f"layer{stage}.{i}.conv3.weight": torch.zeros(1)
+        for stage, count in enumerate(blocks, 1)
+        for i in range(count)
+    }
+    assert _error(capsys, tmp_path, state) == (
+        f"is {name}: layer1 to layer4 have {blocks} blocks, a ResNet-50 has (3, 4, 6, 3); "
+        "pass resnet50_v2.pth"
+    )
+
+
+def test_other_network_is_recognised(tmp_path, capsys):
+    state = {f"features.{i}.weight": torch.zeros(1) for i in range(9)}
+    assert _error(capsys, tmp_path, state) == (
+        "is no ResNet-50: it has no layer1.0.conv3.weight, but features.0.weight, "
+        "features.1.weight, features.2.weight ..."
+    )
+
+
+def test_missing_and_unknown_tensors_are_reported(resnet50_v2, tmp_path, capsys):
+    resnet50_v2["extra.weight"] = resnet50_v2.pop("layer2.1.bn3.bias")
+    torch.save(resnet50_v2, tmp_path / "r.pth")
+    out = tmp_path / "r.safetensors"
+    assert _run(tmp_path / "r.pth", out) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: {tmp_path / 'r.pth'} as backbone.name=resnet50: "
+        "the checkpoint does not fit the model",
+        "  1 tensors that no rule knows: extra.weight",
+        "  1 paths left unfilled: layer2.1.conv3.bn.bias",
+    ]
+    assert not out.exists()
+
+
+def test_stem_of_both_namings_at_once_is_refused(resnet50_v2, tmp_path, capsys):
+    resnet50_v2["layer0.1.bias"] = torch.zeros(64)
+    torch.save(resnet50_v2, tmp_path / "r.pth")
+    assert _run(tmp_path / "r.pth", tmp_path / "r.safetensors") == 1
+    assert "  1 paths filled twice: stem.0.bn.bias" in capsys.readouterr().err.splitlines()
+
+
+def test_unknown_model_is_named(tmp_path, capsys):
+    assert _run(tmp_path / "r.pth", tmp_path / "r.safetensors", "resnet") == 1
+    assert capsys.readouterr().err == "error: --model='resnet' is not known; nearest: resnet50\n"

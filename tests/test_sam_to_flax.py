@@ -1,0 +1,195 @@
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+from torch_sam import build_torch_sam, convert_to_flax, published_shapes
+
+import prosam_jax
+from convert import engine, sam_to_flax
+from prosam_jax import weights
+from prosam_jax.config import SAMConfig
+from prosam_jax.sam.model import Sam
+
+ROOT = pathlib.Path(__file__).parents[1]
+CFG = SAMConfig.tiny()
+
+
+@pytest.fixture(scope="module")
+def torch_sam():
+    return build_torch_sam(CFG, 0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(torch_sam, tmp_path_factory):
+    path = tmp_path_factory.mktemp("sam") / "sam.pth"
+    torch.save(torch_sam.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "weights" / "sam.safetensors"
+
+
+def _run(checkpoint, out, model="tiny"):
+    return sam_to_flax.main(["--model", model, "--checkpoint", str(checkpoint), "--out", str(out)])
+
+
+def _error(capsys, checkpoint, out, model="tiny"):
+    assert _run(checkpoint, out, model) == 1
+    assert not out.parent.exists()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return printed.err
+
+
+def _command(*arguments):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_command(checkpoint, out):
+    done = _command(
+        "convert/sam_to_flax.py", "--model", "tiny", "--checkpoint", checkpoint, "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    source, result = (hashlib.sha256(p.read_bytes()).hexdigest() for p in (checkpoint, out))
+    assert done.stdout.splitlines() == [
+        f"read {checkpoint}, sha256 {source}",
+        "converted 188 arrays, 2,834,400 parameters",
+        f"wrote {out}, {out.stat().st_size:,} bytes, sha256 {result}",
+    ]
+    with safetensors.safe_open(out, framework="numpy") as file:
+        assert weights.read_metadata(file) == {
+            "format": weights.FORMAT,
+            "kind": "sam",
+            "architecture": "tiny",
+            "source_name": "sam.pth",
+            "source_sha256": source,
+            "converter_version": prosam_jax.__version__,
+        }
+
+
+def test_failed_command_says_why_in_one_line(tmp_path, out):
+    done = _command(
+        "-m", "convert.sam_to_flax", "--model", "tiny", "--checkpoint", "no.pth", "--out", out
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: no.pth does not exist or is no file\n"
+    assert not os.listdir(tmp_path)
+
+
+def test_loaded_file_is_torchs_sam(torch_sam, checkpoint, out):
+    assert _run(checkpoint, out) == 0
+    loaded = weights.load(
+        lambda rngs: Sam(CFG, rngs=rngs), out, kind="sam", architecture="tiny", made_by=""
+    )
+    held, expected = weights.leaves(loaded), weights.leaves(convert_to_flax(torch_sam, CFG))
+    assert held.keys() == expected.keys()
+    for name, x in held.items():
+        np.testing.assert_array_equal(x, expected[name])
+    upscaling = torch_sam.mask_decoder.output_upscaling[3].weight.permute(2, 3, 1, 0)
+    np.testing.assert_array_equal(held["mask_decoder.output_upscaling.3.kernel"], upscaling)
+
+
+def test_second_conversion_makes_equal_bytes_and_says_so(checkpoint, out, capsys):
+    assert _run(checkpoint, out) == 0
+    first = out.read_bytes()
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"wrote {out}, ")
+    assert _run(checkpoint, out) == 0
+    assert out.read_bytes() == first
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"replaced {out}, ")
+    assert os.listdir(out.parent) == [out.name]
+
+
+def test_half_precision_is_mentioned(torch_sam, tmp_path, out, capsys):
+    half = {name: x.half() for name, x in torch_sam.state_dict().items()}
+    torch.save({"state_dict": half}, tmp_path / "half.pth")
+    assert _run(tmp_path / "half.pth", out) == 0
+    assert "widened 188 half-precision tensors to float32" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    "model", ["vit_b", *(pytest.param(m, marks=pytest.mark.slow) for m in ("vit_l", "vit_h"))]
+)
+def test_rules_cover_the_published_sizes(model):
+    source = {
+        name: np.broadcast_to(np.float32(0), shape)
+        for name, shape in published_shapes(model).items()
+    }
+    cfg = SAMConfig.named(model)
+    specs = weights.leaves(weights.abstract(lambda rngs: Sam(cfg, rngs=rngs)))
+    arrays = engine.convert(source, sam_to_flax.RULES, (), specs)
+    assert len(arrays) == len(source) == {"vit_b": 314, "vit_l": 482, "vit_h": 594}[model]
+
+
+def test_unknown_model_is_named(checkpoint, out, capsys):
+    message = _error(capsys, checkpoint, out, "vit_g")
+    assert message.startswith("error: --model='vit_g' is not known; nearest: vit_")
+
+
+def test_other_size_is_recognised(checkpoint, out, capsys):
+    assert _error(capsys, checkpoint, out, "vit_h") == (
+        f"error: {checkpoint} holds tiny (embed_dim 48, depth 3), but --model says vit_h: "
+        "pass --model tiny\n"
+    )
+
+
+def test_unknown_size_is_recognised(tmp_path, out, capsys):
+    names = ["patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.1.norm1.weight"]
+    torch.save({f"image_encoder.{n}": torch.zeros(384, 3, 2, 2) for n in names}, tmp_path / "s.pth")
+    assert _error(capsys, tmp_path / "s.pth", out, "vit_b") == (
+        f"error: {tmp_path / 's.pth'} holds a SAM of unknown size (embed_dim 384, depth 2), but "
+        "--model says vit_b: known: vit_b, vit_l, vit_h, tiny\n"
+    )
+
+
+def test_other_network_is_recognised(tmp_path, out, capsys):
+    torch.save({"conv1.weight": torch.zeros(2), "fc.bias": torch.zeros(2)}, tmp_path / "r.pth")
+    assert _error(capsys, tmp_path / "r.pth", out) == (
+        f"error: {tmp_path / 'r.pth'} is no SAM: it has no image_encoder.patch_embed.proj.weight, "
+        "but conv1.weight, fc.bias ...\n"
+    )
+
+
+def test_wrong_tensors_are_all_reported(torch_sam, tmp_path, out, capsys):
+    state = dict(torch_sam.state_dict())
+    state["mask_decoder.iou_token.weights"] = state.pop("mask_decoder.iou_token.weight")
+    state["image_encoder.pos_embed"] = torch.zeros(1, 16, 15, 48)
+    state["image_encoder.neck.1.bias"] = torch.full((256,), torch.nan)
+    state["prompt_encoder.no_mask_embed.weight"] = torch.zeros(1, 256, dtype=torch.float64)
+    torch.save(state, tmp_path / "wrong.pth")
+    assert _error(capsys, tmp_path / "wrong.pth", out).splitlines() == [
+        f"error: {tmp_path / 'wrong.pth'} as sam.model=tiny: the checkpoint does not fit the model",
+        "  1 paths of another shape: image_encoder.pos_embed (1, 16, 16, 48) from "
+        "image_encoder.pos_embed (1, 16, 15, 48)",
+        "  1 tensors with NaN or infinity: image_encoder.neck.1.bias",
+        "  1 tensors of another type: prompt_encoder.no_mask_embed.weight is float64, not float32",
+        "  1 tensors that no rule knows: mask_decoder.iou_token.weights",
+        "  1 paths left unfilled: mask_decoder.iou_token.embedding",
+    ]
+
+
+def test_checkpoint_is_not_overwritten(checkpoint, capsys):
+    before = checkpoint.read_bytes()
+    assert _run(checkpoint, checkpoint) == 1
+    expected = f"error: --out {checkpoint} is the checkpoint itself; name another file\n"
+    assert capsys.readouterr().err == expected
+    assert checkpoint.read_bytes() == before
+
+
+def test_failed_write_leaves_nothing(checkpoint, out, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert _run(checkpoint, out) == 1
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+    assert os.listdir(out.parent) == []

@@ -1,0 +1,217 @@
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from prosam_jax import weights
+
+MADE_BY = "python convert/sam_to_flax.py --model vit_b"
+METADATA = {"kind": "sam", "architecture": "vit_b"}
+
+
+class Net(nnx.Module):
+    def __init__(self, *, rngs):
+        self.linear = nnx.Linear(3, 5, rngs=rngs)
+        self.tokens = nnx.List([nnx.Param(rngs.normal((1, 4))) for _ in range(2)])
+        self.mean = nnx.BatchStat(rngs.normal((7,)))
+
+
+NAMES = ["linear.bias", "linear.kernel", "mean", "tokens.0", "tokens.1"]
+
+
+def _build(rngs):
+    return Net(rngs=rngs)
+
+
+def _load(path, build=_build, kind="sam", architecture="vit_b"):
+    return weights.load(build, path, kind=kind, architecture=architecture, made_by=MADE_BY)
+
+
+def _error(path, **kwargs):
+    with pytest.raises(ValueError) as error:
+        _load(path, **kwargs)
+    return str(error.value)
+
+
+@pytest.fixture
+def arrays():
+    return weights.leaves(Net(rngs=nnx.Rngs(3)))
+
+
+@pytest.fixture
+def path(tmp_path, arrays):
+    weights.save(tmp_path / "w.safetensors", arrays, METADATA)
+    return tmp_path / "w.safetensors"
+
+
+def test_leaves_are_named_by_their_paths(arrays):
+    assert sorted(arrays) == NAMES
+    assert {name: x.shape for name, x in arrays.items()} == {
+        "linear.bias": (5,),
+        "linear.kernel": (3, 5),
+        "mean": (7,),
+        "tokens.0": (1, 4),
+        "tokens.1": (1, 4),
+    }
+
+
+def test_load_gives_back_what_was_saved(path, arrays):
+    loaded = weights.leaves(_load(path))
+    assert sorted(loaded) == NAMES
+    for name, x in loaded.items():
+        assert isinstance(x, jax.Array)
+        np.testing.assert_array_equal(x, arrays[name])
+
+
+def test_loaded_module_computes(path, arrays):
+    x = np.ones((2, 3), np.float32)
+    expected = x @ np.asarray(arrays["linear.kernel"]) + np.asarray(arrays["linear.bias"])[None]
+    y = jax.jit(lambda net: net.linear(x))(_load(path))
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6)
+
+
+def test_abstract_computes_nothing():
+    values = weights.leaves(weights.abstract(_build)).values()
+    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in values)
+
+
+def test_random_weights_depend_on_seed_and_name_alone():
+    once, again, other = (weights.leaves(weights.random(_build, seed)) for seed in (1, 1, 2))
+    for name, x in once.items():
+        np.testing.assert_array_equal(x, again[name])
+    assert not np.array_equal(once["tokens.0"], other["tokens.0"])
+    assert not np.array_equal(once["tokens.0"], once["tokens.1"])
+    np.testing.assert_array_equal(once["linear.bias"], np.zeros(5))
+
+
+def test_random_kernels_keep_the_size_of_features():
+    def build(rngs):
+        return nnx.Linear(400, 300, rngs=rngs)
+
+    assert np.std(weights.leaves(weights.random(build, 0))["kernel"]) == pytest.approx(
+        0.05, rel=0.02
+    )
+
+
+def _metadata(**entries):
+    return {weights.NAMESPACE: json.dumps({"format": weights.FORMAT, **entries})}
+
+
+def test_other_programs_can_read_the_file(path, arrays):
+    held = safetensors.numpy.load_file(path)
+    assert sorted(held) == NAMES
+    for name, x in held.items():
+        np.testing.assert_array_equal(x, arrays[name])
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert weights.read_metadata(file) == {"format": weights.FORMAT, **METADATA}
+
+
+def test_views_are_saved_by_value(tmp_path):
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    views = {"a": x.transpose(2, 0, 1), "b": x[:, ::2], "c": np.broadcast_to(x[0, 0, 1], ())}
+    weights.save(tmp_path / "views.safetensors", views, METADATA)
+    for name, held in safetensors.numpy.load_file(tmp_path / "views.safetensors").items():
+        np.testing.assert_array_equal(held, views[name])
+
+
+def test_equal_input_makes_equal_bytes(tmp_path, path, arrays):
+    again = tmp_path / "again.safetensors"
+    reordered = {name: arrays[name] for name in reversed(arrays)}
+    weights.save(again, reordered, METADATA)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_save_makes_the_folder_and_replaces_the_file(tmp_path, path, arrays):
+    new = tmp_path / "a" / "b" / "w.safetensors"
+    weights.save(new, {name: x + 1 for name, x in arrays.items()}, METADATA)
+    np.testing.assert_array_equal(_load(new).mean[...], arrays["mean"] + 1)
+    weights.save(new, arrays, METADATA)
+    assert new.read_bytes() == path.read_bytes()
+    assert os.listdir(new.parent) == ["w.safetensors"]
+
+
+def test_failed_save_leaves_the_old_file_alone(tmp_path, path, arrays, monkeypatch):
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        weights.save(path, {name: x + 1 for name, x in arrays.items()}, METADATA)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["w.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int32])
+def test_only_float32_is_saved(tmp_path, dtype):
+    with pytest.raises(ValueError) as error:
+        weights.save(tmp_path / "w.safetensors", {"x": np.ones(2, dtype)}, METADATA)
+    assert str(error.value) == f"x has type {np.dtype(dtype)}; weight files hold float32 only"
+    assert not os.listdir(tmp_path)
+
+
+def test_missing_file_names_the_command():
+    assert _error("no/w.safetensors") == f"no/w.safetensors is missing; make it with: {MADE_BY}"
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_damaged_file_is_named(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+    message = _error(path)
+    assert message.startswith(f"{path} is no complete safetensors file (")
+    assert message.endswith(f"); make it again with: {MADE_BY}")
+    assert "\n" not in message
+
+
+def test_web_page_is_named(path):
+    path.write_text("<!DOCTYPE html><html><body>Not found</body></html>")
+    assert _error(path).startswith(f"{path} is no complete safetensors file (")
+
+
+def test_file_of_another_program_is_named(path, arrays):
+    held = {name: np.asarray(x) for name, x in arrays.items()}
+    safetensors.numpy.save_file(held, path, metadata={"format": "pt"})
+    expected = f"{path} is no weight file of format 'prosam_jax 1'; make it again with: {MADE_BY}"
+    assert _error(path) == expected
+
+
+def test_another_architecture_is_named(path):
+    assert _error(path, architecture="vit_h") == (
+        f"{path} holds weights for sam.model=vit_b, not for sam.model=vit_h; "
+        f"set sam.model=vit_b or make the right file with: {MADE_BY}"
+    )
+
+
+def test_another_kind_is_named(path):
+    assert _error(path, kind="backbone", architecture="resnet50") == (
+        f"{path} holds weights for sam.model=vit_b, not for backbone.name=resnet50; "
+        f"make the right file with: {MADE_BY}"
+    )
+
+
+def test_every_misfit_is_reported(path, arrays):
+    del arrays["linear.kernel"], arrays["mean"]
+    arrays |= {"tokens.0": jnp.ones((4, 1)), "linear.bias": jnp.ones((6,))}
+    arrays |= {f"old.{i}": jnp.ones(()) for i in range(9)}
+    weights.save(path, arrays, METADATA)
+    assert _error(path).splitlines() == [
+        f"{path} does not fit sam.model=vit_b:",
+        "  2 missing: linear.kernel, mean",
+        "  9 unexpected: old.0, old.1, old.2, old.3, old.4, old.5, old.6, old.7 and 1 more",
+        "  2 of another shape: linear.bias is (6,), not (5,), tokens.0 is (4, 1), not (1, 4)",
+        f"make it again with: {MADE_BY}",
+    ]
+
+
+def test_another_type_is_reported(path, arrays):
+    held = {name: np.asarray(x) for name, x in arrays.items()}
+    held["mean"] = held["mean"].astype(np.float16)
+    safetensors.numpy.save_file(held, path, metadata=_metadata(**METADATA))
+    assert "  1 of another type: mean is F16, not float32" in _error(path).splitlines()
