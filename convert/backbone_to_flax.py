@@ -18,9 +18,10 @@ import numpy as np
 
 from convert import command, torch_files
 from convert.engine import Ignored, Rule, conv
-from prosam_jax.backbone.resnet import ResNet50
-from prosam_jax.config import BACKBONES, check_choice
+from prosam_jax.backbone.resnet import resnet50
+from prosam_jax.config import check_choice
 
+MODELS = ("resnet50",)
 NORM = "(weight|bias|running_mean|running_var)"
 RESNETS: dict[tuple[int, ...], str] = {
     (3, 4, 6, 3): "ResNet-50",
@@ -56,7 +57,7 @@ def convert(model: str, checkpoint: pathlib.Path, out: pathlib.Path) -> None:
     Raises:
         ValueError: The checkpoint cannot be read or is not of that backbone.
     """
-    check_choice("--model", model, BACKBONES)
+    check_choice("--model", model, MODELS)
     source = torch_files.read(checkpoint)
     _check_architecture(checkpoint, source.tensors)
     command.write(
@@ -64,7 +65,7 @@ def convert(model: str, checkpoint: pathlib.Path, out: pathlib.Path) -> None:
         out,
         kind="backbone",
         architecture=model,
-        build=lambda rngs: ResNet50(rngs=rngs),
+        build=lambda rngs: resnet50(rngs=rngs),
         rules=RULES,
         ignored=IGNORED,
     )
@@ -96,7 +97,7 @@ def _check_architecture(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     parser = command.parser(__doc__)
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(BACKBONES)}")
+    parser.add_argument("--model", required=True, help=f"one of {', '.join(MODELS)}")
     args = parser.parse_args(argv)
     return command.exit_status(lambda: convert(args.model, args.checkpoint, args.out))
 

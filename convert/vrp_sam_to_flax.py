@@ -15,7 +15,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from convert import command, torch_files
 from convert.engine import Ignored, Rule, linear, pointwise
-from prosam_jax.backbone.resnet import ResNet50
 from prosam_jax.config import DistributionConfig, PromptConfig
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 
@@ -26,6 +25,8 @@ BLOCKS = {
     "transformer_cross_attention_layers.0.multihead_attn": "query_cross",
     "transformer_self_attention_layers.0.self_attn": "query_self",
 }
+
+RESNET50_CHANNELS = 512 + 1024  # layers 2 and 3, concatenated
 
 
 def _block(source: str, target: str) -> list[Rule]:
@@ -67,7 +68,7 @@ def convert(checkpoint: pathlib.Path, out: pathlib.Path) -> None:
         kind="prompt_encoder",
         architecture="vrp",
         build=lambda rngs: ReferencePromptEncoder(
-            PromptConfig(), DistributionConfig(name="vrp"), ResNet50.merged_channels, rngs=rngs
+            PromptConfig(), DistributionConfig(name="vrp"), RESNET50_CHANNELS, rngs=rngs
         ),
         rules=RULES,
         ignored=IGNORED,

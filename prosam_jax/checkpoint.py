@@ -15,30 +15,33 @@ class Checkpoints:
 
     Two are kept: the latest, and the one with the best validation mIoU. Writing goes on in the
     background; an unfinished checkpoint is never taken for a whole one.
+
+    Args:
+        workdir: Folder of the run.
+        read_only: Leaves alone what a running training may be writing.
     """
 
-    def __init__(self, workdir: pathlib.Path):
-        def keep(policy):
-            return ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(policy),
-                best_fn=_miou,
-                best_mode="max",
-                cleanup_tmp_directories=True,
-            )
-
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
         self._folder = workdir.resolve() / "checkpoints"
+        latest = policies.LatestN(1)
+        best = policies.BestN(get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers=ocp.StandardCheckpointHandler(),
-            options=keep(
-                [
-                    policies.LatestN(1),
-                    policies.BestN(
-                        get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False
-                    ),
-                ]
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy([latest, best]),
+                best_fn=_miou,
+                best_mode="max",
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                create=not read_only,
             ),
         )
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps whose checkpoints are kept."""
+        return sorted(self._manager.all_steps())
 
     @property
     def latest(self) -> int | None:
@@ -68,9 +71,7 @@ class Checkpoints:
     def _check(self, step: int, like: Any) -> None:
         stored = _shapes(self._manager.item_metadata(step).tree)
         wanted = _shapes(like)
-        wrong = sorted(
-            name for name in stored | wanted if stored.get(name) != wanted.get(name)
-        )
+        wrong = sorted(name for name in stored | wanted if stored.get(name) != wanted.get(name))
         if wrong:
             lines = [
                 f"  {name}: stored {stored.get(name, 'nothing')}, "

@@ -1,5 +1,6 @@
 """What the scripts share: flags, settings by name, and errors of one line."""
 
+import itertools
 import pathlib
 import re
 import sys
@@ -49,7 +50,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
             check_setting(setting[1])
         elif file := re.match(r"--?config=(.+)", argument):
             _check_file(file[1])
-    for flag, value in zip(argv[1:], argv[2:], strict=False):
+    for flag, value in itertools.pairwise(argv):
         if flag in ("--config", "-config"):
             _check_file(value)
     return flags.FLAGS(argv)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 SAM_MODELS = ("vit_b", "vit_l", "vit_h", "tiny")
-BACKBONES = ("resnet50",)
+BACKBONES = ("resnet50", "tiny")
 DISTRIBUTIONS = ("vrp", "vrp_2linear", "gaussian", "student_t", "t3vae")
-DATASETS = ("pascal",)
+DATASETS = ("pascal", "shapes")
 SCHEDULES = ("warm_restarts", "cosine")
 DTYPES = ("float32", "bfloat16")
 RANDOM = "random"
@@ -40,7 +40,7 @@ def _nearest(name: str, known: typing.Iterable[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class SAMConfig:
-    """Architecture of SAM (Kirillov et al. 2023, arXiv 2304.02643), its names as in `segment_anything`.
+    """Architecture of SAM (Kirillov et al. 2023, arXiv 2304.02643), names as in `segment_anything`.
 
     Attributes:
         image_size: (height, width) in pixels of the image the encoder takes.
@@ -168,7 +168,7 @@ class BackboneConfig:
     """Which semantic backbone feeds the prompt encoder; frozen in training.
 
     Attributes:
-        name: One of `BACKBONES`; "resnet50" has the deep stem.
+        name: One of `BACKBONES`; "resnet50" has the deep stem, "tiny" is for tests and trials.
         weights: A `.safetensors` file of `convert/backbone_to_flax.py` (`{name}` stands for
             the backbone's name), or "random".
     """
@@ -256,8 +256,8 @@ class DataConfig:
     """The benchmark and how its files are read.
 
     Attributes:
-        name: One of `DATASETS`.
-        root: Folder of the dataset, for Pascal the one that holds `JPEGImages`.
+        name: One of `DATASETS`: Pascal-5i, or the generated Shapes-5i.
+        root: Folder of the dataset, for Pascal the one that holds `JPEGImages`; shapes have none.
         fold: Fold 0-3, whose classes are kept for testing.
         shots: Reference images per episode.
         image_size: Side in pixels of the square that images are brought to.
@@ -357,6 +357,10 @@ class Config:
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
+    def __post_init__(self) -> None:
+        """Checks the seed."""
+        check_at_least("seed", self.seed, 0)
+
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
         """Builds the dataclasses from a ConfigDict or nested mapping.
@@ -399,7 +403,9 @@ def check_setting(path: str) -> None:
     for name in path.split("."):
         known = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
         if name not in known:
-            raise ValueError(f"unknown setting {path}{_nearest(prefix + name, [prefix + k for k in known])}")
+            raise ValueError(
+                f"unknown setting {path}{_nearest(prefix + name, [prefix + k for k in known])}"
+            )
         cls, prefix = known[name], f"{prefix}{name}."
 
 

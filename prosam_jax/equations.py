@@ -86,7 +86,7 @@ def mask_loss(logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]) -> Fl
 
 
 def scale(log_scale: Float[Array, "*b q c"], min_scale: float = 0.0) -> Float[Array, "*b q c"]:
-    """sigma = exp(log sigma) + min_scale; the floor is 0 in the paper."""
+    """Sigma = exp(log sigma) + min_scale; the floor is 0 in the paper."""
     return jnp.exp(log_scale) + min_scale
 
 
@@ -112,9 +112,7 @@ class Noise(NamedTuple):
     delta: Float[Array, "*b q 1"] | None
 
 
-def draw_noise(
-    key: PRNGKeyArray, shape: tuple[int, ...], sampler: Sampler, nu: float
-) -> Noise:
+def draw_noise(key: PRNGKeyArray, shape: tuple[int, ...], sampler: Sampler, nu: float) -> Noise:
     """Eq. 6: the two independent sources of randomness.
 
     Args:

@@ -9,7 +9,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the start of torch's linear and convolution kernels.
 torch_kernel = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 

@@ -156,31 +156,32 @@ def build(cfg: Config) -> ProSAM:
         ValueError: A weight file is missing or not what the settings say; the message names it
             and the command that makes it.
     """
-    key = jax.random.key(cfg.seed)
-    sam_key, backbone_key, encoder_key = jax.random.split(key, 3)
     arch = cfg.sam.architecture()
-    sam_file = cfg.sam.weights.format(model=cfg.sam.model)
-    backbone_file = cfg.backbone.weights.format(name=cfg.backbone.name)
-    if sam_file == RANDOM:
-        sam = Sam(arch, rngs=nnx.Rngs(sam_key))
-    else:
-        sam = weights.load(
-            lambda rngs: Sam(arch, rngs=rngs),
-            sam_file,
-            kind="sam",
-            architecture=cfg.sam.model,
-            made_by=f"python convert/sam_to_flax.py --model {cfg.sam.model} "
-            f"--checkpoint CHECKPOINT.pth --out {sam_file}",
-        )
-    if backbone_file == RANDOM:
-        frozen = backbone.build(cfg.backbone, rngs=nnx.Rngs(backbone_key))
-    else:
-        frozen = weights.load(
-            lambda rngs: backbone.build(cfg.backbone, rngs=rngs),
-            backbone_file,
-            kind="backbone",
-            architecture=cfg.backbone.name,
-            made_by=f"python convert/backbone_to_flax.py --model {cfg.backbone.name} "
-            f"--checkpoint CHECKPOINT.pth --out {backbone_file}",
-        )
-    return ProSAM(cfg, sam, frozen, rngs=nnx.Rngs(encoder_key))
+    sam = _frozen(
+        lambda rngs: Sam(arch, rngs=rngs),
+        cfg.sam.weights.format(model=cfg.sam.model),
+        cfg.seed,
+        kind="sam",
+        architecture=cfg.sam.model,
+    )
+    frozen_backbone = _frozen(
+        lambda rngs: backbone.build(cfg.backbone, rngs=rngs),
+        cfg.backbone.weights.format(name=cfg.backbone.name),
+        cfg.seed,
+        kind="backbone",
+        architecture=cfg.backbone.name,
+    )
+    return ProSAM(cfg, sam, frozen_backbone, rngs=nnx.Rngs(jax.random.key(cfg.seed)))
+
+
+def _frozen(build, file: str, seed: int, *, kind: str, architecture: str):
+    if file == RANDOM:
+        return weights.random(build, seed)
+    return weights.load(
+        build,
+        file,
+        kind=kind,
+        architecture=architecture,
+        made_by=f"python convert/{kind}_to_flax.py --model {architecture} "
+        f"--checkpoint CHECKPOINT.pth --out {file}",
+    )

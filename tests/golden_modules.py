@@ -9,7 +9,7 @@ from golden_recipe import torch_weights
 
 from convert import backbone_to_flax, engine, sam_to_flax, vrp_sam_to_flax
 from prosam_jax import weights
-from prosam_jax.backbone.resnet import ResNet50
+from prosam_jax.backbone.resnet import resnet50
 from prosam_jax.config import Config, DistributionConfig, PromptConfig, SAMConfig
 from prosam_jax.model import ProSAM
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
@@ -32,12 +32,12 @@ def vrp_weights():
 def resnet():
     learned = engine.Ignored(r"(downsample_query|merge_1|transformer_decoder)\..*", "not its own")
     rules = backbone_to_flax.RULES
-    return _filled(lambda rngs: ResNet50(rngs=rngs), vrp_weights(), rules, [learned])
+    return _filled(lambda rngs: resnet50(rngs=rngs), vrp_weights(), rules, [learned])
 
 
 def prompt_encoder():
     def build(rngs):
-        return ReferencePromptEncoder(PromptConfig(), VRP, ResNet50.merged_channels, rngs=rngs)
+        return ReferencePromptEncoder(PromptConfig(), VRP, 1536, rngs=rngs)
 
     return _filled(build, vrp_weights(), vrp_sam_to_flax.RULES, vrp_sam_to_flax.IGNORED)
 

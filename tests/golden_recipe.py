@@ -3,7 +3,6 @@
 Everything is in torch's layout: maps are NCHW, kernels (out, in, h, w), linear layers (out, in).
 """
 
-import dataclasses
 import json
 import pathlib
 import zlib
@@ -36,24 +35,6 @@ def torch_weights(json_name):
             raise AssertionError(f"{name}: other random numbers than those of the golden file")
         weights[name] = value
     return weights
-
-
-def sam_heads(image_size):
-    """A flax SAM with the prompt encoder and the mask decoder of the golden files."""
-    import torch
-    import torch_sam
-
-    from prosam_jax.config import SAMConfig
-
-    cfg = dataclasses.replace(SAMConfig.tiny(), image_size=image_size, decoder_mlp_dim=2048)
-    sam = torch_sam.build_torch_sam(cfg, seed=0)
-    heads = torch_weights("params_sam_heads")
-    missing, unexpected = sam.load_state_dict(
-        {name: torch.from_numpy(value) for name, value in heads.items()}, strict=False
-    )
-    assert not unexpected
-    assert all(name.startswith("image_encoder.") for name in missing)
-    return torch_sam.convert_to_flax(sam, cfg)
 
 
 def normal(seed, shape):

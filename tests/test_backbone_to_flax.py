@@ -7,7 +7,7 @@ from golden_recipe import torch_weights
 
 from convert import backbone_to_flax
 from prosam_jax import weights
-from prosam_jax.backbone.resnet import ResNet50
+from prosam_jax.backbone.resnet import resnet50
 
 LEARNED = ("downsample_query.", "merge_1.", "transformer_decoder.")
 STEM = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2", "6": "conv3", "7": "bn3"}
@@ -63,7 +63,7 @@ def test_both_namings_make_the_same_network(vrp_state, tmp_path, capsys):
         assert _run(tmp_path / f"{name}.pth", out) == 0
         nets.append(
             weights.load(
-                lambda rngs: ResNet50(rngs=rngs),
+                lambda rngs: resnet50(rngs=rngs),
                 out,
                 kind="backbone",
                 architecture="resnet50",

@@ -157,9 +157,7 @@ def test_t3vae_is_its_student_t():
 
 def test_floor_is_added_to_the_scale():
     prompts, mean, sigma = _sample("gaussian", 20_000, min_scale=0.7)
-    np.testing.assert_allclose(
-        prompts.std(0), np.broadcast_to(sigma + 0.7, mean.shape), rtol=0.04
-    )
+    np.testing.assert_allclose(prompts.std(0), np.broadcast_to(sigma + 0.7, mean.shape), rtol=0.04)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

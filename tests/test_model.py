@@ -59,9 +59,9 @@ def test_training_chain_matches_torch(golden, prosam):
 
     loss, grads = loss_and_grad(params)
     np.testing.assert_allclose(loss, arrays["loss"][0], rtol=2e-6)
-    logits = jax.jit(
-        lambda f: prosam.decode(f.image_embeddings, prosam.posterior(f).mean, (h, w))
-    )(features)
+    logits = jax.jit(lambda f: prosam.decode(f.image_embeddings, prosam.posterior(f).mean, (h, w)))(
+        features
+    )
     np.testing.assert_allclose(logits[:, ::4, ::4], arrays["logits_sub"][:, 0], rtol=0, atol=5e-5)
     _check_gradients(arrays, grads)
 

@@ -171,9 +171,7 @@ def test_dropout_is_alive_in_training_only():
     model = jax.jit(_encoder("vrp"))
     calm = model(query, support, mask).mean
     np.testing.assert_array_equal(calm, model(query, support, mask).mean)
-    first, again, other = (
-        model(query, support, mask, jax.random.key(i)).mean for i in (0, 0, 1)
-    )
+    first, again, other = (model(query, support, mask, jax.random.key(i)).mean for i in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert float(jnp.abs(first - other).max()) > 1e-3
     assert float(jnp.abs(first - calm).max()) > 1e-3

@@ -7,6 +7,7 @@ from flax import nnx
 from golden_recipe import check_input, image
 
 from prosam_jax import backbone
+from prosam_jax.config import BackboneConfig
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_every_stage_matches_torch(golden, resnet, i):
 
 
 def test_random_features_keep_their_size():
-    model = backbone.build(backbone.BackboneConfig(), rngs=nnx.Rngs(0))
+    model = backbone.build(BackboneConfig(name="tiny"), rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (1, 40, 56, 3))
     merged, layer3 = jax.jit(model.trunk)(x)
     assert merged.shape == (1, 5, 7, model.merged_channels)

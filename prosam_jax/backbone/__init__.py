@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from prosam_jax import resize
-from prosam_jax.backbone.resnet import ResNet50
+from prosam_jax.backbone import resnet
 from prosam_jax.config import BackboneConfig
 from prosam_jax.types import Taps
 
@@ -29,7 +29,7 @@ class Backbone(Protocol):
 
 def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:
     """The backbone called `cfg.name`, with random weights."""
-    return {"resnet50": ResNet50}[cfg.name](rngs=rngs)
+    return {"resnet50": resnet.resnet50, "tiny": resnet.tiny}[cfg.name](rngs=rngs)
 
 
 def query_taps(backbone: Backbone, images: Float[Array, "b H W 3"]) -> Taps:
@@ -53,4 +53,6 @@ def support_taps(
     """
     merged, x = backbone.trunk(images)
     prior = backbone.tail(x * mask[..., None])
-    return Taps(merged, prior * resize.bilinear(mask[..., None], prior.shape[1:3], align_corners=True))
+    return Taps(
+        merged, prior * resize.bilinear(mask[..., None], prior.shape[1:3], align_corners=True)
+    )

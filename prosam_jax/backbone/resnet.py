@@ -1,7 +1,7 @@
-"""ResNet-50 with the deep stem, dilated to stride 8, as a frozen backbone.
+"""ResNet with the deep stem, dilated to stride 8, as a frozen backbone.
 
-The network of semseg's and PFENet's `resnet50_v2` checkpoint, on which VRP-SAM stands: three 3x3
-convolutions in the stem instead of torchvision's single 7x7.
+`resnet50` is the network of semseg's and PFENet's `resnet50_v2` checkpoint, on which VRP-SAM
+stands: three 3x3 convolutions in the stem instead of torchvision's single 7x7.
 """
 
 import jax
@@ -86,31 +86,34 @@ class Bottleneck(nnx.Module):
         return jax.nn.relu(y + shortcut)
 
 
-class ResNet50(nnx.Module):
-    """Deep-stem ResNet-50 whose layers 2, 3 and 4 all have stride 8.
+class ResNet(nnx.Module):
+    """Deep-stem ResNet of bottlenecks whose layers 2, 3 and 4 all have stride 8.
 
     Stages 3 and 4 are dilated by torchvision's convention: the first block keeps the previous
     stage's dilation, the other ones double it.
+
+    Attributes:
+        merged_channels: Channels of layers 2 and 3 together.
     """
 
-    merged_channels = 512 + 1024
-
-    def __init__(self, *, rngs: nnx.Rngs):
+    def __init__(self, blocks: tuple[int, int, int, int], width: int, *, rngs: nnx.Rngs):
+        w = width
         self.stem = nnx.List(
             [
-                ConvBN(3, 64, 3, stride=2, rngs=rngs),
-                ConvBN(64, 64, 3, rngs=rngs),
-                ConvBN(64, 128, 3, rngs=rngs),
+                ConvBN(3, w, 3, stride=2, rngs=rngs),
+                ConvBN(w, w, 3, rngs=rngs),
+                ConvBN(w, 2 * w, 3, rngs=rngs),
             ]
         )
-        self.layer1 = _stage(128, 64, 3, rngs=rngs)
-        self.layer2 = _stage(256, 128, 4, stride=2, rngs=rngs)
-        self.layer3 = _stage(512, 256, 6, dilations=(1, 2), rngs=rngs)
-        self.layer4 = _stage(1024, 512, 3, dilations=(2, 4), rngs=rngs)
+        self.layer1 = _stage(2 * w, w, blocks[0], rngs=rngs)
+        self.layer2 = _stage(4 * w, 2 * w, blocks[1], stride=2, rngs=rngs)
+        self.layer3 = _stage(8 * w, 4 * w, blocks[2], dilations=(1, 2), rngs=rngs)
+        self.layer4 = _stage(16 * w, 8 * w, blocks[3], dilations=(2, 4), rngs=rngs)
+        self.merged_channels = 24 * w
 
     def trunk(
         self, images: Float[Array, "b H W 3"]
-    ) -> tuple[Float[Array, "b h w 1536"], Float[Array, "b h w 1024"]]:
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w d"]]:
         """Normalised images -> (layers 2 and 3 concatenated, input of `tail`)."""
         x = self.layer0(images)
         x = _run(self.layer1, x)
@@ -118,16 +121,26 @@ class ResNet50(nnx.Module):
         layer3 = _run(self.layer3, layer2)
         return jnp.concatenate([layer2, layer3], axis=-1), layer3
 
-    def tail(self, layer3: Float[Array, "b h w 1024"]) -> Float[Array, "b h w 2048"]:
+    def tail(self, layer3: Float[Array, "b h w d"]) -> Float[Array, "b h w e"]:
         """Layer 4, the high-level features that make the pseudo mask."""
         return _run(self.layer4, layer3)
 
-    def layer0(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b h w 128"]:
+    def layer0(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b h w c"]:
         """The stem and its max pool, stride 4."""
         x = images
         for block in self.stem:
             x = jax.nn.relu(block(x))
         return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def resnet50(*, rngs: nnx.Rngs) -> ResNet:
+    """The paper's backbone; 1,536 merged channels."""
+    return ResNet((3, 4, 6, 3), 64, rngs=rngs)
+
+
+def tiny(*, rngs: nnx.Rngs) -> ResNet:
+    """One narrow block per stage, for tests and trials."""
+    return ResNet((1, 1, 1, 1), 8, rngs=rngs)
 
 
 def _stage(

@@ -106,6 +106,10 @@ class Images(Protocol):
         """Its class numbers, 0 for background and 255 for pixels to ignore."""
         ...
 
+    def class_name(self, class_id: int) -> str:
+        """What a class is called."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeSource:

@@ -59,6 +59,10 @@ class PascalFolder:
         with _opened(self.mask_path(image_id)) as mask:
             return np.array(mask)
 
+    def class_name(self, class_id: int) -> str:
+        """VOC's name of class 1-20."""
+        return CLASS_NAMES[class_id - 1]
+
     def ids(self, name: str, setting: str) -> list[str]:
         """The ids in a list, each once.
 

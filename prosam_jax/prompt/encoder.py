@@ -1,4 +1,4 @@
-"""The learned part: reference, annotation and target -> distribution over SAM prompts (Eq. 3, 5)."""
+"""The learned part: reference, annotation, target -> distribution over SAM prompts (Eq. 3, 5)."""
 
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray

@@ -1,0 +1,32 @@
+# Both targets set up .venv themselves; they need Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= runs/demo
+
+.PHONY: demo test lint
+
+demo: .venv/runtime
+	$(BIN)/python train.py --config configs/shapes.py --workdir=$(DEMO)
+	$(BIN)/python evaluate.py --workdir=$(DEMO)
+
+test: .venv/workflow
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+lint: .venv/workflow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is older than Python 3.11; run: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/runtime: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check .
+	touch $@
+
+.venv/workflow: .venv/bin/python pyproject.toml requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@ .venv/runtime

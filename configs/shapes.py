@@ -1,0 +1,33 @@
+"""The demo: Shapes-5i, generated pictures, with small frozen networks at random.
+
+    python train.py --config configs/shapes.py --workdir=runs/demo
+
+A few minutes on two CPU cores. Frozen networks that never learnt to see cannot show what ProSAM
+can do; the recipe shows that the whole path works, from pictures to scores.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pascal
+
+
+def get_config() -> ConfigDict:
+    """The recipe for Pascal-5i with another benchmark, small networks and few steps."""
+    config = pascal.get_config()
+    config.data.name = "shapes"
+    config.data.image_size = 128
+    config.sam.model = "tiny"
+    config.sam.weights = "random"
+    config.sam.image_size = 128
+    config.backbone.name = "tiny"
+    config.backbone.weights = "random"
+    config.distribution.samples = 4
+    config.train.steps = 300
+    config.train.batch_size = 4
+    config.train.learning_rate = 1e-3
+    config.train.log_every = 20
+    config.train.checkpoint_every = 100
+    config.train.eval_every = 150
+    config.eval.episodes = 100
+    config.eval.batch_size = 4
+    return config

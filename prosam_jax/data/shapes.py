@@ -1,0 +1,296 @@
+"""Shapes-5i: a few-shot segmentation benchmark in the form of Pascal-5i that needs no files.
+
+A class is an outline. Colour, texture, size, place, rotation, shear and bending are drawn without
+regard to it, and a picture shows 3 to 6 objects of at least 3 classes, so that only the reference
+tells which of them is wanted. As in Pascal-5i, pictures for training show base classes only and
+pictures for testing novel and base ones. Lines, triangles, squares and ovals belong to no class.
+
+A picture is a function of its id: which classes it shows is drawn first, so that an index needs no
+rendering, then the layout, then the colours, each from its own stream of bits, as in `episodes`.
+"""
+
+import colorsys
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from prosam_jax.config import DataConfig, check_choice
+from prosam_jax.data.episodes import EpisodeSource, draw_test, draw_train
+from prosam_jax.data.folds import SPLITS, FoldIndex, base_classes, novel_classes
+from prosam_jax.data.outlines import FORMS, PLAIN, Form, Outline, Window, fill
+
+_T = TypeVar("_T")
+_Colour = tuple[float, float, float]  # red, green and blue in 0-1
+
+PICTURES = {"train": 2000, "test": 500}
+"""Pictures of each split of each fold."""
+
+SCENE_SEED = 5
+"""Seed of all pictures; another one is another benchmark."""
+
+MIN_SHARE = 0.015
+"""Least share of the picture that a class in it covers, with 32 pixels a side or more."""
+
+_AREAS = 0.026, 0.085  # share of the picture that an object covers before others cover it
+_VISIBLE = 0.6  # least share of an object that is neither covered nor outside the picture
+_GRID = 96  # side of the raster on which layouts are judged, whatever size is rendered
+_CLASSES, _LAYOUT, _COLOURS = range(3)  # each purpose has its own stream of bits
+_ID = re.compile(r"f([0-3])-(train|test)-(\d{6})")
+
+CLASS_NAMES = tuple(FORMS)
+"""Names of classes 1-20; 0 is background."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """All pictures of all folds, by ids such as "f0-test-000123", rendered when asked for.
+
+    Attributes:
+        size: Side of a picture in pixels; it does not change what is shown where.
+        seed: Another seed gives other pictures for the same ids.
+    """
+
+    size: int = 128
+    seed: int = SCENE_SEED
+
+    def image(self, image_id: str) -> Image.Image:
+        """The picture, RGB."""
+        return Image.fromarray(_render(self.seed, self.size, image_id)[0])
+
+    def labels(self, image_id: str) -> UInt8[np.ndarray, "{self.size} {self.size}"]:
+        """Its class numbers, 0 for background, read-only."""
+        return _render(self.seed, self.size, image_id)[1]
+
+    def objects(self, image_id: str) -> tuple[int, ...]:
+        """The class of each object from the lowest to the topmost, known without rendering.
+
+        Raises:
+            ValueError: `image_id` is none.
+        """
+        fold, split, number = _parts(image_id)
+        draws = _Draws(self.seed, fold, split, number, _CLASSES)
+        n = 3 + draws.below(4)
+        distinct = n - draws.below(2) if n > 3 else n
+        n_novel = 1 + draws.below(min(3, distinct - 1)) if SPLITS[split] == "test" else 0
+        classes = draws.sample(novel_classes(fold), n_novel)
+        classes += draws.sample(base_classes(fold), distinct - n_novel)
+        classes += draws.sample(classes, n - distinct)  # one class twice, or none
+        return tuple(draws.sample(classes, n))
+
+    def class_name(self, class_id: int) -> str:
+        """Name of class 1-20."""
+        return CLASS_NAMES[class_id - 1]
+
+
+def shapes_index(fold: int, split: str) -> FoldIndex:
+    """Which picture of a fold 0-3 shows which classes of the split; nothing is rendered."""
+    check_choice("split", split, SPLITS)
+    classes = base_classes(fold) if split == "train" else novel_classes(fold)
+    ids = [f"f{fold}-{split}-{number:06d}" for number in range(PICTURES[split])]
+    shown = {image_id: Shapes().objects(image_id) for image_id in ids}
+    return FoldIndex(fold, split, {c: tuple(i for i in ids if c in shown[i]) for c in classes})
+
+
+def shapes_episodes(
+    cfg: DataConfig, split: str, *, seed: int, length: int | None = None
+) -> EpisodeSource:
+    """Episodes of one split of a Shapes-5i fold.
+
+    Args:
+        cfg: Fold, shots and image size.
+        split: "train" or "test".
+        seed: Seed of the draws; the pictures are always those of `SCENE_SEED`.
+        length: Number of episodes; None for one pass over the pictures.
+    """
+    fold = shapes_index(cfg.fold, split).drawable(cfg.shots)
+    return EpisodeSource(
+        images=Shapes(cfg.image_size),
+        fold=fold,
+        draw=draw_train if split == "train" else draw_test,
+        seed=seed,
+        shots=cfg.shots,
+        size=cfg.image_size,
+        length=len(fold.images) if length is None else length,
+    )
+
+
+def _parts(image_id: str) -> tuple[int, int, int]:
+    match = _ID.fullmatch(image_id)
+    if match is None:
+        raise ValueError(
+            f"image_id={image_id!r} must be like 'f0-train-000123' or 'f3-test-000123'"
+        )
+    fold, split, number = match.groups()
+    return int(fold), SPLITS.index(split), int(number)
+
+
+class _Draws:
+    """A stream of random numbers, made of raw bits as in `episodes`."""
+
+    def __init__(self, *key: int) -> None:
+        self._bits = np.random.PCG64(np.random.SeedSequence(key))
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * (self._bits.random_raw() >> 11) / 2**53
+
+    def below(self, n: int) -> int:
+        return self._bits.random_raw() * n >> 64
+
+    def choose(self, items: Sequence[_T]) -> _T:
+        return items[self.below(len(items))]
+
+    def sample(self, items: Sequence[_T], n: int) -> list[_T]:
+        """`n` different items in random order."""
+        order = np.argsort(self._bits.random_raw(len(items)), kind="stable")
+        return [items[i] for i in order[:n]]
+
+    def noise(self, *shape: int) -> UInt8[np.ndarray, "..."]:
+        """Uniform bytes."""
+        n = math.prod(shape)
+        return self._bits.random_raw(n // 8 + 1).astype("<u8").view(np.uint8)[:n].reshape(shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _render(
+    seed: int, size: int, image_id: str
+) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
+    classes = Shapes(size, seed).objects(image_id)
+    forms = _layout(_Draws(seed, *_parts(image_id), _LAYOUT), classes)
+    image = _painted(_Draws(seed, *_parts(image_id), _COLOURS), forms, size)
+    labels = np.zeros((size, size), np.uint8)
+    for class_id, form in zip(classes, forms, strict=True):
+        window, inside = fill(form, size)
+        labels[window][inside] = class_id
+    labels.flags.writeable = False  # the cache hands it out again
+    return image, labels
+
+
+def _layout(draws: _Draws, classes: Sequence[int]) -> list[Form]:
+    """Poses objects one on top of the other, each anew until all those so far show enough."""
+    forms, needed, owner = [], [], np.zeros((_GRID, _GRID), np.uint8)
+    for number, class_id in enumerate(classes, 1):
+        while True:  # 21 poses in all for the hardest picture of the benchmark
+            low, high = _AREAS
+            area = low * (high / low) ** draws.uniform(0, 1)
+            form = _posed(draws, tuple(FORMS.values())[class_id - 1], area)
+            window, inside = fill(form, _GRID)
+            covered = owner.copy()
+            covered[window][inside] = number
+            shown = np.bincount(covered.ravel(), minlength=number + 1)[1:] / _GRID**2
+            least = [*needed, max(_VISIBLE * area, 1.3 * MIN_SHARE)]
+            if (shown >= least).all():
+                break
+        forms.append(form)
+        needed, owner = least, covered
+    return forms
+
+
+def _posed(draws: _Draws, form: Form, area: float) -> Form:
+    """Mirrors, shears, stretches, turns and bends a form, and puts it somewhere."""
+    turn, shear = draws.uniform(0, 2 * math.pi), draws.uniform(-0.2, 0.2)
+    stretch = math.exp(draws.uniform(-0.15, 0.15)) * draws.choose((-1, 1))
+    turned = np.array([(math.cos(turn), -math.sin(turn)), (math.sin(turn), math.cos(turn))])
+    matrix = turned @ np.array([(stretch, shear), (0, 1 / abs(stretch))])  # of determinant +-1
+    centre = np.array([draws.uniform(0.12, 0.88), draws.uniform(0.12, 0.88)])
+    phase = np.array([draws.uniform(0, 2 * math.pi), draws.uniform(0, 2 * math.pi)])
+    wave, depth = draws.uniform(4, 9), draws.uniform(0.01, 0.035)
+
+    def pose(outline: Outline) -> Outline:
+        bent = outline + depth * np.sin(wave * outline[:, ::-1] + phase[None])
+        return centre[None] + math.sqrt(area) * bent @ matrix.T
+
+    return tuple(pose(outline) for outline in form)
+
+
+def _painted(
+    draws: _Draws, forms: Sequence[Form], size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Paints background, clutter and objects at twice the size, lights them and shrinks them."""
+    side = 2 * size
+    clutter = [_line(draws) for _ in range(2 + draws.below(4))]
+    clutter += [_posed(draws, draws.choose(PLAIN), 0.02) for _ in range(2 + draws.below(3))]
+    ground = _colour(draws, saturation=(0.05, 0.5), value=(0.35, 0.9))
+    colours, others = [ground], [_toned(draws, ground, 0.15)]
+    owner = np.zeros((side, side), np.uint8)
+    tone = _pattern(draws, (slice(0, side), slice(0, side)), side)
+    for number, form in enumerate((*clutter, *forms), 1):
+        choices = [_colour(draws, saturation=(0.3, 1), value=(0.3, 1)) for _ in range(3)]
+        colours.append(max(choices, key=lambda colour: math.dist(colour, ground)))
+        others.append(_toned(draws, colours[-1], draws.uniform(0.2, 0.6)))
+        window, inside = fill(form, side)
+        owner[window] = np.where(inside, np.uint8(number), owner[window])
+        tone[window] = np.where(inside, _pattern(draws, window, side), tone[window])
+    # Channels lead, for NumPy is many times slower on a last axis of three.
+    first, other = np.array(colours, np.float32).T, np.array(others, np.float32).T
+    canvas = np.take(first, owner, axis=1) + tone[None] * np.take(other - first, owner, axis=1)
+    canvas *= _light(draws, owner)[None]
+    rows = canvas[:, ::2] + canvas[:, 1::2]
+    small = (rows[..., ::2] + rows[..., 1::2]) * (255 / 4)
+    grain = draws.noise(3, size, size) * np.float32(0.05) - 6
+    return np.stack(tuple(np.clip(small + grain, 0, 255).astype(np.uint8)), axis=-1)
+
+
+def _colour(draws: _Draws, saturation: tuple[float, float], value: tuple[float, float]) -> _Colour:
+    hsv = draws.uniform(0, 1), draws.uniform(*saturation), draws.uniform(*value)
+    return colorsys.hsv_to_rgb(*hsv)
+
+
+def _toned(draws: _Draws, colour: _Colour, contrast: float) -> _Colour:
+    """A darker tone of a bright colour, or a brighter one of a dark colour."""
+    signed = contrast if sum(colour) < 1.5 else -contrast
+    change = _colour(draws, saturation=(0, 0.7), value=(0.7, 1))
+    r, g, b = (min(max(c + signed * d, 0), 1) for c, d in zip(colour, change, strict=True))
+    return r, g, b
+
+
+def _pattern(draws: _Draws, window: Window, side: int) -> Float[np.ndarray, "h w"]:
+    """Which of a piece's two tones a window of the canvas has: 0 for the first, 1 for the other."""
+    turn, period = draws.uniform(0, 2 * math.pi), side * draws.uniform(0.035, 0.1)
+    cells = draws.noise(16, 16)
+    pattern = draws.choose(("plain", "stripes", "checks", "dots", "gradient", "noise"))
+    y = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None] / period
+    x = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None, :] / period
+    u = math.cos(turn) * x + math.sin(turn) * y
+    v = math.cos(turn) * y - math.sin(turn) * x
+    if pattern == "stripes":
+        return (u - np.floor(u) < 0.5).astype(np.float32)
+    if pattern == "checks":
+        return ((u - np.floor(u) < 0.5) != (v - np.floor(v) < 0.5)).astype(np.float32)
+    if pattern == "dots":
+        return ((u - np.rint(u)) ** 2 + (v - np.rint(v)) ** 2 < 0.09).astype(np.float32)
+    if pattern == "gradient":
+        return (u - u.min()) / (u.max() - u.min() + np.float32(1e-6))
+    if pattern == "noise":
+        return cells[(2 * u).astype(int) % 16, (2 * v).astype(int) % 16] / np.float32(255)
+    return np.zeros_like(u)
+
+
+def _light(draws: _Draws, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """Brightness that falls off away from the light, with the shadows of upper pieces on lower."""
+    side, turn = len(owner), draws.uniform(0, 2 * math.pi)
+    dy, dx = math.sin(turn), math.cos(turn)
+    places = np.arange(side)
+    above = owner[np.clip(places + round(0.015 * side * dy), 0, side - 1)]
+    above = above[:, np.clip(places + round(0.015 * side * dx), 0, side - 1)]
+    across = (places / side - 0.5).astype(np.float32)
+    slope = draws.uniform(0, 0.5)
+    light = draws.uniform(0.85, 1.1) + slope * (dy * across[:, None] + dx * across[None])
+    return light * np.where(above > owner, np.float32(0.6), np.float32(1))
+
+
+def _line(draws: _Draws) -> Form:
+    """A bent line."""
+    a, b, c = (np.array([[draws.uniform(0, 1), draws.uniform(0, 1)]]) for _ in range(3))
+    t = np.linspace(0, 1, 15)[:, None]
+    middle = (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
+    along = np.gradient(middle, axis=0)
+    across = along[:, ::-1] * (-1, 1) / np.linalg.norm(along, axis=1, keepdims=True)
+    half = draws.uniform(0.004, 0.012) * across
+    return (np.concatenate([middle + half, (middle - half)[::-1]]),)

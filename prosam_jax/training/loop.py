@@ -1,0 +1,228 @@
+"""Training from the first step to the last, with validation, checkpoints and resumption."""
+
+import contextlib
+import dataclasses
+import pathlib
+import signal
+import threading
+import time
+import types
+
+import jax
+import numpy as np
+
+from prosam_jax import model
+from prosam_jax.checkpoint import Checkpoints
+from prosam_jax.config import Config, changed, read_config, write_config
+from prosam_jax.data import benchmark
+from prosam_jax.data.loader import make_loader
+from prosam_jax.training import evaluation, report, sharding, state, step
+from prosam_jax.training.metrics import Areas, IoU
+
+# A run may go on with other values of these; all else must be as it was at the start.
+FREE = (
+    "data.root",
+    "data.workers",
+    "eval.",
+    "train.checkpoint_every",
+    "train.epochs",
+    "train.eval_every",
+    "train.log_every",
+    "train.steps",
+)
+
+
+class Stopped(Exception):
+    """A signal ended the run early; everything done so far is saved."""
+
+    def __init__(self, signum: int, at: int):
+        super().__init__(f"stopped at step {at}; the same command goes on from there")
+        self.signum = signum
+
+
+def train(cfg: Config, workdir: pathlib.Path) -> None:
+    """Trains the prompt encoder, or goes on with a run that has a checkpoint in `workdir`.
+
+    Order of start: the latest checkpoint of `workdir`, else from the seed. Writes `config.json`,
+    `metrics.jsonl`, `tensorboard/` and `checkpoints/` there.
+
+    Raises:
+        ValueError: A setting, a file or an old run in `workdir` does not fit.
+        FloatingPointError: The loss is not finite any more; names metric and step.
+        Stopped: SIGTERM or SIGINT came; the state is saved.
+    """
+    _check_workdir(cfg, workdir)
+    trainer = Trainer(cfg)
+    write_config(cfg, workdir / "config.json")
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        start = checkpoints.latest or 0
+        if start:
+            trainer.state = checkpoints.restore(start, trainer.state)
+        trainer.print_facts()
+        if start >= trainer.total:
+            print(f"nothing to do: {workdir} is at step {start}, train.steps is {trainer.total}")
+            return
+        print(f"{'going on' if start else 'starting'} at step {start} in {workdir}", flush=True)
+        trainer.run(start, workdir, checkpoints)
+
+
+def _check_workdir(cfg: Config, workdir: pathlib.Path) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    differences = [d for d in changed(read_config(path), cfg) if not d.startswith(FREE)]
+    if differences:
+        raise ValueError(
+            f"{workdir} holds a run with other settings ({'; '.join(differences)}): "
+            "choose another --workdir, or the old settings to go on with it"
+        )
+
+
+class Trainer:
+    """A run in memory: data, frozen networks, compiled steps and the state they change."""
+
+    def __init__(self, cfg: Config):
+        self.cfg = cfg
+        source = benchmark.episodes(cfg.data, "train", seed=cfg.seed)
+        images = len(source.fold.images)
+        self.total = state.total_steps(cfg.train, images)
+        self.eval_every = cfg.train.eval_every or state.steps_per_epoch(cfg.train, images)
+        self.source = dataclasses.replace(source, length=self.total * cfg.train.batch_size)
+        self.test = evaluation.test_episodes(cfg)
+        self.mesh = sharding.make_mesh(cfg.train.batch_size)
+        self.learning_rate = state.schedule(cfg.train, images)
+        tx = state.optimizer(cfg.train, self.learning_rate)
+        graph, params, frozen = step.split(model.build(cfg))
+        self.frozen = sharding.replicate(frozen, self.mesh)
+        self.state = sharding.replicate(state.create(params, tx), self.mesh)
+        self.train_step = step.make_train_step(graph, tx, cfg.seed, self.mesh)
+        self.predict = step.make_predict_step(graph)
+
+    def print_facts(self) -> None:
+        """Says what is trained on what."""
+        for line in (
+            f"devices: {self.mesh.size} of {report.device_line()}",
+            f"frozen: {report.frozen_line(self.cfg)}",
+            f"learned: {state.parameters(self.state.params):,} parameters, "
+            f"{self.cfg.distribution.name}",
+            benchmark.describe(self.cfg.data, self.source),
+            benchmark.describe(self.cfg.data, self.test),
+            f"{self.total} steps of {self.cfg.train.batch_size} episodes",
+        ):
+            print(line, flush=True)
+
+    def run(self, start: int, workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
+        """Takes the steps from `start` to the end."""
+        cfg = self.cfg.train
+        with contextlib.ExitStack() as stack:
+            curves = stack.enter_context(contextlib.closing(report.Curves(workdir, start)))
+            loader = stack.enter_context(
+                contextlib.closing(
+                    make_loader(
+                        self.source,
+                        batch_size=cfg.batch_size,
+                        start=start,
+                        workers=self.cfg.data.workers,
+                    )
+                )
+            )
+            bar = stack.enter_context(report.Progress(self.total, start, cfg.batch_size))
+            signals = stack.enter_context(Signals())
+            window = Window(start, cfg.batch_size)
+            for i, episode in enumerate(loader, start + 1):
+                batch = sharding.split_batch(episode, self.mesh)
+                self.state, logs = self.train_step(self.state, self.frozen, batch)
+                window.add(logs, episode.class_id)
+                bar.advance(i)
+                stop = signals.received
+                validate = not stop and (i % self.eval_every == 0 or i == self.total)
+                save = validate or stop or i % cfg.checkpoint_every == 0 or i == self.total
+                if save or i % cfg.log_every == 0:
+                    # Looked at before anything is saved: no checkpoint holds a NaN.
+                    values = window.values()
+                    rate = float(self.learning_rate(i - 1))
+                    curves.write("train", i, values | {"learning_rate": rate})
+                    bar.show(i, values)
+                    window = Window(i, cfg.batch_size)
+                miou = None
+                if validate:
+                    result = self.validate()
+                    miou = result.scores.miou
+                    curves.write("validation", i, {"miou": miou, "fb_iou": result.scores.fb_iou})
+                    bar.print(f"step {i}: validation {report.summary(result)}")
+                    window = Window(i, cfg.batch_size)
+                if save:
+                    checkpoints.save(i, self.state, miou)
+                if stop:
+                    raise Stopped(stop, i)
+
+    def validate(self) -> evaluation.Result:
+        """Scores the state on the fold's test episodes."""
+        return evaluation.evaluate(
+            self.predict,
+            self.state.params,
+            self.frozen,
+            self.test,
+            batch_size=self.cfg.eval.batch_size,
+            mesh=self.mesh,
+            workers=self.cfg.data.workers,
+        )
+
+
+class Window:
+    """Metrics of the steps since the last line of the log, left on the device until asked for."""
+
+    def __init__(self, start: int, batch_size: int):
+        self.start, self.batch_size = start, batch_size
+        self.began = time.monotonic()
+        self.logs: list[dict[str, jax.Array]] = []
+        self.classes: list[np.ndarray] = []
+
+    def add(self, logs: dict[str, jax.Array], class_id: np.ndarray) -> None:
+        """Adds the metrics of a step."""
+        self.logs.append(logs)
+        self.classes.append(class_id)
+
+    def values(self) -> dict[str, float]:
+        """Means over the window, "miou" and "episodes_per_s".
+
+        Raises:
+            FloatingPointError: A metric is not finite; names the first step and metric.
+        """
+        logs = jax.device_get(self.logs)
+        iou = IoU()
+        for i, (log, class_id) in enumerate(zip(logs, self.classes, strict=True), self.start + 1):
+            for name, value in log.items():
+                if not np.isfinite(value).all():
+                    raise FloatingPointError(
+                        f"{name} is {value} at step {i}: try a smaller train.learning_rate; "
+                        "the last checkpoint is from before that step"
+                    )
+            inter, union = log.pop("intersection"), log.pop("union")
+            iou.add(Areas(*(np.stack([0 * x, x], axis=1) for x in (inter, union))), class_id)
+        means = {name: float(np.mean([log[name] for log in logs])) for name in logs[0]}
+        rate = len(logs) * self.batch_size / (time.monotonic() - self.began)
+        return means | {"miou": iou.scores().miou, "episodes_per_s": rate}
+
+
+class Signals:
+    """While entered, SIGTERM and a first Ctrl-C are noted in `received` and do not end the run."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._old: dict[int, signal.Handlers] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: types.FrameType | None) -> None:
+        self.received = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,207 @@
+"""What a run shows and leaves behind: progress, curves, tables, results and pictures."""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import jax
+import matplotlib
+import numpy as np
+import rich.console
+import rich.progress
+import rich.table
+import tensorboardX
+from matplotlib.figure import Figure
+
+import prosam_jax
+from prosam_jax.config import RANDOM, Config, to_dict
+from prosam_jax.training.evaluation import Example, Result
+
+
+class Curves:
+    """Numbers by step, as JSON lines in `metrics.jsonl` and for TensorBoard.
+
+    Lines of steps after `start` belong to work that is done again; they are dropped.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start: int):
+        path = workdir / "metrics.jsonl"
+        old = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in old if json.loads(line)["step"] <= start]
+        path.write_text("".join(f"{line}\n" for line in kept))
+        self._lines = path.open("a", buffering=1)
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True
+        )
+
+    def write(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        """Adds the values of one step, as "group/name"."""
+        named = {f"{group}/{name}": value for name, value in values.items()}
+        self._lines.write(json.dumps({"step": step, **named}) + "\n")
+        for name, value in named.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes both files."""
+        self._lines.close()
+        self._board.close()
+
+
+class Progress:
+    """A bar with loss, mIoU, episodes/s and time left; plain lines where there is no terminal."""
+
+    def __init__(self, total: int, start: int, batch_size: int):
+        self._console = rich.console.Console(highlight=False)
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("training"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[text]}"),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=start, text="")
+        self._total, self._batch_size = total, batch_size
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step`."""
+        self._bar.update(self._task, completed=step)
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows the newest numbers: "loss", "miou" and "episodes_per_s"."""
+        rate = values["episodes_per_s"]
+        text = f"loss {values['loss']:.4f}  mIoU {100 * values['miou']:.1f}  {rate:.2f} episodes/s"
+        self._bar.update(self._task, text=text)
+        if not self._console.is_terminal:
+            left = clock((self._total - step) * self._batch_size / rate)
+            self.print(f"step {step}/{self._total}  {text}  {left} left")
+
+    def print(self, line: str) -> None:
+        """Prints a line above the bar."""
+        self._console.print(line, soft_wrap=True)
+
+
+@contextmanager
+def counting(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar that counts to `total`; call what it gives with the number done."""
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("left"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def device_line() -> str:
+    """What computes: number and kind of devices, and the versions that matter."""
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}"
+
+
+def frozen_line(cfg: Config) -> str:
+    """Which frozen weights are used; says it plainly where they are random."""
+    parts = {
+        f"SAM {cfg.sam.model}": cfg.sam.weights.format(model=cfg.sam.model),
+        f"backbone {cfg.backbone.name}": cfg.backbone.weights.format(name=cfg.backbone.name),
+    }
+    return "; ".join(
+        f"{name}: RANDOM weights, as asked for" if file == RANDOM else f"{name}: {file}"
+        for name, file in parts.items()
+    )
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    seconds = round(seconds)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def summary(result: Result) -> str:
+    """The scores in one line."""
+    scores = result.scores
+    return (
+        f"mIoU {100 * scores.miou:.2f}, FB-IoU {100 * scores.fb_iou:.2f} on {result.episodes} "
+        f"episodes of {len(scores.per_class)} classes, {clock(result.seconds)}"
+    )
+
+
+def print_scores(result: Result) -> None:
+    """Prints mIoU, FB-IoU and the IoU of each class; one without an episode is not counted."""
+    table = rich.table.Table(title=f"{result.episodes} episodes of novel classes")
+    table.add_column("class")
+    table.add_column("IoU %", justify="right")
+    for c, name in result.classes.items():
+        iou = result.scores.per_class.get(c)
+        table.add_row(name, "no episode" if iou is None else f"{100 * iou:.2f}")
+    table.add_section()
+    n, of = len(result.scores.per_class), len(result.classes)
+    over = "" if n == of else f" (over {n} of {of} classes)"
+    table.add_row(f"mIoU{over}", f"{100 * result.scores.miou:.2f}")
+    table.add_row("FB-IoU", f"{100 * result.scores.fb_iou:.2f}")
+    rich.console.Console().print(table)
+
+
+def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int) -> None:
+    """Writes the scores (percent), the list of episodes and the settings they stand on, as JSON."""
+    scores = result.scores
+    results = {
+        "miou": 100 * scores.miou,
+        "fb_iou": 100 * scores.fb_iou,
+        "per_class": {result.classes[c]: 100 * iou for c, iou in scores.per_class.items()},
+        "episodes": result.episodes,
+        "episode_list_sha256": result.digest,
+        "seconds": round(result.seconds, 2),
+        "step": step,
+        "versions": {"prosam_jax": prosam_jax.__version__, "jax": jax.__version__},
+        "config": to_dict(cfg),
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
+    """Draws one row per episode: reference with its annotation, target, prediction, truth."""
+    titles = ("reference", "target", "prediction", "truth")
+    figure = Figure(figsize=(2.5 * 4, 2.6 * len(examples)), layout="constrained")
+    axes = figure.subplots(len(examples), 4, squeeze=False)
+    for row, (episode, class_name, prediction) in zip(axes, examples, strict=True):
+        target = episode.query_image
+        panels = (
+            _overlay(episode.support_image[0], episode.support_mask[0], (1.0, 0.75, 0.0)),
+            target,
+            _overlay(target, prediction, (0.1, 0.5, 1.0)),
+            _overlay(target, episode.query_mask, (0.1, 0.8, 0.3)),
+        )
+        overlap = (prediction & episode.query_mask & ~episode.query_ignore).sum()
+        total = ((prediction | episode.query_mask) & ~episode.query_ignore).sum()
+        names = list(titles)
+        names[0] = f"reference: {class_name}"
+        names[2] = f"prediction, IoU {100 * overlap / max(total, 1):.0f} %"
+        for axis, panel, name in zip(row, panels, names, strict=True):
+            axis.imshow(panel)
+            axis.set_title(name, fontsize=9)
+            axis.set_axis_off()
+    with matplotlib.rc_context({"savefig.dpi": 110}):
+        figure.savefig(path)
+
+
+def _overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
+    """The image, dimmed outside the mask and tinted inside it."""
+    image = image.astype(np.float32) / 255
+    tinted = 0.5 * image + 0.5 * np.asarray(colour, np.float32).reshape(1, 1, 3)
+    return np.where(mask[..., None], tinted, 0.6 * image)

@@ -1,0 +1,217 @@
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from small import small_config
+
+from prosam_jax import model
+from prosam_jax.checkpoint import Checkpoints
+from prosam_jax.data.loader import make_loader
+from prosam_jax.training import evaluation, loop, report, score, sharding, state, step
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of six steps, never interrupted: its settings, folder and last state."""
+    root = tmp_path_factory.mktemp("whole")
+    cfg = small_config(root / "voc")
+    loop.train(cfg, root / "run")
+    return cfg, root / "run", _last_state(cfg, root / "run")
+
+
+def _last_state(cfg, workdir):
+    trainer = loop.Trainer(cfg)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        return checkpoints.restore(checkpoints.latest, trainer.state)
+    finally:
+        checkpoints.close()
+
+
+def _curves(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_curves_settings_and_the_best_checkpoint(finished):
+    cfg, workdir, last = finished
+    assert int(last.step) == 6
+    lines = _curves(workdir)
+    training = [line for line in lines if "train/loss" in line]
+    validation = [line for line in lines if "validation/miou" in line]
+    assert [line["step"] for line in training] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in validation] == [4, 6]
+    wanted = ("miou", "episodes_per_s", "grad_norm", "scale_mean", "scale_to_norm", "learning_rate")
+    assert {f"train/{name}" for name in wanted} <= training[0].keys()
+    best = max(validation, key=lambda line: line["validation/miou"])["step"]
+    checkpoints = Checkpoints(workdir, read_only=True)
+    assert checkpoints.best == best
+    assert set(checkpoints.steps) == {best, 6}
+    checkpoints.close()
+    assert json.loads((workdir / "config.json").read_text())["data"]["fold"] == cfg.data.fold
+    assert list((workdir / "tensorboard").glob("events.*"))
+
+
+def test_only_the_prompt_encoder_is_saved_and_trained(finished):
+    cfg, _, last = finished
+    built = model.build(cfg)
+    _, params, frozen = step.split(built)
+    count = 3 * 8 * 8 * 256 + 513 * 256 + 5 * 256 + 4 * (4 * 65792 + 512) + 2 * 65792
+    assert state.parameters(last.params) == state.parameters(params) == count
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), params, last.params)
+    assert all(x > 0 for x in jax.tree.leaves(moved))
+    assert not any(path[0] == "prompt_encoder" for path, _ in nnx.to_flat_state(frozen))
+
+
+@pytest.mark.parametrize("at", [2, 4], ids=["between validations", "at a validation"])
+def test_stopped_and_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch, capsys, at):
+    """SIGTERM during step `at`; the same command again gives the same bits."""
+    cfg, _, last = finished
+    workdir = tmp_path / "run"
+    _stop_at(monkeypatch, at)
+    with pytest.raises(loop.Stopped, match=f"stopped at step {at}"):
+        loop.train(cfg, workdir)
+    monkeypatch.undo()
+    loop.train(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, workers=0)), workdir)
+    assert f"going on at step {at}" in capsys.readouterr().out
+    resumed = _last_state(cfg, workdir)
+    assert jax.tree.structure(resumed) == jax.tree.structure(last)
+    jax.tree.map(np.testing.assert_array_equal, resumed, last)
+    steps = [line["step"] for line in _curves(workdir) if "train/loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def _stop_at(monkeypatch, at):
+    add = loop.Window.add
+
+    def add_and_stop(self, logs, class_id):
+        add(self, logs, class_id)
+        if self.start + len(self.logs) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Window, "add", add_and_stop)
+
+
+def test_a_finished_run_has_nothing_to_do(finished, capsys):
+    cfg, workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    loop.train(cfg, workdir)
+    assert "nothing to do" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_another_run_is_not_continued(finished):
+    cfg, workdir, _ = finished
+    other = dataclasses.replace(
+        cfg, distribution=dataclasses.replace(cfg.distribution, name="gaussian")
+    )
+    with pytest.raises(ValueError, match=r"distribution\.name: student_t -> gaussian"):
+        loop.train(other, workdir)
+
+
+def test_evaluation_agrees_with_validation(finished, capsys):
+    cfg, workdir, _ = finished
+    result = score.score(cfg, workdir, "latest")
+    validated = [line for line in _curves(workdir) if "validation/miou" in line][-1]
+    assert result.scores.miou == validated["validation/miou"]
+    written = json.loads((workdir / "results.json").read_text())
+    assert written["miou"] == pytest.approx(100 * result.scores.miou)
+    assert written["fb_iou"] == pytest.approx(100 * result.scores.fb_iou)
+    assert written["episodes"] == cfg.eval.episodes
+    assert written["step"] == 6
+    assert written["config"]["sam"]["weights"] == "random"
+    assert len(written["episode_list_sha256"]) == 64
+    assert (workdir / "examples.png").stat().st_size > 10_000
+    out = capsys.readouterr().out
+    assert "RANDOM weights, as asked for" in out
+    assert "mIoU" in out
+    again = score.score(cfg, workdir, "6")
+    assert again.scores == result.scores
+    with pytest.raises(ValueError, match=r"--checkpoint=5: .*\(steps kept: [46, ]+\)"):
+        score.score(cfg, workdir, "5")
+
+
+def test_batch_size_and_short_batches_do_not_change_scores(finished):
+    cfg, _, last = finished
+    graph, _, frozen = step.split(model.build(cfg))
+    predict = step.make_predict_step(graph)
+    source = evaluation.test_episodes(cfg)
+    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    params, frozen = sharding.replicate((last.params, frozen), mesh)
+    results = [
+        evaluation.evaluate(predict, params, frozen, source, batch_size=b, mesh=mesh, examples=2)
+        for b in (1, 2, 3)
+    ]
+    assert results[0].scores == results[1].scores == results[2].scores
+    assert [r.episodes for r in results] == [3, 3, 3]
+    assert predict._cache_size() == 3  # the short last batch of two compiled nothing
+    first, second = results[1].examples
+    assert (int(first.episode.index), int(second.episode.index)) == (0, 1)
+
+
+def _steps(cfg, devices, n=3):
+    """State and losses after `n` steps on a mesh of these devices."""
+    source = loop.Trainer(cfg).source
+    mesh = sharding.make_mesh(cfg.train.batch_size, devices)
+    assert mesh.size == len(devices)
+    tx = state.optimizer(cfg.train, state.schedule(cfg.train, 10))
+    graph, params, frozen = sharding.replicate(step.split(model.build(cfg)), mesh)
+    current = sharding.replicate(state.create(params, tx), mesh)
+    train_step = step.make_train_step(graph, tx, cfg.seed, mesh)
+    losses = []
+    loader = make_loader(source, batch_size=cfg.train.batch_size, stop=n)
+    for episode in loader:
+        current, logs = train_step(current, frozen, sharding.split_batch(episode, mesh))
+        losses.append(float(logs["loss"]))
+    loader.close()
+    assert train_step._cache_size() == 1
+    return jax.device_get(current), losses
+
+
+def test_four_devices_compute_what_one_does(tmp_path):
+    cfg = small_config(tmp_path / "voc", train={"batch_size": 4})
+    one, losses_of_one = _steps(cfg, jax.devices()[:1])
+    four, losses_of_four = _steps(cfg, jax.devices()[:4])
+    np.testing.assert_allclose(losses_of_four, losses_of_one, rtol=1e-5)
+    # Adam's first steps have the size of the learning rate, 1e-3, whatever the gradient's.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=5e-5), four.params, one.params
+    )
+
+
+def test_the_first_number_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
+    cfg = small_config(tmp_path / "voc", train={"learning_rate": 1e38, "log_every": 5})
+    with pytest.raises(FloatingPointError, match=r"^\w+ is (nan|inf).* at step [234]: "):
+        loop.train(cfg, tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run", read_only=True)
+    assert checkpoints.steps == []
+    checkpoints.close()
+
+
+def test_training_lowers_the_loss(tmp_path):
+    """One class, one pair of pictures: the objective must be learnable through a random SAM."""
+    cfg = small_config(
+        tmp_path / "voc", train={"steps": 25, "learning_rate": 1e-3}, prompt={"dropout": 0.0}
+    )
+    _, losses = _steps(cfg, jax.devices()[:1], n=25)
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+
+
+def test_curves_forget_the_steps_that_are_done_again(tmp_path):
+    first = report.Curves(tmp_path, 0)
+    for i in (1, 2, 3):
+        first.write("train", i, {"loss": float(i)})
+    first.close()
+    second = report.Curves(tmp_path, 2)
+    second.write("train", 3, {"loss": 30.0})
+    second.close()
+    assert [(line["step"], line["train/loss"]) for line in _curves(tmp_path)] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 30.0),
+    ]

@@ -1,0 +1,35 @@
+"""Trains the prompt encoder.
+
+    python train.py --config configs/pascal.py --config.data.root=DIR --workdir=runs/x
+
+Any setting of the config can be given as `--config.GROUP.NAME=VALUE`. Started again with the same
+workdir it goes on where it was.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from prosam_jax import cli
+from prosam_jax.config import Config
+from prosam_jax.training import loop
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/pascal.py", "A file of configs/.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: a new one, or one to go on with.", required=True
+)
+
+
+def main() -> None:
+    """Trains, or goes on with the run in the workdir."""
+    try:
+        loop.train(Config.from_dict(CONFIG.value), pathlib.Path(WORKDIR.value))
+    except loop.Stopped as stopped:
+        print(stopped, flush=True)
+        sys.exit(128 + stopped.signum)
+
+
+if __name__ == "__main__":
+    cli.run(main)
