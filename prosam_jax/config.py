@@ -245,11 +245,6 @@ class DistributionConfig:
         if not self.init_scale > 0:
             raise ValueError(f"distribution.init_scale={self.init_scale} must be above 0")
 
-    @property
-    def probabilistic(self) -> bool:
-        """Whether there is a scale, and so something to sample."""
-        return not self.name.startswith("vrp")
-
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:

@@ -5,16 +5,19 @@ encoders (`sam`), SAM's decoder (`model.ProSAM.decode`) and the prompt encoder (
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from prosam_jax.config import check_choice
 from prosam_jax.types import Posterior
 
-Sampler = Literal["gaussian", "student_t", "t3vae"]
+SAMPLERS = ("gaussian", "student_t", "t3vae")
+
+Aux = TypeVar("Aux")
 
 
 # 8.1 Feature augmentation: what turns annotated features into a prototype and a pseudo mask.
@@ -112,7 +115,7 @@ class Noise(NamedTuple):
     delta: Float[Array, "*b q 1"] | None
 
 
-def draw_noise(key: PRNGKeyArray, shape: tuple[int, ...], sampler: Sampler, nu: float) -> Noise:
+def draw_noise(key: PRNGKeyArray, shape: tuple[int, ...], sampler: str, nu: float) -> Noise:
     """Eq. 6: the two independent sources of randomness.
 
     Args:
@@ -122,6 +125,7 @@ def draw_noise(key: PRNGKeyArray, shape: tuple[int, ...], sampler: Sampler, nu: 
             chi^2(nu + n), the posterior of Kim et al. (arXiv 2312.01133).
         nu: Degrees of freedom.
     """
+    check_choice("sampler", sampler, SAMPLERS)
     eps_key, delta_key = jax.random.split(key)
     eps = jax.random.normal(eps_key, shape)
     if sampler == "gaussian":
@@ -147,14 +151,15 @@ def sample_prompts(
     posterior: Posterior,
     k: int,
     *,
-    sampler: Sampler,
+    sampler: str,
     nu: float,
     min_scale: float = 0.0,
 ) -> Float[Array, "k b q c"]:
     """Eq. 6-7: k prompts from q(p | I_r, A_r, I_t).
 
     Raises:
-        ValueError: The posterior has no scale (a deterministic variant).
+        ValueError: The posterior has no scale (a deterministic variant), or there is no such
+            sampler.
     """
     if posterior.log_scale is None:
         raise ValueError("this posterior has no scale: a vrp variant cannot be sampled")
@@ -166,9 +171,9 @@ def sample_prompts(
 
 
 def monte_carlo(
-    loss: Callable[[Float[Array, "b q c"]], tuple[Float[Array, ""], object]],
+    loss: Callable[[Float[Array, "b q c"]], tuple[Float[Array, ""], Aux]],
     prompts: Float[Array, "k b q c"],
-) -> tuple[Float[Array, ""], object]:
+) -> tuple[Float[Array, ""], Aux]:
     """Eq. 10: (1/K) sum_k L(D(F, p_k), M), the estimate of the expectation in Eq. 8-9.
 
     One `jax.vmap` over K. What `loss` closes over, the image embedding above all, has no K axis

@@ -81,7 +81,8 @@ class ProSAM(nnx.Module):
         """Logits of the target masks from the mean prompts alone, the paper's inference."""
         features = self.encode(episode)
         mean = self.posterior(features).mean
-        return self.decode(features.image_embeddings, mean, episode.query_mask.shape[1:])
+        _, h, w, _ = episode.query_image.shape
+        return self.decode(features.image_embeddings, mean, (h, w))
 
     def objective(
         self, features: Features, target: Bool[Array, "b h w"], key: PRNGKeyArray
@@ -101,9 +102,10 @@ class ProSAM(nnx.Module):
         cfg = self.distribution
         dropout_key, sample_key = jax.random.split(key)
         posterior = self.posterior(features, dropout_key)
+        _, h, w = target.shape
 
         def loss(prompts):
-            logits = self.decode(features.image_embeddings, prompts, target.shape[1:])
+            logits = self.decode(features.image_embeddings, prompts, (h, w))
             bce = equations.bce_loss(logits, target)
             dice = equations.dice_loss(logits, target)
             mask = logits > 0
@@ -115,7 +117,7 @@ class ProSAM(nnx.Module):
             }
             return bce + dice, aux
 
-        if not cfg.probabilistic:
+        if posterior.log_scale is None:
             return loss(posterior.mean)
         prompts = equations.sample_prompts(
             sample_key,
@@ -126,16 +128,16 @@ class ProSAM(nnx.Module):
             min_scale=cfg.min_scale,
         )
         value, aux = equations.monte_carlo(loss, prompts)
+        sigma = equations.scale(posterior.log_scale, cfg.min_scale)
         aux = {name: x.mean(0) for name, x in aux.items()} | _scale_statistics(
-            posterior, cfg.min_scale
+            posterior.mean, sigma
         )
         return value - cfg.entropy_weight * posterior.log_scale.mean(), aux
 
 
-def _scale_statistics(posterior: Posterior, min_scale: float) -> dict[str, Array]:
-    sigma = equations.scale(posterior.log_scale, min_scale)
+def _scale_statistics(mean: Array, sigma: Array) -> dict[str, Array]:
     low, high = jnp.quantile(sigma, jnp.asarray([0.05, 0.95]))
-    ratio = jnp.linalg.norm(sigma, axis=-1) / jnp.linalg.norm(posterior.mean, axis=-1)
+    ratio = jnp.linalg.norm(sigma, axis=-1) / jnp.linalg.norm(mean, axis=-1)
     return {
         "scale_mean": sigma.mean(),
         "scale_p05": low,

@@ -180,7 +180,7 @@ def test_dropout_is_alive_in_training_only():
 
 
 def test_dropout_draws_query_and_support_apart():
-    query, support, mask = _random_inputs(3)
+    query, _, mask = _random_inputs(3)
     model = _encoder("vrp")
     dropped = []
     model.features.augmented = lambda x, prototype, mask: dropped.append(x) or x

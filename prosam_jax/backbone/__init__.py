@@ -17,12 +17,12 @@ class Backbone(Protocol):
     merged_channels: int
 
     def trunk(
-        self, images: Float[Array, "b H W 3"]
+        self, images: Float[Array, "b H W 3"], /
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w d"]]:
         """Normalised images -> (features to reduce and merge, input of `tail`)."""
         ...
 
-    def tail(self, x: Float[Array, "b h w d"]) -> Float[Array, "b i j e"]:
+    def tail(self, x: Float[Array, "b h w d"], /) -> Float[Array, "b i j e"]:
         """The last stage, whose features make the pseudo mask."""
         ...
 
@@ -53,6 +53,5 @@ def support_taps(
     """
     merged, x = backbone.trunk(images)
     prior = backbone.tail(x * mask[..., None])
-    return Taps(
-        merged, prior * resize.bilinear(mask[..., None], prior.shape[1:3], align_corners=True)
-    )
+    _, h, w, _ = prior.shape
+    return Taps(merged, prior * resize.bilinear(mask[..., None], (h, w), align_corners=True))

@@ -130,7 +130,9 @@ class ResNet(nnx.Module):
         x = images
         for block in self.stem:
             x = jax.nn.relu(block(x))
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        # The border never wins: everything after a ReLU is at least the 0 it is filled with.
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return nnx.max_pool(x, (3, 3), strides=(2, 2))
 
 
 def resnet50(*, rngs: nnx.Rngs) -> ResNet:

@@ -7,9 +7,7 @@ from prosam_jax.data.pascal import pascal_episodes
 from prosam_jax.data.shapes import shapes_episodes
 
 
-def episodes(
-    cfg: DataConfig, split: str, *, seed: int, length: int | None = None
-) -> EpisodeSource:
+def episodes(cfg: DataConfig, split: str, *, seed: int, length: int | None = None) -> EpisodeSource:
     """Episodes of one split of a fold of the benchmark called `cfg.name`.
 
     Args:

@@ -47,7 +47,8 @@ class FeatureAugmentation(nnx.Module):
         query_reduced = self.reduced(query.merged, query_key)
         support_reduced = self.reduced(support.merged, support_key)
         prototype = equations.masked_average(support_reduced, mask)
-        pseudo_mask = self.pseudo_mask(query, support, mask.shape[1:3])
+        _, h, w = mask.shape
+        pseudo_mask = self.pseudo_mask(query, support, (h, w))
         return (
             self.augmented(query_reduced, prototype, pseudo_mask),
             self.augmented(support_reduced, prototype, mask),

@@ -22,13 +22,16 @@ class PosteriorHead(nnx.Module):
         self.name = cfg.name
         if cfg.name == "vrp":
             return
-        first = layers.linear(dim, dim, dtype=jnp.float32, rngs=rngs)
-        second = layers.linear(dim, dim, dtype=jnp.float32, rngs=rngs)
         if cfg.name == "vrp_2linear":
-            self.linear1, self.linear2 = first, second
-        else:
-            self.mean, self.log_scale = first, second
-            self.log_scale.bias[...] += math.log(cfg.init_scale)
+            self.linear1 = layers.linear(dim, dim, dtype=jnp.float32, rngs=rngs)
+            self.linear2 = layers.linear(dim, dim, dtype=jnp.float32, rngs=rngs)
+            return
+
+        def bias_init(key, shape, dtype=jnp.float32):
+            return math.log(cfg.init_scale) + layers.torch_bias(dim)(key, shape, dtype)
+
+        self.mean = layers.linear(dim, dim, dtype=jnp.float32, rngs=rngs)
+        self.log_scale = layers.linear(dim, dim, bias_init=bias_init, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, features: Float[Array, "b q c"]) -> Posterior:
         """One distribution for each prompt vector."""

@@ -19,8 +19,9 @@ class QueryDecoder(nnx.Module):
         self.queries = nnx.Param(
             nnx.initializers.normal(1.0)(rngs.params(), (cfg.num_queries, cfg.dim))
         )
-        for name in ("support_cross", "support_self", "query_cross", "query_self"):
-            attention = layers.Attention(
+
+        def attention() -> layers.Attention:
+            return layers.Attention(
                 cfg.dim,
                 cfg.num_heads,
                 kernel_init=nnx.initializers.xavier_uniform(),
@@ -28,9 +29,14 @@ class QueryDecoder(nnx.Module):
                 dtype=jnp.float32,
                 rngs=rngs,
             )
-            setattr(self, name, attention)
-            norm = layers.layer_norm(cfg.dim, 1e-5, dtype=jnp.float32, rngs=rngs)
-            setattr(self, f"{name}_norm", norm)
+
+        def norm() -> nnx.LayerNorm:
+            return layers.layer_norm(cfg.dim, 1e-5, dtype=jnp.float32, rngs=rngs)
+
+        self.support_cross, self.support_cross_norm = attention(), norm()
+        self.support_self, self.support_self_norm = attention(), norm()
+        self.query_cross, self.query_cross_norm = attention(), norm()
+        self.query_self, self.query_self_norm = attention(), norm()
 
     def __call__(
         self, support: Float[Array, "b h w c"], query: Float[Array, "b h w c"]

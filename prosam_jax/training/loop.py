@@ -141,7 +141,7 @@ class Trainer:
                 if save or i % cfg.log_every == 0:
                     # Looked at before anything is saved: no checkpoint holds a NaN.
                     values = window.values()
-                    rate = float(self.learning_rate(i - 1))
+                    rate = np.asarray(self.learning_rate(i - 1)).item()
                     curves.write("train", i, values | {"learning_rate": rate})
                     bar.show(i, values)
                     window = Window(i, cfg.batch_size)
@@ -200,7 +200,8 @@ class Window:
                         "the last checkpoint is from before that step"
                     )
             inter, union = log.pop("intersection"), log.pop("union")
-            iou.add(Areas(*(np.stack([0 * x, x], axis=1) for x in (inter, union))), class_id)
+            both = (np.stack([0 * x, x], axis=1) for x in (inter, union))
+            iou.add(Areas(*both), class_id)
         means = {name: float(np.mean([log[name] for log in logs])) for name in logs[0]}
         rate = len(logs) * self.batch_size / (time.monotonic() - self.began)
         return means | {"miou": iou.scores().miou, "episodes_per_s": rate}
@@ -211,7 +212,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = 0
-        self._old: dict[int, signal.Handlers] = {}
+        self._old = {}
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():

@@ -1,18 +1,18 @@
 """Segmentation metrics as sums: areas per episode, added up per class, divided once at the end."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Integer
+from jaxtyping import Array, Bool, Integer, Real
 
 
 class Areas(NamedTuple):
     """Pixels of each episode, background first, then foreground."""
 
-    intersection: Int[Array, "b 2"]
-    union: Int[Array, "b 2"]
+    intersection: Real[Any, "b 2"]
+    union: Real[Any, "b 2"]
 
 
 def areas(
@@ -55,7 +55,7 @@ class IoU:
     def add(self, episodes: Areas, class_id: Integer[np.ndarray, " b"]) -> None:
         """Adds the areas of some episodes to those of their classes."""
         for inter, union, c in zip(*map(np.asarray, episodes), class_id.tolist(), strict=True):
-            self._areas[c] = self._areas.get(c, 0) + np.stack([inter, union]).astype(np.int64)
+            self._areas[c] = self._areas.get(c, 0) + np.stack([inter, union])
 
     def scores(self) -> Scores:
         """The metrics of everything added so far.
@@ -68,7 +68,7 @@ class IoU:
         per_class = {c: float(_divide(a)[1]) for c, a in sorted(self._areas.items())}
         return Scores(
             miou=float(np.mean(list(per_class.values()))),
-            fb_iou=float(_divide(sum(self._areas.values())).mean()),
+            fb_iou=float(_divide(np.sum(list(self._areas.values()), axis=0)).mean()),
             per_class=per_class,
         )
 

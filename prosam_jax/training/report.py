@@ -176,7 +176,6 @@ def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int) ->
 
 def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
     """Draws one row per episode: reference with its annotation, target, prediction, truth."""
-    titles = ("reference", "target", "prediction", "truth")
     figure = Figure(figsize=(2.5 * 4, 2.6 * len(examples)), layout="constrained")
     axes = figure.subplots(len(examples), 4, squeeze=False)
     for row, (episode, class_name, prediction) in zip(axes, examples, strict=True):
@@ -189,9 +188,8 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
         )
         overlap = (prediction & episode.query_mask & ~episode.query_ignore).sum()
         total = ((prediction | episode.query_mask) & ~episode.query_ignore).sum()
-        names = list(titles)
-        names[0] = f"reference: {class_name}"
-        names[2] = f"prediction, IoU {100 * overlap / max(total, 1):.0f} %"
+        iou = f"IoU {100 * overlap / max(total, 1):.0f} %"
+        names = (f"reference: {class_name}", "target", f"prediction, {iou}", "truth")
         for axis, panel, name in zip(row, panels, names, strict=True):
             axis.imshow(panel)
             axis.set_title(name, fontsize=9)

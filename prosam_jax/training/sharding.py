@@ -1,7 +1,7 @@
 """Where arrays live: the batch is split over devices, everything else is on each of them."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 Tree = TypeVar("Tree")
 
 
-def make_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(batch_size: int, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over as many of the devices (None for all) as divide the batch evenly."""
     devices = devices or jax.devices()
     n = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
