@@ -15,9 +15,7 @@ from prosam_jax import cli
 from prosam_jax.config import read_config
 from prosam_jax.training.score import score
 
-config_flags.DEFINE_config_file(
-    "config", str(pathlib.Path(__file__).parent / "configs/pascal.py"), "Names the settings."
-)
+config_flags.DEFINE_config_file("config", None, "Names the settings; their values are the run's.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", '"best", "latest" or a step.')
 

@@ -16,7 +16,7 @@ from prosam_jax import cli
 from prosam_jax.config import Config
 from prosam_jax.training import loop
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/pascal.py", "A file of configs/.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, pascal.py if none.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: a new one, or one to go on with.", required=True
 )

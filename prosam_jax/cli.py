@@ -5,11 +5,15 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
 from prosam_jax.config import check_setting
+
+# Taken where --config is not given. Not as the flag's default, which ml_collections reads while the
+# flag is being defined, before a wrong name could get a message of one line.
+DEFAULT_CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "pascal.py"
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -20,10 +24,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     """
     # Orbax warns at every checkpoint without a metric, of which there are many on purpose.
     logging.set_verbosity(logging.ERROR)
-    try:
-        app.run(_guarded(main), flags_parser=_parse)
-    except (flags.Error, ValueError) as error:
-        fail(str(error))
+    app.run(_guarded(lambda argv: main()), flags_parser=_guarded(_parse))
+    sys.exit()  # not reached: app.run exits
 
 
 def fail(message: str) -> NoReturn:
@@ -32,31 +34,31 @@ def fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def _guarded(main: Callable[[], None]) -> Callable[[Sequence[str]], None]:
-    def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            fail(f"unexpected argument {argv[1]!r}; settings are given as --config.NAME=VALUE")
+def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(argv: Sequence[str]) -> Any:
         try:
-            main()
-        except (ValueError, FloatingPointError) as error:
+            return function(argv)
+        except (flags.Error, ValueError, FloatingPointError) as error:
             fail(str(error))
 
     return guarded
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    config = [value for flag, value in itertools.pairwise(argv) if flag in ("--config", "-config")]
     for argument in argv[1:]:
         if setting := re.match(r"--?(?:no)?config\.([\w.]+)", argument):
             check_setting(setting[1])
         elif file := re.match(r"--?config=(.+)", argument):
-            _check_file(file[1])
-    for flag, value in itertools.pairwise(argv):
-        if flag in ("--config", "-config"):
-            _check_file(value)
-    return flags.FLAGS(argv)
-
-
-def _check_file(path: str) -> None:
-    if not pathlib.Path(path).is_file():
-        known = ", ".join(map(str, sorted(pathlib.Path("configs").glob("*.py")))) or "none here"
-        raise ValueError(f"--config={path}: there is no such file; configs: {known}")
+            config.append(file[1])
+    for path in config:
+        if not pathlib.Path(path).is_file():
+            known = ", ".join(map(str, sorted(pathlib.Path("configs").glob("*.py")))) or "none here"
+            raise ValueError(f"--config={path}: there is no such file; configs: {known}")
+    default = [] if config else [f"--config={DEFAULT_CONFIG}"]
+    name, *surplus = flags.FLAGS([argv[0], *default, *argv[1:]])
+    if surplus:
+        raise ValueError(
+            f"unexpected argument {surplus[0]!r}; settings are given as --config.NAME=VALUE"
+        )
+    return [name]

@@ -9,7 +9,7 @@ from flax import nnx
 from golden_recipe import check_input, image, normal, unpack_bits
 
 from prosam_jax import backbone, equations, model, resize
-from prosam_jax.config import Config, DistributionConfig
+from prosam_jax.config import Config
 from prosam_jax.types import Episode, Features
 
 
@@ -147,27 +147,39 @@ def _episode(seed, b=2, s=1, size=32):
     )
 
 
-def test_encode_feeds_the_frozen_networks_as_the_reference_does(prosam):
-    episode = _episode(0, s=2)
-    features = jax.jit(prosam.encode)(episode)
+def _small(**distribution):
+    """Tiny frozen networks at random, to be compiled often."""
+    return model.build(
+        Config.from_dict(
+            {
+                "sam": {"model": "tiny", "weights": "random", "image_size": 64},
+                "backbone": {"name": "tiny", "weights": "random"},
+                "prompt": {"num_queries": 5},
+                "distribution": distribution,
+            }
+        )
+    )
+
+
+def test_encode_feeds_the_frozen_networks_as_the_reference_does():
+    small, episode = _small(), _episode(0, s=2)
+    features = jax.jit(small.encode)(episode)
     query = resize.normalize(jnp.asarray(episode.query_image))
-    large = resize.bilinear(query, (256, 256), align_corners=True)
+    large = resize.bilinear(query, (64, 64), align_corners=True)
     np.testing.assert_allclose(
-        features.image_embeddings, jax.jit(prosam.sam.encode_image)(large), atol=1e-5
+        features.image_embeddings, jax.jit(small.sam.encode_image)(large), atol=1e-5
     )
     assert features.support_mask.shape == (4, 4, 4)
     np.testing.assert_array_equal(
         features.support_mask.reshape(2, 2, 4, 4), episode.support_mask[:, :, ::8, ::8]
     )
-    assert features.support.prior.shape == (4, 4, 4, 2048)
+    assert features.support.prior.shape == (4, 4, 4, 256)
     assert not bool((features.support.prior[features.support_mask == 0] != 0).any())
 
 
 @pytest.mark.parametrize("name", ["vrp", "gaussian", "student_t", "t3vae"])
-def test_objective_is_the_mean_over_samples(prosam, name):
-    distribution = DistributionConfig(name=name, samples=3)
-    cfg = Config(distribution=distribution)
-    whole = model.ProSAM(cfg, prosam.sam, prosam.backbone, rngs=nnx.Rngs(1))
+def test_objective_is_the_mean_over_samples(name):
+    whole = _small(name=name, samples=3)
     episode = _episode(1)
     target = jnp.asarray(episode.query_mask)
     key = jax.random.key(7)
@@ -195,12 +207,11 @@ def test_objective_is_the_mean_over_samples(prosam, name):
     assert (aux["intersection"] <= aux["union"]).all()
 
 
-def test_entropy_weight_rewards_wide_scales(prosam):
+def test_entropy_weight_rewards_wide_scales():
     episode, key = _episode(2), jax.random.key(0)
 
     def losses(weight):
-        cfg = Config(distribution=DistributionConfig(samples=1, entropy_weight=weight))
-        whole = model.ProSAM(cfg, prosam.sam, prosam.backbone, rngs=nnx.Rngs(1))
+        whole = _small(samples=1, entropy_weight=weight)
 
         @jax.jit
         def run(episode):

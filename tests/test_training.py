@@ -199,7 +199,7 @@ def test_training_lowers_the_loss(tmp_path):
         tmp_path / "voc", train={"steps": 25, "learning_rate": 1e-3}, prompt={"dropout": 0.0}
     )
     _, losses = _steps(cfg, jax.devices()[:1], n=25)
-    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+    assert np.mean(losses[-5:]) < np.mean(losses[:3]) - 0.08
 
 
 def test_curves_forget_the_steps_that_are_done_again(tmp_path):

@@ -11,7 +11,6 @@ import numpy as np
 import rich.console
 import rich.progress
 import rich.table
-import tensorboardX
 from matplotlib.figure import Figure
 
 import prosam_jax
@@ -31,6 +30,8 @@ class Curves:
         kept = [line for line in old if json.loads(line)["step"] <= start]
         path.write_text("".join(f"{line}\n" for line in kept))
         self._lines = path.open("a", buffering=1)
+        import tensorboardX  # here, because it imports torch where there is one, for seconds
+
         self._board = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True
         )

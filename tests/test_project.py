@@ -1,0 +1,79 @@
+"""The project as a whole: everything imports, recipes build, the README's words hold."""
+
+import importlib
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+
+import prosam_jax
+from prosam_jax.config import Config
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_module_imports_and_says_what_it_is():
+    for info in pkgutil.walk_packages(prosam_jax.__path__, "prosam_jax."):
+        module = importlib.import_module(info.name)
+        if not info.ispkg:
+            assert module.__doc__, info.name
+
+
+@pytest.mark.parametrize("recipe", sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py")))
+def test_every_recipe_is_valid(recipe):
+    module = importlib.import_module(f"configs.{recipe}")
+    assert "python train.py" in module.__doc__
+    Config.from_dict(module.get_config())
+
+
+def test_files_named_in_the_readme_exist():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    files = [link for link in links if "://" not in link]
+    assert len(files) > 10
+    for file in files:
+        assert (ROOT / file).exists(), file
+
+
+def test_functions_named_in_the_readme_exist():
+    from prosam_jax import equations, model
+    from prosam_jax.sam.model import Sam
+
+    table = README.partition("## Where to find what")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if "equations.py`" in line or "`equations" in line]
+    names = {n for row in rows for n in re.findall(r"`(\w+)`", row)}
+    assert {"mask_loss", "draw_noise", "reparameterise", "monte_carlo"} <= names
+    for name in names - {"ReferencePromptEncoder"}:
+        assert hasattr(equations, name), name
+    for dotted in re.findall(r"`(Sam|ProSAM)\.(\w+)`", table):
+        owner = {"Sam": Sam, "ProSAM": model.ProSAM}[dotted[0]]
+        assert hasattr(owner, dotted[1]) or dotted[1] == "prompt_encoder", dotted
+
+
+def test_settings_named_in_the_readme_exist():
+    from prosam_jax.config import check_setting
+
+    groups = "data|sam|backbone|prompt|distribution|train|eval"
+    names = re.findall(rf"(?:--config\.|`)((?:{groups})\.\w+)", README)
+    assert len(names) > 10
+    for name in names:
+        check_setting(name)
+
+
+def test_the_readmes_example_runs():
+    code = README.partition("```python\n")[2].partition("```")[0]
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["posterior"].mean.shape == (2, 50, 256)
+    assert names["logits"].shape == (2, 128, 128)
+
+
+def test_importing_the_run_time_needs_no_torch():
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['tensorflow'] = None\n"
+        "import prosam_jax.training.loop, prosam_jax.training.score, prosam_jax.cli"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,105 @@
+"""The commands as a user calls them, each in a process of its own."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from fake_voc import write_voc
+from small import flags, small_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _run(script, *arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.data.fld=1"], "unknown setting data.fld; nearest: data.fold"),
+        (["--config.dat.fold=1"], "unknown setting dat.fold; nearest: data"),
+        (["--config.sam.model=vit_x"], "sam.model='vit_x' is not known; nearest: vit_l"),
+        (["--config.data.fold=one"], "flag --config.data.fold=one: invalid literal for int()"),
+        (["--config=configs/pasca.py"], "--config=configs/pasca.py: there is no such file; conf"),
+        (["--workdr=x"], "Unknown command line flag 'workdr'. Did you mean: workdir"),
+        (["--config.data.root=nowhere"], "data.root='nowhere': found nothing of that kind"),
+        (["surplus"], "unexpected argument 'surplus'"),
+    ],
+    ids=lambda x: x[0] if isinstance(x, list) else "",
+)
+def test_mistakes_get_one_line(tmp_path, arguments, message):
+    done = _run("train.py", f"--workdir={tmp_path}", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_weights_get_one_line_and_the_command(tmp_path):
+    root = write_voc(tmp_path / "voc")
+    done = _run(
+        "train.py", f"--workdir={tmp_path / 'run'}", f"--config.data.root={root}",
+        "--config.data.fold=1", "--config.sam.weights=none.safetensors",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: none.safetensors is missing; make it with: python convert/sam_to_flax.py "
+        "--model vit_h --checkpoint CHECKPOINT.pth --out none.safetensors\n"
+    )
+
+
+def test_evaluation_without_a_run_gets_one_line(tmp_path):
+    done = _run("evaluate.py", f"--workdir={tmp_path}")
+    assert done.returncode == 1
+    assert "config.json is missing: --workdir must name the workdir" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_train_stop_resume_evaluate(tmp_path):
+    cfg = small_config(tmp_path / "voc", train={"steps": 40, "eval_every": 0}, data={"workers": 1})
+    command = [f"--workdir={tmp_path / 'run'}", *flags(cfg)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "train.py", *command], cwd=ROOT, stdout=log, stderr=log
+        )
+        deadline = time.monotonic() + 280
+        while "step 3/40" not in (tmp_path / "log").read_text():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 128 + signal.SIGTERM
+    out = (tmp_path / "log").read_text()
+    stopped = int(re.search(r"stopped at step (\d+); the same command goes on from there", out)[1])
+    resumed = _run("train.py", *command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"going on at step {stopped} in" in resumed.stdout
+    assert "step 40/40" in resumed.stdout
+    # From another folder, as a user may.
+    done = _run("evaluate.py", f"--workdir={tmp_path / 'run'}", "--config.eval.episodes=2",
+                cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "mIoU" in done.stdout
+    assert "RANDOM weights, as asked for" in done.stdout
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["episodes"] == 2
+    assert 0 <= results["miou"] <= 100
+    assert (tmp_path / "run" / "examples.png").read_bytes().startswith(b"\x89PNG")
+    unknown = _run("evaluate.py", f"--workdir={tmp_path / 'run'}", "--checkpoint=worst")
+    assert unknown.returncode == 1
+    assert "--checkpoint=worst" in unknown.stderr
+    assert os.listdir(tmp_path / "run" / "checkpoints")
