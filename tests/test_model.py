@@ -177,7 +177,15 @@ def test_encode_feeds_the_frozen_networks_as_the_reference_does():
     assert not bool((features.support.prior[features.support_mask == 0] != 0).any())
 
 
-@pytest.mark.parametrize("name", ["vrp", "gaussian", "student_t", "t3vae"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vrp",
+        "student_t",
+        pytest.param("gaussian", marks=pytest.mark.slow),
+        pytest.param("t3vae", marks=pytest.mark.slow),
+    ],
+)
 def test_objective_is_the_mean_over_samples(name):
     whole = _small(name=name, samples=3)
     episode = _episode(1)
@@ -207,6 +215,7 @@ def test_objective_is_the_mean_over_samples(name):
     assert (aux["intersection"] <= aux["union"]).all()
 
 
+@pytest.mark.slow
 def test_entropy_weight_rewards_wide_scales():
     episode, key = _episode(2), jax.random.key(0)
 

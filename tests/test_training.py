@@ -68,7 +68,13 @@ def test_only_the_prompt_encoder_is_saved_and_trained(finished):
     assert not any(path[0] == "prompt_encoder" for path, _ in nnx.to_flat_state(frozen))
 
 
-@pytest.mark.parametrize("at", [2, 4], ids=["between validations", "at a validation"])
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param(2, id="between validations"),
+        pytest.param(4, id="at a validation", marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_and_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch, capsys, at):
     """SIGTERM during step `at`; the same command again gives the same bits."""
     cfg, _, last = finished
@@ -173,6 +179,7 @@ def _steps(cfg, devices, n=3):
     return jax.device_get(current), losses
 
 
+@pytest.mark.slow
 def test_four_devices_compute_what_one_does(tmp_path):
     cfg = small_config(tmp_path / "voc", train={"batch_size": 4})
     one, losses_of_one = _steps(cfg, jax.devices()[:1])
@@ -184,6 +191,7 @@ def test_four_devices_compute_what_one_does(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_first_number_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
     cfg = small_config(tmp_path / "voc", train={"learning_rate": 1e38, "log_every": 5})
     with pytest.raises(FloatingPointError, match=r"^\w+ is (nan|inf).* at step [234]: "):
@@ -193,6 +201,7 @@ def test_the_first_number_that_is_not_finite_ends_the_run(tmp_path, monkeypatch)
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(tmp_path):
     """One class, one pair of pictures: the objective must be learnable through a random SAM."""
     cfg = small_config(
@@ -207,6 +216,8 @@ def test_curves_forget_the_steps_that_are_done_again(tmp_path):
     for i in (1, 2, 3):
         first.write("train", i, {"loss": float(i)})
     first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "train/lo')  # the machine went down here
     second = report.Curves(tmp_path, 2)
     second.write("train", 3, {"loss": 30.0})
     second.close()

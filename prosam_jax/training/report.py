@@ -21,13 +21,14 @@ from prosam_jax.training.evaluation import Example, Result
 class Curves:
     """Numbers by step, as JSON lines in `metrics.jsonl` and for TensorBoard.
 
-    Lines of steps after `start` belong to work that is done again; they are dropped.
+    Lines of steps after `start` belong to work that is done again; they are dropped, and so is a
+    line that a crash cut short.
     """
 
     def __init__(self, workdir: pathlib.Path, start: int):
         path = workdir / "metrics.jsonl"
         old = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in old if json.loads(line)["step"] <= start]
+        kept = [line for line in old if _step_of(line) <= start]
         path.write_text("".join(f"{line}\n" for line in kept))
         self._lines = path.open("a", buffering=1)
         import tensorboardX  # here, because it imports torch where there is one, for seconds
@@ -47,6 +48,13 @@ class Curves:
         """Flushes both files."""
         self._lines.close()
         self._board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return float("inf")
 
 
 class Progress:
