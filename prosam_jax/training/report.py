@@ -210,5 +210,5 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
 def _overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
     """The image, dimmed outside the mask and tinted inside it."""
     image = image.astype(np.float32) / 255
-    tinted = 0.5 * image + 0.5 * np.asarray(colour, np.float32).reshape(1, 1, 3)
-    return np.where(mask[..., None], tinted, 0.6 * image)
+    tinted = 0.35 * image + 0.65 * np.asarray(colour, np.float32).reshape(1, 1, 3)
+    return np.where(mask[..., None], tinted, 0.5 * image)
