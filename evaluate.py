@@ -12,8 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from prosam_jax import cli
-from prosam_jax.config import read_config
-from prosam_jax.training.score import score
+from prosam_jax.config import changed, read_config
+from prosam_jax.training.score import FREE, score
 
 config_flags.DEFINE_config_file("config", None, "Names the settings; their values are the run's.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
@@ -24,7 +24,14 @@ def main() -> None:
     """Evaluates one checkpoint of the run in the workdir."""
     workdir = pathlib.Path(WORKDIR.value)
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    score(read_config(workdir / "config.json", overrides), workdir, CHECKPOINT.value)
+    run = read_config(workdir / "config.json")
+    cfg = read_config(workdir / "config.json", overrides)
+    if differences := changed(run, cfg, FREE):
+        raise ValueError(
+            f"these settings belong to the run and cannot be changed: {'; '.join(differences)}; "
+            f"free are {', '.join(FREE)}"
+        )
+    score(cfg, workdir, CHECKPOINT.value)
 
 
 if __name__ == "__main__":

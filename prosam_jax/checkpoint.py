@@ -53,8 +53,18 @@ class Checkpoints:
         """The step of the best validation, None if there was none."""
         return self._manager.best_step()
 
+    def validated(self, step: int) -> bool:
+        """Whether the checkpoint of `step` carries its mIoU."""
+        return bool(self._manager.metrics(step))
+
     def save(self, step: int, state: Any, miou: float | None = None) -> None:
-        """Begins to write `state`; a validated state carries its mIoU."""
+        """Begins to write `state`, in place of an older one of that step.
+
+        A validated state carries its mIoU.
+        """
+        if step in self._manager.all_steps():
+            self._manager.wait_until_finished()
+            self._manager.delete(step)
         metrics = None if miou is None else {METRIC: miou}
         self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 

@@ -19,8 +19,8 @@ DEFAULT_CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "pascal.py"
 def run(main: Callable[[], None]) -> NoReturn:
     """Parses the command line and runs `main`.
 
-    What a user can mend (ValueError, FloatingPointError, a bad flag) ends as one line on stderr
-    and exit status 1.
+    What a user can mend (ValueError, FloatingPointError, OSError, a bad flag) ends as one line
+    on stderr and exit status 1.
     """
     # Orbax warns at every checkpoint without a metric, of which there are many on purpose.
     logging.set_verbosity(logging.ERROR)
@@ -38,7 +38,7 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(argv: Sequence[str]) -> Any:
         try:
             return function(argv)
-        except (flags.Error, ValueError, FloatingPointError) as error:
+        except (flags.Error, ValueError, FloatingPointError, OSError) as error:
             fail(str(error))
 
     return guarded

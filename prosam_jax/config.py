@@ -154,7 +154,12 @@ class SAMSettings:
         """Checks names and sizes."""
         check_choice("sam.model", self.model, SAM_MODELS)
         check_choice("sam.dtype", self.dtype, DTYPES)
-        check_at_least("sam.image_size", self.image_size, 0)
+        if self.image_size < 0 or self.image_size % 16:
+            raise ValueError(f"sam.image_size={self.image_size} must be 0 or a multiple of 16")
+
+    def weight_file(self) -> str:
+        """`weights` with the model's name filled in."""
+        return self.weights.replace("{model}", self.model)
 
     def architecture(self) -> SAMConfig:
         """The architecture that these settings name."""
@@ -180,6 +185,10 @@ class BackboneConfig:
         """Checks names."""
         check_choice("backbone.name", self.name, BACKBONES)
 
+    def weight_file(self) -> str:
+        """`weights` with the backbone's name filled in."""
+        return self.weights.replace("{name}", self.name)
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
@@ -203,6 +212,7 @@ class PromptConfig:
     def __post_init__(self) -> None:
         """Checks ranges."""
         check_at_least("prompt.num_queries", self.num_queries, 1)
+        check_at_least("prompt.num_heads", self.num_heads, 1)
         if self.dim % 4 or self.dim % self.num_heads:
             raise ValueError(
                 f"prompt.dim={self.dim} must be a multiple of 4 and of "
@@ -324,17 +334,20 @@ class EvalConfig:
 
     Attributes:
         episodes: Episodes of novel classes in the fixed list.
+        seed: Seed of that list; the same for every training seed.
         batch_size: Episodes decoded at once; it does not change the result.
         pictures: Episodes drawn in the picture.
     """
 
     episodes: int = 1000
+    seed: int = 321
     batch_size: int = 2
     pictures: int = 6
 
     def __post_init__(self) -> None:
         """Checks ranges."""
         check_at_least("eval.episodes", self.episodes, 1)
+        check_at_least("eval.seed", self.seed, 0)
         check_at_least("eval.batch_size", self.batch_size, 1)
         check_at_least("eval.pictures", self.pictures, 0)
 
@@ -353,8 +366,11 @@ class Config:
     eval: EvalConfig = EvalConfig()
 
     def __post_init__(self) -> None:
-        """Checks the seed."""
+        """Checks the seed, and that prompts fit SAM."""
         check_at_least("seed", self.seed, 0)
+        width = self.sam.architecture().prompt_embed_dim
+        if self.prompt.dim != width:
+            raise ValueError(f"prompt.dim={self.prompt.dim} must be {width}, as wide as SAM's")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -411,7 +427,9 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def write_config(cfg: Config, path: pathlib.Path) -> None:
     """Keeps a run's settings as JSON."""
-    path.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+    temporary.replace(path)
 
 
 def read_config(path: pathlib.Path, overrides: dict[str, Any] | None = None) -> Config:
@@ -426,7 +444,10 @@ def read_config(path: pathlib.Path, overrides: dict[str, Any] | None = None) -> 
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing: --workdir must name the workdir of a training run")
-    settings = json.loads(path.read_text())
+    try:
+        settings = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it or begin a new run") from error
     for name, value in (overrides or {}).items():
         group = settings
         *groups, leaf = name.split(".")
@@ -436,10 +457,27 @@ def read_config(path: pathlib.Path, overrides: dict[str, Any] | None = None) -> 
     return Config.from_dict(settings)
 
 
-def changed(old: Config, new: Config) -> list[str]:
-    """Settings in which two configurations differ, as "name: old -> new"."""
+def changed(old: Config, new: Config, free: tuple[str, ...]) -> list[str]:
+    """Settings in which two configurations of one run differ and must not.
+
+    Args:
+        old: Settings of the run.
+        new: Settings it is to go on or to be scored with.
+        free: Names of settings that may differ. Files of frozen weights may always have moved,
+            but not become random or cease to be.
+
+    Returns:
+        Such settings as "name: old -> new".
+    """
     before, after = (_flat(to_dict(cfg)) for cfg in (old, new))
-    return [f"{k}: {before[k]} -> {after[k]}" for k in before if before[k] != after[k]]
+    free += tuple(
+        name
+        for name in ("sam.weights", "backbone.weights")
+        if RANDOM not in (before[name], after[name])
+    )
+    return [
+        f"{k}: {before[k]} -> {after[k]}" for k in before if before[k] != after[k] and k not in free
+    ]
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -161,14 +161,14 @@ def build(cfg: Config) -> ProSAM:
     arch = cfg.sam.architecture()
     sam = _frozen(
         lambda rngs: Sam(arch, rngs=rngs),
-        cfg.sam.weights.format(model=cfg.sam.model),
+        cfg.sam.weight_file(),
         cfg.seed,
         kind="sam",
         architecture=cfg.sam.model,
     )
     frozen_backbone = _frozen(
         lambda rngs: backbone.build(cfg.backbone, rngs=rngs),
-        cfg.backbone.weights.format(name=cfg.backbone.name),
+        cfg.backbone.weight_file(),
         cfg.seed,
         kind="backbone",
         architecture=cfg.backbone.name,

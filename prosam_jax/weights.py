@@ -54,9 +54,9 @@ def fill(module: Module, array_of: Callable[[str], ArrayLike]) -> Module:
 def random(build: Callable[[nnx.Rngs], Module], seed: int) -> Module:
     """A module with stand-ins for weights that nobody has: each array drawn by its name.
 
-    Kernels are N(0, 1 / fan-in), norms the identity, biases and position tables 0, all else
-    N(0, 1). NumPy draws them: compiling JAX's generator for every shape of a frozen network
-    takes a minute. Same seed, same numbers.
+    Kernels are N(0, 1 / n) with n the product of all axes but the last, norms the identity,
+    biases and position tables 0, all else N(0, 1). NumPy draws them: compiling JAX's generator
+    for every shape of a frozen network takes a minute. Same seed, same numbers.
     """
     module = abstract(build)
     specs = leaves(module)

@@ -19,9 +19,19 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     with contextlib.closing(Checkpoints(tmp_path, read_only=True)) as checkpoints:
         assert checkpoints.steps == [2, 5]
         assert (checkpoints.latest, checkpoints.best) == (5, 2)
+        assert (checkpoints.validated(2), checkpoints.validated(5)) == (True, False)
         for step in (2, 5):
             restored = checkpoints.restore(step, _state(0))
             jax.tree.map(np.testing.assert_array_equal, restored, _state(step))
+
+
+def test_a_step_is_saved_again_with_its_score(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(3, _state(3))
+        checkpoints.save(3, _state(4), 0.2)
+    with contextlib.closing(Checkpoints(tmp_path, read_only=True)) as checkpoints:
+        assert (checkpoints.steps, checkpoints.best) == ([3], 3)
+        np.testing.assert_array_equal(checkpoints.restore(3, _state(0))["step"], 4)
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):

@@ -29,6 +29,9 @@ def test_settings_survive_the_round_trip():
         ({"data": {"fold": 4}}, "data.fold=4 must be 0, 1, 2 or 3"),
         ({"data": {"fold": True}}, "data.fold=True must be of type int, not bool"),
         ({"prompt": {"dim": 30}}, "prompt.dim=30 must be a multiple of 4"),
+        ({"prompt": {"dim": 128}}, "prompt.dim=128 must be 256, as wide as SAM's"),
+        ({"prompt": {"num_heads": 0}}, "prompt.num_heads=0 must be at least 1"),
+        ({"sam": {"image_size": 1000}}, "sam.image_size=1000 must be 0 or a multiple of 16"),
         ({"prompt": {"dropout": 1.0}}, r"prompt.dropout=1.0 must lie in \[0, 1\)"),
         ({"distribution": {"name": "student"}}, "nearest: student_t"),
         ({"distribution": {"nu": 0.0}}, "distribution.nu=0.0 must be above 0"),
@@ -61,9 +64,17 @@ def test_saved_settings_are_read_with_changes(tmp_path):
     assert config.read_config(path) == cfg
     changed = config.read_config(path, {"eval.episodes": 10})
     assert changed.eval.episodes == 10
-    assert config.changed(cfg, changed) == ["eval.episodes: 1000 -> 10"]
+    assert config.changed(cfg, changed, ()) == ["eval.episodes: 1000 -> 10"]
+    assert config.changed(cfg, changed, ("eval.episodes",)) == []
+    moved = config.read_config(path, {"sam.weights": "elsewhere.safetensors"})
+    assert config.changed(cfg, moved, ()) == []
+    drawn = config.read_config(path, {"sam.weights": "random"})
+    assert len(config.changed(cfg, drawn, ())) == 1
     path.write_text(json.dumps({"evla": {}}))
     with pytest.raises(ValueError, match="unknown setting evla"):
+        config.read_config(path)
+    path.write_text('{"seed": 3')
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
         config.read_config(path)
     with pytest.raises(ValueError, match="--workdir must name the workdir of a training run"):
         config.read_config(tmp_path / "none.json")

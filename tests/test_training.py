@@ -71,25 +71,32 @@ def test_only_the_prompt_encoder_is_saved_and_trained(finished):
 @pytest.mark.parametrize(
     "at",
     [
-        pytest.param(2, id="between validations"),
-        pytest.param(4, id="at a validation", marks=pytest.mark.slow),
+        pytest.param(4, id="at a validation"),
+        pytest.param(2, id="between validations", marks=pytest.mark.slow),
     ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch, capsys, at):
-    """SIGTERM during step `at`; the same command again gives the same bits."""
-    cfg, _, last = finished
+    """SIGTERM during step `at`; the same command again gives the same bits and scores."""
+    cfg, whole, last = finished
     workdir = tmp_path / "run"
     _stop_at(monkeypatch, at)
     with pytest.raises(loop.Stopped, match=f"stopped at step {at}"):
         loop.train(cfg, workdir)
     monkeypatch.undo()
-    loop.train(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, workers=0)), workdir)
+    loop.train(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, workers=1)), workdir)
     assert f"going on at step {at}" in capsys.readouterr().out
     resumed = _last_state(cfg, workdir)
     assert jax.tree.structure(resumed) == jax.tree.structure(last)
     jax.tree.map(np.testing.assert_array_equal, resumed, last)
+    assert _scored(workdir) == _scored(whole)
     steps = [line["step"] for line in _curves(workdir) if "train/loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def _scored(workdir):
+    """Step, mIoU and FB-IoU of every validation."""
+    lines = [line for line in _curves(workdir) if "validation/miou" in line]
+    return [(line["step"], line["validation/miou"], line["validation/fb_iou"]) for line in lines]
 
 
 def _stop_at(monkeypatch, at):

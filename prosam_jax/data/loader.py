@@ -1,6 +1,7 @@
 """Batches of episodes in the order of training steps, read ahead by threads or processes."""
 
 import dataclasses
+import signal
 from collections.abc import Sequence
 
 import grain
@@ -56,7 +57,12 @@ def make_loader(
     dataset = grain.MapDataset.source(part).batch(batch_size // hosts, batch_fn=_stack)
     reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
     processes = grain.MultiprocessingOptions(num_workers=workers)
-    return iter(dataset.to_iter_dataset(reading).mp_prefetch(processes))
+    return iter(dataset.to_iter_dataset(reading).mp_prefetch(processes, _ignore_interrupts))
+
+
+def _ignore_interrupts(worker: int, workers: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the main one decides when its workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclasses.dataclass(frozen=True)

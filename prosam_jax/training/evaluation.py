@@ -52,7 +52,7 @@ class Result:
 
 def test_episodes(cfg: Config) -> EpisodeSource:
     """The fixed list of episodes of novel classes that every result of a fold stands on."""
-    return benchmark.episodes(cfg.data, "test", seed=cfg.seed, length=cfg.eval.episodes)
+    return benchmark.episodes(cfg.data, "test", seed=cfg.eval.seed, length=cfg.eval.episodes)
 
 
 def evaluate(

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import types
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -23,13 +24,13 @@ from prosam_jax.training.metrics import Areas, IoU
 FREE = (
     "data.root",
     "data.workers",
-    "eval.",
+    "eval.batch_size",
+    "eval.pictures",
     "train.checkpoint_every",
-    "train.epochs",
     "train.eval_every",
     "train.log_every",
-    "train.steps",
 )
+LENGTH = ("train.epochs", "train.steps")  # free as well, unless the schedule depends on them
 
 
 class Stopped(Exception):
@@ -51,32 +52,35 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         FloatingPointError: The loss is not finite any more; names metric and step.
         Stopped: SIGTERM or SIGINT came; the state is saved.
     """
-    _check_workdir(cfg, workdir)
+    if any((workdir / "checkpoints").glob("[0-9]*")):
+        _check_settings(cfg, workdir)
     trainer = Trainer(cfg)
+    workdir.mkdir(parents=True, exist_ok=True)
     write_config(cfg, workdir / "config.json")
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = checkpoints.latest or 0
         if start:
             trainer.state = checkpoints.restore(start, trainer.state)
         trainer.print_facts()
-        if start >= trainer.total:
+        unscored = start > 0 and trainer.is_due(start) and not checkpoints.validated(start)
+        if start >= trainer.total and not unscored:
             print(f"nothing to do: {workdir} is at step {start}, train.steps is {trainer.total}")
             return
         print(f"{'going on' if start else 'starting'} at step {start} in {workdir}", flush=True)
-        trainer.run(start, workdir, checkpoints)
+        trainer.run(start, workdir, checkpoints, validate_first=unscored)
 
 
-def _check_workdir(cfg: Config, workdir: pathlib.Path) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    differences = [d for d in changed(read_config(path), cfg) if not d.startswith(FREE)]
-    if differences:
+def _check_settings(cfg: Config, workdir: pathlib.Path) -> None:
+    free = FREE if cfg.train.schedule == "cosine" else (*FREE, *LENGTH)
+    if differences := changed(read_config(workdir / "config.json"), cfg, free):
         raise ValueError(
             f"{workdir} holds a run with other settings ({'; '.join(differences)}): "
             "choose another --workdir, or the old settings to go on with it"
         )
+
+
+class Interrupted(Exception):
+    """A signal came while a validation was under way."""
 
 
 class Trainer:
@@ -112,52 +116,58 @@ class Trainer:
         ):
             print(line, flush=True)
 
-    def run(self, start: int, workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
-        """Takes the steps from `start` to the end."""
+    def is_due(self, i: int) -> bool:
+        """Whether step `i` is followed by a validation."""
+        return i % self.eval_every == 0 or i == self.total
+
+    def run(
+        self, start: int, workdir: pathlib.Path, checkpoints: Checkpoints, *, validate_first: bool
+    ) -> None:
+        """Takes the steps from `start` to the end.
+
+        Args:
+            start: Steps already taken.
+            workdir: Where the curves go.
+            checkpoints: Where states go.
+            validate_first: Whether the validation of `start` itself is to be made up for.
+        """
         cfg = self.cfg.train
         with contextlib.ExitStack() as stack:
             curves = stack.enter_context(contextlib.closing(report.Curves(workdir, start)))
-            loader = stack.enter_context(
-                contextlib.closing(
-                    make_loader(
-                        self.source,
-                        batch_size=cfg.batch_size,
-                        start=start,
-                        workers=self.cfg.data.workers,
-                    )
-                )
-            )
             bar = stack.enter_context(report.Progress(self.total, start, cfg.batch_size))
             signals = stack.enter_context(Signals())
+            keep = _Keeper(self, checkpoints, curves, bar, signals)
+            if validate_first:
+                keep(start, validate=True)
+            loader = make_loader(
+                self.source,
+                batch_size=cfg.batch_size,
+                start=min(start, self.total),
+                workers=self.cfg.data.workers,
+            )
+            stack.enter_context(contextlib.closing(loader))
             window = Window(start, cfg.batch_size)
             for i, episode in enumerate(loader, start + 1):
                 batch = sharding.split_batch(episode, self.mesh)
+                # One step runs while the next batch is read, and no more are queued: a signal is
+                # answered within two steps, and the bar tells the truth.
+                jax.block_until_ready(window.logs[-1:])
                 self.state, logs = self.train_step(self.state, self.frozen, batch)
                 window.add(logs, episode.class_id)
                 bar.advance(i)
-                stop = signals.received
-                validate = not stop and (i % self.eval_every == 0 or i == self.total)
-                save = validate or stop or i % cfg.checkpoint_every == 0 or i == self.total
+                save = self.is_due(i) or i % cfg.checkpoint_every == 0 or bool(signals.received)
                 if save or i % cfg.log_every == 0:
                     # Looked at before anything is saved: no checkpoint holds a NaN.
                     values = window.values()
                     rate = np.asarray(self.learning_rate(i - 1)).item()
                     curves.write("train", i, values | {"learning_rate": rate})
                     bar.show(i, values)
-                    window = Window(i, cfg.batch_size)
-                miou = None
-                if validate:
-                    result = self.validate()
-                    miou = result.scores.miou
-                    curves.write("validation", i, {"miou": miou, "fb_iou": result.scores.fb_iou})
-                    bar.print(f"step {i}: validation {report.summary(result)}")
-                    window = Window(i, cfg.batch_size)
                 if save:
-                    checkpoints.save(i, self.state, miou)
-                if stop:
-                    raise Stopped(stop, i)
+                    keep(i, validate=self.is_due(i))
+                if save or i % cfg.log_every == 0:
+                    window = Window(i, cfg.batch_size)
 
-    def validate(self) -> evaluation.Result:
+    def validate(self, on_batch: Callable[[int], None]) -> evaluation.Result:
         """Scores the state on the fold's test episodes."""
         return evaluation.evaluate(
             self.predict,
@@ -167,7 +177,31 @@ class Trainer:
             batch_size=self.cfg.eval.batch_size,
             mesh=self.mesh,
             workers=self.cfg.data.workers,
+            on_batch=on_batch,
         )
+
+
+@dataclasses.dataclass
+class _Keeper:
+    """Saves a state, scored if it is due; a signal cuts the scoring short, and then the run."""
+
+    trainer: Trainer
+    checkpoints: Checkpoints
+    curves: report.Curves
+    bar: report.Progress
+    signals: "Signals"
+
+    def __call__(self, i: int, *, validate: bool) -> None:
+        miou = None
+        if validate:
+            with contextlib.suppress(Interrupted):
+                result = self.trainer.validate(self.signals.check)
+                miou = result.scores.miou
+                self.curves.write("validation", i, {"miou": miou, "fb_iou": result.scores.fb_iou})
+                self.bar.print(f"step {i}: validation {report.summary(result)}")
+        self.checkpoints.save(i, self.trainer.state, miou)
+        if self.signals.received:
+            raise Stopped(self.signals.received, i)
 
 
 class Window:
@@ -197,7 +231,7 @@ class Window:
                 if not np.isfinite(value).all():
                     raise FloatingPointError(
                         f"{name} is {value} at step {i}: try a smaller train.learning_rate; "
-                        "the last checkpoint is from before that step"
+                        "no checkpoint holds that step"
                     )
             inter, union = log.pop("intersection"), log.pop("union")
             both = (np.stack([0 * x, x], axis=1) for x in (inter, union))
@@ -219,6 +253,11 @@ class Signals:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._note)
         return self
+
+    def check(self, done: int) -> None:
+        """Raises Interrupted if a signal came."""
+        if self.received:
+            raise Interrupted
 
     def _note(self, number: int, frame: types.FrameType | None) -> None:
         self.received = number

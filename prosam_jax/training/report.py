@@ -126,8 +126,8 @@ def device_line() -> str:
 def frozen_line(cfg: Config) -> str:
     """Which frozen weights are used; says it plainly where they are random."""
     parts = {
-        f"SAM {cfg.sam.model}": cfg.sam.weights.format(model=cfg.sam.model),
-        f"backbone {cfg.backbone.name}": cfg.backbone.weights.format(name=cfg.backbone.name),
+        f"SAM {cfg.sam.model}": cfg.sam.weight_file(),
+        f"backbone {cfg.backbone.name}": cfg.backbone.weight_file(),
     }
     return "; ".join(
         f"{name}: RANDOM weights, as asked for" if file == RANDOM else f"{name}: {file}"

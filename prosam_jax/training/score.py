@@ -9,6 +9,19 @@ from prosam_jax.config import Config
 from prosam_jax.data.benchmark import describe
 from prosam_jax.training import evaluation, report, sharding, state, step
 
+# What may differ from the run's own settings without making its parameters mean something else.
+FREE = (
+    "data.root",
+    "data.shots",
+    "data.val_list",
+    "data.workers",
+    "eval.batch_size",
+    "eval.episodes",
+    "eval.pictures",
+    "eval.seed",
+    "sam.dtype",
+)
+
 
 def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> evaluation.Result:
     """Evaluates one checkpoint on the fold's fixed list of test episodes.

@@ -26,7 +26,7 @@ class TrainState(NamedTuple):
 
 
 def steps_per_epoch(cfg: TrainConfig, images: int) -> int:
-    """Steps in which every one of `images` is a target once."""
+    """Steps in which at least `images` targets are drawn; the next epoch begins within the last."""
     return -(-images // cfg.batch_size)
 
 
