@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from prosam_jax.config import DataConfig
 from prosam_jax.data.folds import FoldIndex
 from prosam_jax.data.transforms import class_mask, resize_image, resize_mask
 from prosam_jax.types import Episode
@@ -159,3 +160,18 @@ class EpisodeSource:
     def _read(self, image_id: str, class_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image = resize_image(self.images.image(image_id), self.size)
         return image, *class_mask(resize_mask(self.images.labels(image_id), self.size), class_id)
+
+
+def episode_source(
+    images: Images, fold: FoldIndex, cfg: DataConfig, split: str, *, seed: int, length: int | None
+) -> EpisodeSource:
+    """Episodes of one split of a fold; `length` None is one pass over its images."""
+    return EpisodeSource(
+        images=images,
+        fold=fold,
+        draw=draw_train if split == "train" else draw_test,
+        seed=seed,
+        shots=cfg.shots,
+        size=cfg.image_size,
+        length=len(fold.images) if length is None else length,
+    )

@@ -19,7 +19,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from prosam_jax.config import DataConfig
-from prosam_jax.data.episodes import EpisodeSource, draw_test, draw_train
+from prosam_jax.data.episodes import EpisodeSource, episode_source
 from prosam_jax.data.folds import CLASS_NAMES, fold_index
 from prosam_jax.data.transforms import IGNORE
 
@@ -162,15 +162,7 @@ def pascal_episodes(
     setting = "train_list" if split == "train" else "val_list"
     ids = folder.ids(getattr(cfg, setting), f"data.{setting}")
     fold = fold_index(ids, folder.pixel_counts(ids), cfg.fold, split).drawable(cfg.shots)
-    return EpisodeSource(
-        images=folder,
-        fold=fold,
-        draw=draw_train if split == "train" else draw_test,
-        seed=seed,
-        shots=cfg.shots,
-        size=cfg.image_size,
-        length=len(fold.images) if length is None else length,
-    )
+    return episode_source(folder, fold, cfg, split, seed=seed, length=length)
 
 
 @contextlib.contextmanager

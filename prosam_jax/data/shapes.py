@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from prosam_jax.config import DataConfig, check_choice
-from prosam_jax.data.episodes import EpisodeSource, draw_test, draw_train
+from prosam_jax.data.episodes import EpisodeSource, episode_source
 from prosam_jax.data.folds import SPLITS, FoldIndex, base_classes, novel_classes
 from prosam_jax.data.outlines import FORMS, PLAIN, Form, Outline, Window, fill
 
@@ -110,15 +110,7 @@ def shapes_episodes(
         length: Number of episodes; None for one pass over the pictures.
     """
     fold = shapes_index(cfg.fold, split).drawable(cfg.shots)
-    return EpisodeSource(
-        images=Shapes(cfg.image_size),
-        fold=fold,
-        draw=draw_train if split == "train" else draw_test,
-        seed=seed,
-        shots=cfg.shots,
-        size=cfg.image_size,
-        length=len(fold.images) if length is None else length,
-    )
+    return episode_source(Shapes(cfg.image_size), fold, cfg, split, seed=seed, length=length)
 
 
 def _parts(image_id: str) -> tuple[int, int, int]:

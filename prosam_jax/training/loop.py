@@ -156,7 +156,8 @@ class Trainer:
                 window.add(logs, episode.class_id)
                 bar.advance(i)
                 save = self.is_due(i) or i % cfg.checkpoint_every == 0 or bool(signals.received)
-                if save or i % cfg.log_every == 0:
+                log = save or i % cfg.log_every == 0
+                if log:
                     # Looked at before anything is saved: no checkpoint holds a NaN.
                     values = window.values()
                     rate = np.asarray(self.learning_rate(i - 1)).item()
@@ -164,7 +165,7 @@ class Trainer:
                     bar.show(i, values)
                 if save:
                     keep(i, validate=self.is_due(i))
-                if save or i % cfg.log_every == 0:
+                if log:
                     window = Window(i, cfg.batch_size)
 
     def validate(self, on_batch: Callable[[int], None]) -> evaluation.Result:
@@ -199,7 +200,8 @@ class _Keeper:
                 miou = result.scores.miou
                 self.curves.write("validation", i, {"miou": miou, "fb_iou": result.scores.fb_iou})
                 self.bar.print(f"step {i}: validation {report.summary(result)}")
-        self.checkpoints.save(i, self.trainer.state, miou)
+        if miou is not None or i not in self.checkpoints.steps:  # else there is nothing to add
+            self.checkpoints.save(i, self.trainer.state, miou)
         if self.signals.received:
             raise Stopped(self.signals.received, i)
 
