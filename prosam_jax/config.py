@@ -10,7 +10,18 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 SAM_MODELS = ("vit_b", "vit_l", "vit_h", "tiny")
-BACKBONES = ("resnet50", "tiny")
+BACKBONES = (
+    "resnet50",
+    "resnet101",
+    "resnet50_torchvision",
+    "resnet101_torchvision",
+    "vgg16",
+    "vgg16_bn",
+    "dinov2_vits14",
+    "dinov2_vitb14",
+    "efficientnet_lite0",
+    "tiny",
+)
 DISTRIBUTIONS = ("vrp", "vrp_2linear", "gaussian", "student_t", "t3vae")
 DATASETS = ("pascal", "shapes")
 SCHEDULES = ("warm_restarts", "cosine")
@@ -173,7 +184,8 @@ class BackboneConfig:
     """Which semantic backbone feeds the prompt encoder; frozen in training.
 
     Attributes:
-        name: One of `BACKBONES`; "resnet50" has the deep stem, "tiny" is for tests and trials.
+        name: One of `BACKBONES`. "resnet50" and "resnet101" have the deep stem of semseg's and
+            PFENet's checkpoints, the paper's; "tiny" is for tests and trials.
         weights: A `.safetensors` file of `convert/backbone_to_flax.py` (`{name}` stands for
             the backbone's name), or "random".
     """

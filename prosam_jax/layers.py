@@ -82,6 +82,23 @@ def layer_norm(dim: int, eps: float, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx
     return nnx.LayerNorm(dim, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
+class FrozenBatchNorm(nnx.Module):
+    """`torch.nn.BatchNorm2d` in eval mode: an affine map of each channel."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        self.weight = nnx.Param(jnp.ones((channels,)))
+        self.bias = nnx.Param(jnp.zeros((channels,)))
+        self.running_mean = nnx.BatchStat(jnp.zeros((channels,)))
+        self.running_var = nnx.BatchStat(jnp.ones((channels,)))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Normalises with the stored statistics."""
+        gain = self.weight[...] * jax.lax.rsqrt(self.running_var[...] + self.eps)
+        shift = self.bias[...] - self.running_mean[...] * gain
+        return x * gain.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
+
+
 def gelu(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
     """The exact GELU, torch's default."""
     return jax.nn.gelu(x, approximate=False)

@@ -15,22 +15,6 @@ from prosam_jax import layers
 _kaiming = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-class FrozenBatchNorm(nnx.Module):
-    """`torch.nn.BatchNorm2d` in eval mode: an affine map of each channel (eps 1e-5)."""
-
-    def __init__(self, channels: int):
-        self.weight = nnx.Param(jnp.ones((channels,)))
-        self.bias = nnx.Param(jnp.zeros((channels,)))
-        self.running_mean = nnx.BatchStat(jnp.zeros((channels,)))
-        self.running_var = nnx.BatchStat(jnp.ones((channels,)))
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Normalises with the stored statistics."""
-        gain = self.weight[...] * jax.lax.rsqrt(self.running_var[...] + 1e-5)
-        shift = self.bias[...] - self.running_mean[...] * gain
-        return x * gain.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
-
-
 class ConvBN(nnx.Module):
     """A convolution without bias and its batch norm."""
 
@@ -56,7 +40,7 @@ class ConvBN(nnx.Module):
             dtype=jnp.float32,
             rngs=rngs,
         )
-        self.bn = FrozenBatchNorm(out_dim)
+        self.bn = layers.FrozenBatchNorm(out_dim)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         """Convolves and normalises."""

@@ -64,7 +64,7 @@ def random(build: Callable[[nnx.Rngs], Module], seed: int) -> Module:
     def draw(name: str) -> np.ndarray:
         shape = specs[name].shape
         leaf = name.rpartition(".")[2]
-        if leaf in ("scale", "weight", "running_var"):
+        if leaf in ("scale", "weight", "gamma", "running_var"):
             return np.ones(shape, np.float32)
         if leaf in ("bias", "running_mean", "pos_embed", "rel_pos_h", "rel_pos_w"):
             return np.zeros(shape, np.float32)

@@ -1,0 +1,1 @@
+"""The models in plain PyTorch, what tests and benchmarks compare this library with."""
