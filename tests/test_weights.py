@@ -136,6 +136,12 @@ def test_save_makes_the_folder_and_replaces_the_file(tmp_path, path, arrays):
     assert os.listdir(new.parent) == ["w.safetensors"]
 
 
+def test_others_may_read_the_file_as_any_new_one(tmp_path, arrays):
+    weights.save(tmp_path / "w.safetensors", arrays, {})
+    (tmp_path / "any").touch()
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_failed_save_leaves_the_old_file_alone(tmp_path, path, arrays, monkeypatch):
     before = path.read_bytes()
 
@@ -215,3 +221,11 @@ def test_another_type_is_reported(path, arrays):
     held["mean"] = held["mean"].astype(np.float16)
     safetensors.numpy.save_file(held, path, metadata=_metadata(**METADATA))
     assert "  1 of another type: mean is F16, not float32" in _error(path).splitlines()
+
+
+def test_metadata_may_be_nested(tmp_path, arrays):
+    nested = METADATA | {"frozen": {"sam": {"seed": 3}}, "fold": None, "classes": ["bus", "car"]}
+    weights.save(tmp_path / "w", arrays, nested)
+    assert weights.metadata(tmp_path / "w", made_by=MADE_BY) == nested | {"format": weights.FORMAT}
+    with pytest.raises(ValueError, match=f"none is missing; make it with: {MADE_BY}"):
+        weights.metadata("none", made_by=MADE_BY)

@@ -78,7 +78,7 @@ def random(build: Callable[[nnx.Rngs], Module], seed: int) -> Module:
 def save(
     path: str | os.PathLike[str],
     arrays: Mapping[str, np.ndarray | jax.Array],
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, Any],
 ) -> None:
     """Writes a weight file; equal input makes equal bytes.
 
@@ -88,7 +88,8 @@ def save(
     Args:
         path: The file; its folder is made if it is missing, an older file is replaced.
         arrays: float32 arrays by NNX path, such as `leaves` gives.
-        metadata: What the file is; `load` wants "kind" and "architecture".
+        metadata: What the file is, values that JSON knows; `load` wants "kind" and
+            "architecture".
 
     Raises:
         ValueError: An array is not of type float32.
@@ -104,7 +105,10 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(contiguous, temporary, metadata={NAMESPACE: text})
+        temporary.chmod(mode)  # as for any new file: safetensors makes them the owner's alone
         os.replace(temporary, path)
     except safetensors.SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
@@ -112,9 +116,15 @@ def save(
         temporary.unlink(missing_ok=True)
 
 
-def read_metadata(file: Any) -> dict[str, str]:
+def read_metadata(file: Any) -> dict[str, Any]:
     """The metadata of an open weight file, empty if it is some other file."""
     return json.loads((file.metadata() or {}).get(NAMESPACE, "{}"))
+
+
+def metadata(path: str | os.PathLike[str], *, made_by: str) -> dict[str, Any]:
+    """The metadata of a weight file, as `read_metadata`; errors as those of `load`."""
+    with _open(path, made_by) as file:
+        return read_metadata(file)
 
 
 def load(
@@ -141,15 +151,7 @@ def load(
         ValueError: The file is missing, is no weight file, is of another kind or architecture,
             or its names, shapes or types are not exactly those of the module.
     """
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"{path} is missing; make it with: {made_by}")
-    try:
-        opened = safetensors.safe_open(path, framework="numpy")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is no complete safetensors file ({error}); make it again with: {made_by}"
-        ) from error
-    with opened as file:
+    with _open(path, made_by) as file:
         _check_metadata(path, read_metadata(file), kind, architecture, made_by)
         module = abstract(build)
         problems = _misfits(file, leaves(module))
@@ -170,9 +172,20 @@ def listing(problems: Mapping[str, Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def _open(path: str | os.PathLike[str], made_by: str) -> Any:
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"{path} is missing; make it with: {made_by}")
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is no complete safetensors file ({error}); make it again with: {made_by}"
+        ) from error
+
+
 def _check_metadata(
     path: str | os.PathLike[str],
-    found: Mapping[str, str],
+    found: Mapping[str, Any],
     kind: str,
     architecture: str,
     made_by: str,
