@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from prosam_jax import backbone, equations, resize, weights
 from prosam_jax.config import RANDOM, Config
+from prosam_jax.prompt import weight_file
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.sam.model import Sam
 from prosam_jax.types import Episode, Features, Posterior
@@ -152,11 +153,13 @@ def learned(path: tuple, value: object) -> bool:
 
 
 def build(cfg: Config) -> ProSAM:
-    """The model of a run: frozen weights from their files, a fresh prompt encoder from the seed.
+    """The model of a run: frozen weights from their files, a prompt encoder to begin with.
+
+    That is a fresh one from the seed, or the trained one of the file `prompt.weights`.
 
     Raises:
         ValueError: A weight file is missing or not what the settings say; the message names it
-            and the command that makes it.
+            and the command that makes it, or the settings that it wants.
     """
     arch = cfg.sam.architecture()
     sam = _frozen(
@@ -173,7 +176,11 @@ def build(cfg: Config) -> ProSAM:
         kind="backbone",
         architecture=cfg.backbone.name,
     )
-    return ProSAM(cfg, sam, frozen_backbone, rngs=nnx.Rngs(jax.random.key(cfg.seed)))
+    built = ProSAM(cfg, sam, frozen_backbone, rngs=nnx.Rngs(jax.random.key(cfg.seed)))
+    if file := cfg.prompt.weights:
+        weight_file.check_fit(file, cfg)
+        built.prompt_encoder = weight_file.load(file, cfg, frozen_backbone.merged_channels)
+    return built
 
 
 def _frozen(build, file: str, seed: int, *, kind: str, architecture: str):

@@ -14,7 +14,7 @@ import numpy as np
 
 from prosam_jax import model
 from prosam_jax.checkpoint import Checkpoints
-from prosam_jax.config import Config, changed, read_config, write_config
+from prosam_jax.config import Config, changed, read_config, replaced, write_config
 from prosam_jax.data import benchmark
 from prosam_jax.data.loader import make_loader
 from prosam_jax.training import evaluation, report, sharding, state, step
@@ -44,17 +44,19 @@ class Stopped(Exception):
 def train(cfg: Config, workdir: pathlib.Path) -> None:
     """Trains the prompt encoder, or goes on with a run that has a checkpoint in `workdir`.
 
-    Order of start: the latest checkpoint of `workdir`, else from the seed. Writes `config.json`,
-    `metrics.jsonl`, `tensorboard/` and `checkpoints/` there.
+    Order of start: the latest checkpoint of `workdir`, else the file `prompt.weights`, else from
+    the seed. Writes `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` there.
 
     Raises:
         ValueError: A setting, a file or an old run in `workdir` does not fit.
         FloatingPointError: The loss is not finite any more; names metric and step.
         Stopped: SIGTERM or SIGINT came; the state is saved.
     """
-    if any((workdir / "checkpoints").glob("[0-9]*")):
+    goes_on = _has_checkpoint(workdir)
+    if goes_on:
         _check_settings(cfg, workdir)
-    trainer = Trainer(cfg)
+    # A run that goes on has its own parameters: the file that it began from may be gone.
+    trainer = Trainer(replaced(cfg, {"prompt.weights": ""}) if goes_on else cfg)
     workdir.mkdir(parents=True, exist_ok=True)
     write_config(cfg, workdir / "config.json")
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
@@ -66,8 +68,17 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         if start >= trainer.total and not unscored:
             print(f"nothing to do: {workdir} is at step {start}, train.steps is {trainer.total}")
             return
-        print(f"{'going on' if start else 'starting'} at step {start} in {workdir}", flush=True)
+        origin = f" with {cfg.prompt.weights}" if cfg.prompt.weights else ""
+        begins = f"going on at step {start}" if start else f"starting{origin} at step 0"
+        print(f"{begins} in {workdir}", flush=True)
         trainer.run(start, workdir, checkpoints, validate_first=unscored)
+
+
+def _has_checkpoint(workdir: pathlib.Path) -> bool:
+    if not (workdir / "checkpoints").is_dir():
+        return False
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        return checkpoints.latest is not None
 
 
 def _check_settings(cfg: Config, workdir: pathlib.Path) -> None:
