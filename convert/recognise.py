@@ -109,8 +109,9 @@ def _resnet(tensors: Tensors) -> Found | None:
     blocks = tuple(_count(tensors, rf"layer{i}\.(\d+)\..*") for i in range(1, 5))
     if "layer1.0.conv3.weight" not in tensors:
         return Found(f"a ResNet of {sum(blocks)} basic blocks")
-    if tensors["layer1.0.conv2.weight"].shape != (64, 64, 3, 3):
-        return Found("a wide or grouped ResNet")
+    conv2 = tensors.get("layer1.0.conv2.weight")
+    if conv2 is None or conv2.shape != (64, 64, 3, 3):
+        return Found("a wide, grouped or other variant of ResNet")
     name = RESNET_BLOCKS.get(blocks)
     stem = tensors.get("conv1.weight", tensors.get("layer0.0.weight"))
     if name is None or stem is None:
@@ -163,7 +164,8 @@ def _efficientnet(tensors: Tensors) -> Found | None:
     blocks = _count(tensors, r"_blocks\.(\d+)\..*")
     if any("._se_reduce." in name for name in tensors):
         return Found(f"an EfficientNet of {blocks} blocks with squeeze and excitation, not Lite")
-    if (blocks, len(tensors["_conv_stem.weight"])) != (16, 32):
+    stem = tensors.get("_conv_stem.weight", ())
+    if (blocks, len(stem)) != (16, 32):
         return Found(f"an EfficientNet-Lite of {blocks} blocks")
     return Found("EfficientNet-Lite0", "backbone", "efficientnet_lite0")
 

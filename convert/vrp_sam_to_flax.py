@@ -122,6 +122,11 @@ def convert(
     recognise.require(checkpoint, source.tensors, "prompt_encoder", "")
     name = _backbone(checkpoint, source.tensors, backbone_name)
     channels = _channels(checkpoint, source.tensors, name)
+    if source.tensors[QUERIES].ndim != 2:
+        raise ValueError(
+            f"{checkpoint} holds {QUERIES} of shape {source.tensors[QUERIES].shape}: a table of "
+            "prompts has two axes"
+        )
     queries, dim = source.tensors[QUERIES].shape
     try:
         cfg = Config(
@@ -133,7 +138,7 @@ def convert(
     except ValueError as error:
         raise ValueError(f"{checkpoint} is of a size unknown here: {error}") from error
     rules = _head_rules(checkpoint, source.tensors, distribution, heads or {})
-    unknown = {"source_sha256": None}
+    unknown = {"arrays_sha256": None}
     trained = Trained(
         config=cfg,
         merged_channels=channels,

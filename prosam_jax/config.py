@@ -6,7 +6,7 @@ import json
 import pathlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 SAM_MODELS = ("vit_b", "vit_l", "vit_h", "tiny")
@@ -41,7 +41,7 @@ def check_at_least(setting: str, value: float, least: float) -> None:
         raise ValueError(f"{setting}={value!r} must be at least {least}")
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:

@@ -21,7 +21,7 @@ LOG_IN = "log in with: hf auth login"
 def push(
     path: pathlib.Path, repo: str, *, private: bool = False, endpoint: str | None = None
 ) -> str:
-    """Uploads a trained prompt encoder and its model card, in one commit.
+    """Uploads a trained prompt encoder, and a model card where there is none yet.
 
     Args:
         path: The file.
@@ -46,14 +46,10 @@ def push(
             raise ValueError(
                 f"{repo} exists and is public; push to another name, or make it private"
             )
-        commit = api.create_commit(
-            repo,
-            [
-                hub.CommitOperationAdd("README.md", card(trained, repo).encode()),
-                hub.CommitOperationAdd(FILE, path),
-            ],
-            commit_message="Trained prompt encoder",
-        )
+        files = [hub.CommitOperationAdd(FILE, path)]
+        if not api.file_exists(repo, "README.md"):  # an older one may have its owner's words
+            files.append(hub.CommitOperationAdd("README.md", card(trained, repo).encode()))
+        commit = api.create_commit(repo, files, commit_message="Trained prompt encoder")
     return commit.commit_url
 
 
@@ -101,7 +97,9 @@ def verified(path: pathlib.Path) -> Trained:
 def card(trained: Trained, repo: str) -> str:
     """The model card: what the file says and how it is used."""
     rows = "\n".join(f"| {name} | {value} |" for name, value in weight_file.facts(trained).items())
-    fold = " --config.data.fold=FOLD" if trained.fold is None else ""
+    flags = " --config.data.fold=FOLD" if trained.fold is None else ""
+    if trained.config.data.name == "pascal":
+        flags += " --config.data.root=VOC2012"
     return f"""---
 library_name: prosam_jax
 pipeline_tag: image-segmentation
@@ -122,7 +120,7 @@ prompts a frozen Segment Anything model to segment the same kind of object in ot
 
 ```
 python -m prosam_jax.prompt_file pull {repo} --out FILE.safetensors
-python evaluate.py --prompt_encoder=FILE.safetensors --workdir=DIR{fold}
+python evaluate.py --prompt_encoder=FILE.safetensors --workdir=DIR{flags}
 ```
 """
 
@@ -155,8 +153,10 @@ def _one_line(hub: Any, endpoint: str, repo: str, revision: str) -> Iterator[Non
             reason = f"refuses access to {repo}: check the name, or {LOG_IN}"
         elif status == 404:
             reason = f"has no repository {repo} that you may see: check the name, or {LOG_IN}"
-        else:
+        elif status == 429 or status >= 500:
             reason = f"answered {status} for {repo}: try again later"
+        else:
+            reason = f"refuses {repo} ({status}): {' '.join(str(error).split())}"
         raise ValueError(f"{endpoint} {reason}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError) as error:
         reason = " ".join(str(error).split())

@@ -54,20 +54,20 @@ def conv(
     kernel_size: int,
     *,
     stride: int = 1,
-    padding: int = 0,
+    padding: int | str = 0,
     dilation: int = 1,
     use_bias: bool = True,
     kernel_init: nnx.Initializer = torch_kernel,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """`torch.nn.Conv2d`, kernel (h, w, in, out), with torch's symmetric padding."""
+    """`torch.nn.Conv2d`, kernel (h, w, in, out): torch's symmetric padding, or XLA's "SAME"."""
     return nnx.Conv(
         in_dim,
         out_dim,
         (kernel_size, kernel_size),
         strides=stride,
-        padding=((padding, padding), (padding, padding)),
+        padding=padding if isinstance(padding, str) else ((padding, padding), (padding, padding)),
         kernel_dilation=dilation,
         use_bias=use_bias,
         kernel_init=kernel_init,

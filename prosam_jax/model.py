@@ -161,6 +161,8 @@ def build(cfg: Config) -> ProSAM:
         ValueError: A weight file is missing or not what the settings say; the message names it
             and the command that makes it, or the settings that it wants.
     """
+    if cfg.prompt.weights:
+        weight_file.check_fit(cfg.prompt.weights, cfg)
     arch = cfg.sam.architecture()
     sam = _frozen(
         lambda rngs: Sam(arch, rngs=rngs),
@@ -178,7 +180,6 @@ def build(cfg: Config) -> ProSAM:
     )
     built = ProSAM(cfg, sam, frozen_backbone, rngs=nnx.Rngs(jax.random.key(cfg.seed)))
     if file := cfg.prompt.weights:
-        weight_file.check_fit(file, cfg)
         built.prompt_encoder = weight_file.load(file, cfg, frozen_backbone.merged_channels)
     return built
 
@@ -191,6 +192,5 @@ def _frozen(build, file: str, seed: int, *, kind: str, architecture: str):
         file,
         kind=kind,
         architecture=architecture,
-        made_by=f"python convert/{kind}_to_flax.py --model {architecture} "
-        f"--checkpoint CHECKPOINT.pth --out {file}",
+        made_by=weights.made_by(kind, architecture, file),
     )

@@ -23,7 +23,7 @@ from flax import nnx
 import prosam_jax
 from prosam_jax import backbone, hub, weights
 from prosam_jax.checkpoint import Checkpoints
-from prosam_jax.config import Config, changed, read_config, replaced
+from prosam_jax.config import RANDOM, Config, changed, read_config, replaced
 from prosam_jax.prompt import weight_file
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.prompt.weight_file import Trained
@@ -31,14 +31,13 @@ from prosam_jax.training import score
 
 # Settings of an evaluation that say nothing about its result.
 SILENT = ("data.root", "data.workers", "eval.batch_size", "eval.pictures")
-SCORES = ("miou", "fb_iou", "per_class", "episodes", "episode_list_sha256")
 
 
 def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained:
     """Writes the prompt encoder of a run's checkpoint to the file `out`.
 
-    The scores of `results.json` come along if they are those of this checkpoint. `data.root` does
-    not: it means nothing elsewhere, and files are made to be shared.
+    The scores of `results.json` come along if they are those of this checkpoint. Paths of this
+    machine do not: they mean nothing elsewhere, and files are made to be shared.
 
     Args:
         workdir: Folder of the run.
@@ -46,11 +45,9 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
         out: The `.safetensors` file.
 
     Raises:
-        ValueError: There is no such run or checkpoint, or the weight files of the frozen
-            networks, whose origin goes into the file, are not where the run found them.
+        ValueError: There is no such run or checkpoint.
     """
     cfg = read_config(workdir / "config.json")
-    frozen = weight_file.frozen_weights(cfg)
     features = nnx.eval_shape(lambda: backbone.build(cfg.backbone, rngs=nnx.Rngs(0)))
     channels = features.merged_channels
     encoder = ReferencePromptEncoder(cfg.prompt, cfg.distribution, channels, rngs=nnx.Rngs(0))
@@ -59,9 +56,9 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
         at = score.find_step(checkpoints, checkpoint, workdir)
         nnx.update(learned, score.restore_params(checkpoints, at, cfg, nnx.state(learned)))
     trained = Trained(
-        config=replaced(cfg, {"data.root": ""}),
+        config=_without_paths(cfg),
         merged_channels=channels,
-        frozen=frozen,
+        frozen=weight_file.read_frozen(workdir),
         version=prosam_jax.__version__,
         benchmark=cfg.data.name,
         fold=cfg.data.fold,
@@ -70,6 +67,15 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
     )
     weight_file.save(out, weights.leaves(encoder), trained)
     return trained
+
+
+def _without_paths(cfg: Config) -> Config:
+    default, paths = Config(), {"data.root": "", "prompt.weights": ""}
+    if cfg.sam.weights != RANDOM:
+        paths["sam.weights"] = default.sam.weights
+    if cfg.backbone.weights != RANDOM:
+        paths["backbone.weights"] = default.backbone.weights
+    return replaced(cfg, paths)
 
 
 def _results(path: pathlib.Path, run: Config, at: int) -> dict[str, Any] | None:
@@ -82,7 +88,9 @@ def _results(path: pathlib.Path, run: Config, at: int) -> dict[str, Any] | None:
         scored = Config.from_dict(held["config"])
         if held["step"] != at or changed(run, scored, score.FREE):
             return None
-        return {name: held[name] for name in SCORES} | {"settings": changed(run, scored, SILENT)}
+        return {name: held[name] for name in weight_file.SCORES} | {
+            "settings": changed(run, scored, SILENT)
+        }
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); run evaluate.py again") from error
 

@@ -35,7 +35,7 @@ def file(tmp_path_factory):
     cfg = Config.from_dict({"prompt": {"num_queries": 3}, "backbone": {"name": "tiny"}})
     encoder = ReferencePromptEncoder(cfg.prompt, cfg.distribution, 192, rngs=nnx.Rngs(0))
     frozen = {
-        "sam": {"architecture": "vit_h", "source_sha256": "a" * 64},
+        "sam": {"architecture": "vit_h", "arrays_sha256": "a" * 64},
         "backbone": {"architecture": "tiny", "seed": 321},
     }
     known = {"benchmark": "pascal", "fold": 1, "step": 1200, "results": RESULTS}
@@ -78,7 +78,7 @@ def test_the_card_says_what_the_file_says(file, server):
         "| IoU of the classes | bus 40.00, car 42.47 |",
         "| trained on | pascal, fold 1 kept for testing |",
         "| steps | 1,200 |",
-        "| SAM | vit_h, weights converted from a checkpoint of sha256 " + "a" * 64,
+        "| SAM | vit_h, weights of sha256 " + "a" * 64,
     ):
         assert row in card
     assert f"prompt_file pull {REPO} --out" in card
@@ -86,12 +86,12 @@ def test_the_card_says_what_the_file_says(file, server):
 
 def test_unknowns_stay_unknown_in_the_card(file):
     cfg = weight_file.read(file).config
-    frozen = {x: {"architecture": "tiny", "source_sha256": None} for x in ("sam", "backbone")}
+    frozen = {x: {"architecture": "tiny", "arrays_sha256": None} for x in ("sam", "backbone")}
     source = {"source_name": "vrp.pt", "source_sha256": "e" * 64}
     card = hub.card(Trained(cfg, 192, frozen, "0.1.0", **source), REPO)
     for name in ("results", "steps", "trained on"):
         assert f"| {name} | unknown |" in card
-    assert "| SAM | vit_h, weights converted from a checkpoint of sha256 nobody knows |" in card
+    assert "| SAM | vit_h, weights of sha256 nobody knows |" in card
     assert f"| converted from | vrp.pt, sha256 {'e' * 64} |" in card
     assert "--config.data.fold=FOLD" in card
 

@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 from PIL import Image
 
 import prosam_jax
@@ -22,6 +24,13 @@ def test_every_module_imports_and_says_what_it_is():
         module = importlib.import_module(info.name)
         if not info.ispkg:
             assert module.__doc__, info.name
+
+
+def test_shapes_and_types_are_checked_in_tests():
+    from prosam_jax import resize
+
+    with pytest.raises(TypeCheckError):
+        resize.nearest(np.zeros((3, 5)), (2, 2))
 
 
 @pytest.mark.parametrize("recipe", sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py")))
@@ -89,7 +98,7 @@ def test_the_readmes_sam_example_runs(tmp_path):
     file, photo = tmp_path / "tiny.safetensors", tmp_path / "photo.jpg"
     weights.save(file, weights.leaves(sam), {"kind": "sam", "architecture": "tiny"})
     Image.new("RGB", (61, 47)).save(photo)
-    files = [("weights/sam_vit_b.safetensors", str(file)), ("photo.jpg", str(photo))]
+    files = [("weights/sam_vit_h.safetensors", str(file)), ("photo.jpg", str(photo))]
     names = _run_example(1, files)
     assert names["masks"].shape == (3, 47, 61)
     assert names["iou"].shape == (3,)

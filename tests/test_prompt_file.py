@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -12,7 +14,7 @@ from small import small_config
 import prosam_jax
 from prosam_jax import model, prompt_file, weights
 from prosam_jax.checkpoint import Checkpoints
-from prosam_jax.config import Config, replaced, write_config
+from prosam_jax.config import Config, read_config, replaced, write_config
 from prosam_jax.prompt import weight_file
 from prosam_jax.prompt.weight_file import Trained
 from prosam_jax.training import loop, score, state, step
@@ -28,6 +30,7 @@ def run(tmp_path_factory):
     workdir = root / "run"
     workdir.mkdir()
     write_config(cfg, workdir / "config.json")
+    weight_file.write_frozen(cfg, workdir)
     params = jax.tree.map(lambda x: x + 0.01, step.split(model.build(cfg)).params)
     tx = state.optimizer(cfg.train, state.schedule(cfg.train, images=1))
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
@@ -128,10 +131,12 @@ def test_train_export_fine_tune_resume(tmp_path, capsys):
     loop.train(tuned, tmp_path / "run")
     assert f"starting with {file} at step 0 in" in capsys.readouterr().out
     exported = prompt_file.export(tmp_path / "run", "best", tmp_path / "x")
-    assert replaced(exported.config, root) == tuned
+    assert replaced(exported.config, root | {"prompt.weights": str(file)}) == tuned
     file.unlink()
     longer = replaced(tuned, {"train.steps": 2, "prompt.weights": "elsewhere.safetensors"})
     loop.train(longer, tmp_path / "run")
+    began = read_config(tmp_path / "run" / "config.json")
+    assert began.prompt.weights == str(file)
     assert "going on at step 1 in" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"holds a run with other settings .prompt\.weights"):
         loop.train(replaced(longer, {"prompt.weights": ""}), tmp_path / "run")
@@ -143,12 +148,12 @@ def test_train_export_fine_tune_resume(tmp_path, capsys):
 def _file(path, cfg, *, sam_sha=None, backbone_sha=None, **fields):
     """A file that says this and holds no prompt encoder."""
     frozen = {
-        "sam": {"architecture": cfg.sam.model, "source_sha256": sam_sha},
-        "backbone": {"architecture": cfg.backbone.name, "source_sha256": backbone_sha},
+        "sam": {"architecture": cfg.sam.model, "arrays_sha256": sam_sha},
+        "backbone": {"architecture": cfg.backbone.name, "arrays_sha256": backbone_sha},
     }
     known = {"frozen": frozen, "version": "0.1.0", "merged_channels": 192} | fields
     weight_file.save(path, {"x": jax.numpy.zeros(3)}, Trained(config=cfg, **known))
-    return path
+    return pathlib.Path(path)
 
 
 @pytest.fixture
@@ -156,7 +161,7 @@ def files(tmp_path, monkeypatch):
     """Settings whose frozen weight files say where they come from."""
     monkeypatch.chdir(tmp_path)
     for kind, architecture, sha in (("sam", "tiny", "a" * 64), ("backbone", "resnet50", "b" * 64)):
-        metadata = {"kind": kind, "architecture": architecture, "source_sha256": sha}
+        metadata = {"kind": kind, "architecture": architecture, "arrays_sha256": sha}
         weights.save(f"{kind}.safetensors", {"x": np.zeros(2, np.float32)}, metadata)
     return Config.from_dict(
         {
@@ -207,10 +212,10 @@ def test_other_frozen_weights_are_refused(files, kind):
     with pytest.raises(ValueError) as error:
         weight_file.check_fit(path, files)
     message = str(error.value)
-    assert f"with weights converted from a checkpoint of sha256 {'c' * 64}, but " in message
+    assert f"with weights of sha256 {'c' * 64}, but " in message
     given = {"sam": "a", "backbone": "b"}[kind]
-    assert f"{kind}.weights has weights converted from a checkpoint of sha256 {given}" in message
-    assert f"; set {kind}.weights to the file converted from the training's" in message
+    assert f"{kind}.weights has weights of sha256 {given}" in message
+    assert message.endswith(f"; set {kind}.weights to the file of the training")
     assert "\n" not in message
 
 
@@ -226,6 +231,38 @@ def test_random_weights_are_those_of_their_seed(files):
         weight_file.check_fit(_file("q", files), cfg)
 
 
+def test_another_fold_has_seen_the_test_classes(files):
+    path = _file("p", files, fold=1, benchmark="pascal")
+    weight_file.check_fit(path, replaced(files, {"data.fold": 1}))
+    weight_file.check_fit(path, replaced(files, {"data.name": "shapes"}))
+    with pytest.raises(ValueError, match=r"test classes of fold 2; set data\.fold=1"):
+        weight_file.check_fit(path, replaced(files, {"data.fold": 2}))
+
+
+def test_a_run_is_not_scored_on_other_frozen_weights(run, tmp_path):
+    cfg, workdir, _, _ = run
+    other = tmp_path / "run"
+    shutil.copytree(workdir, other)
+    frozen = weight_file.read_frozen(other)
+    frozen["backbone"]["seed"] = 5
+    (other / "frozen.json").write_text(json.dumps(frozen))
+    with pytest.raises(ValueError, match=r"run was trained on tiny with random weights of seed 5"):
+        score.score(cfg, other, "latest")
+    (other / "frozen.json").unlink()
+    with pytest.raises(ValueError, match=r"frozen\.json is missing or damaged"):
+        score.score(cfg, other, "latest")
+
+
+def test_the_same_numbers_are_the_same_weights_whatever_their_source(files):
+    metadata = {"kind": "sam", "architecture": "tiny"}
+    checksums = []
+    for source, value in (("a.pth", 1.0), ("b.safetensors", 1.0), ("a.pth", 2.0)):
+        x = np.full(2, value, np.float32)
+        weights.save("w.safetensors", {"x": x}, metadata | {"source_name": source})
+        checksums.append(weights.metadata("w.safetensors", made_by="")["arrays_sha256"])
+    assert checksums[0] == checksums[1] != checksums[2]
+
+
 def test_files_of_another_kind_are_named(files, tmp_path):
     with pytest.raises(ValueError, match=f"none.safetensors is missing; make it with: {EXPORT}"):
         weight_file.read("none.safetensors")
@@ -238,7 +275,8 @@ def test_files_of_another_kind_are_named(files, tmp_path):
     weights.save("bare", {"x": np.zeros(2, np.float32)}, bare)
     with pytest.raises(ValueError, match="bare does not say its config, merged_channels, frozen"):
         weight_file.read("bare")
-    later = bare | {"merged_channels": 3, "frozen": {}, "version": "9", "config": {"novel": 1}}
+    frozen = {kind: {"architecture": "x", "seed": 1} for kind in ("sam", "backbone")}
+    later = bare | {"merged_channels": 3, "frozen": frozen, "version": "9", "config": {"novel": 1}}
     weights.save("later", {"x": np.zeros(2, np.float32)}, later)
     with pytest.raises(ValueError, match="settings unknown here: unknown setting novel"):
         weight_file.read("later")

@@ -79,7 +79,8 @@ UNKNOWN = [
     ("a ResNet of (3, 4, 5, 3) blocks", _resnet((3, 4, 5, 3))),
     ("a ResNet of 8 basic blocks",
      {f"layer{i}.{j}.conv1.weight": (64, 64, 3, 3) for i in range(1, 5) for j in range(2)}),
-    ("a wide or grouped ResNet", _resnet() | {"layer1.0.conv2.weight": (128, 128, 3, 3)}),
+    ("a wide, grouped or other variant of ResNet",
+     _resnet() | {"layer1.0.conv2.weight": (128, 128, 3, 3)}),
     ("VGG-19 without batch norm", {f"features.{i}.weight": (64, 64, 3, 3) for i in range(16)}),
     ("dinov2_vitb14 with registers", VITB | {"register_tokens": (1, 4, 768)}),
     ("dinov2_vitl14", VITB | {"blocks.0.ls1.gamma": (1024,)}),
@@ -90,6 +91,9 @@ UNKNOWN = [
      LITE | {f"_blocks.{i}._bn1.bias": (32,) for i in (16, 17)}),
     ("an EfficientNet of 16 blocks with squeeze and excitation, not Lite",
      LITE | {"_blocks.0._se_reduce.weight": (8, 32, 1, 1)}),
+    ("a wide, grouped or other variant of ResNet", {
+        f"layer{i}.0.conv{j}.weight": (64, 64, 3, 3) for i in range(1, 5) for j in (1, 3)
+    }),
     ("an EfficientNet in timm's layout", {"blocks.0.0.conv_dw.weight": (32, 1, 3, 3)}),
 ]  # fmt: skip
 
@@ -104,7 +108,9 @@ def test_networks_of_the_library_are_recognised(words, shapes, kind, architectur
     require("a.pth", tensors, kind, "")
 
 
-@pytest.mark.parametrize(("words", "shapes"), UNKNOWN, ids=[x[0][:40] for x in UNKNOWN])
+@pytest.mark.parametrize(
+    ("words", "shapes"), UNKNOWN, ids=[f"{i} {x[0][:40]}" for i, x in enumerate(UNKNOWN)]
+)
 def test_relatives_are_named_and_refused(words, shapes):
     assert recognise(_tensors(shapes)) == [(words, "", "")]
     with pytest.raises(ValueError, match=r"^a\.pth is .*, not backbone vgg16; pass vgg16-397923af"):

@@ -1,6 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from sam_pairs import CFG, pair
 
 from prosam_jax.sam.frame import Frame, rgb, stack
@@ -75,3 +76,18 @@ def test_wrong_prompts_are_named(given, words):
 def test_wrong_images_are_named(image, words):
     with pytest.raises(ValueError, match=words):
         rgb(image, "RGB")
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_of_more_than_8_bits_are_refused_not_clipped(tmp_path, mode):
+    deep = Image.new(mode, (5, 4))
+    with pytest.raises(ValueError, match=f"mode {mode}, 16 or 32 bits: bring it to 8 bits"):
+        rgb(deep, "RGB")
+    deep.save(tmp_path / "deep.tif")
+    with pytest.raises(ValueError, match="bring it to 8 bits"):
+        rgb(tmp_path / "deep.tif", "RGB")
+
+
+def test_what_is_no_image_array_is_named():
+    with pytest.raises(ValueError, match=r"image is int64 \(2, 2\): pass uint8"):
+        rgb(np.array([[1, 2], [3, 4]]), "RGB")

@@ -126,7 +126,7 @@ def test_embedding_is_segment_anythings(image_format):
 def test_padding_changes_nothing(ready, clicks):
     given = prompts(5, (90, 205), ("points",), clicks)
     prompt = Frame.fit((90, 205), SQUARE).prompt(*given.values(), None, None)
-    points, labels = prompt.points[None, :clicks], prompt.labels[None, :clicks]
+    points, labels = (jnp.asarray(x)[None, :clicks] for x in (prompt.points, prompt.labels))
 
     @jax.jit
     def unpadded(sam, embeddings):
@@ -148,6 +148,7 @@ def test_masked_tokens_change_nothing():
     tokens = rng.standard_normal((2, 7, 256)).astype(np.float32)
     mask = np.array([[True, False, True, True, False, True, True], [False] * 7])
     others = np.where(mask[..., None], tokens, 9 - 100 * tokens)
+    image, dense = jnp.asarray(image), jnp.asarray(dense)
     decode = jax.jit(lambda sam, tokens, mask: sam.decode(image, tokens, dense, token_mask=mask))
     masked, iou = decode(sam, tokens, mask)
     same, same_iou = decode(sam, others, mask)

@@ -61,9 +61,10 @@ def test_missing_weights_get_one_line_and_the_command(tmp_path):
         "--config.data.fold=1", "--config.sam.weights=none.safetensors",
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr == (
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(
         "error: none.safetensors is missing; make it with: python convert/sam_to_flax.py "
-        "--model vit_h --checkpoint CHECKPOINT.pth --out none.safetensors\n"
+        "--model vit_h --checkpoint CHECKPOINT --out none.safetensors (`python -m prosam_jax."
     )
 
 

@@ -78,8 +78,8 @@ def test_the_file_says_what_is_known_and_no_more(state, tmp_path):
     unknown = (trained.benchmark, trained.fold, trained.step, trained.results)
     assert unknown == (None, None, None, None)
     assert trained.frozen == {
-        "sam": {"architecture": "vit_b", "source_sha256": None},
-        "backbone": {"architecture": "resnet50", "source_sha256": None},
+        "sam": {"architecture": "vit_b", "arrays_sha256": None},
+        "backbone": {"architecture": "resnet50", "arrays_sha256": None},
     }
     assert trained.source_name == "vrp.pt"
     assert trained.source_sha256 == torch_files.sha256(tmp_path / "vrp.pt")

@@ -1,7 +1,7 @@
 """Frozen semantic backbones and the one interface that the prompt encoder sees."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -12,6 +12,7 @@ from prosam_jax.config import BackboneConfig
 from prosam_jax.types import Taps
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A network cut in two, because the reference's high-level features are made of masked ones."""
 

@@ -189,13 +189,14 @@ def _dilated(strides: Sequence[int]) -> tuple[tuple[int, int], ...]:
 def _conv(
     in_dim: int, out_dim: int, kernel_size: int, *, stride: int = 1, rngs: nnx.Rngs
 ) -> nnx.Conv:
-    return nnx.Conv(
+    return layers.conv(
         in_dim,
         out_dim,
-        (kernel_size, kernel_size),
-        strides=stride,
+        kernel_size,
+        stride=stride,
         padding="SAME",
         use_bias=False,
         kernel_init=layers.kaiming_kernel,
+        dtype=jnp.float32,
         rngs=rngs,
     )

@@ -4,9 +4,11 @@ It is a weight file of kind "prompt_encoder" whose metadata holds the fields of 
 """
 
 import dataclasses
+import json
 import operator
 import os
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtyping import Array
@@ -16,7 +18,36 @@ from prosam_jax.config import RANDOM, Config
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 
 KIND = "prompt_encoder"
-MADE_BY = "python -m prosam_jax.prompt_file export --workdir=RUN --out=FILE"
+MADE_BY = (
+    "python -m prosam_jax.prompt_file export --workdir=RUN --out=FILE (or pull, or "
+    "convert/vrp_sam_to_flax.py)"
+)
+FROZEN = "frozen.json"
+SCORES = ("miou", "fb_iou", "per_class", "episodes", "episode_list_sha256")
+
+
+def _names_frozen(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(entry := value.get(kind), dict)
+        and "architecture" in entry
+        and ("seed" in entry or "arrays_sha256" in entry)
+        for kind in ("sam", "backbone")
+    )
+
+
+def _names_scores(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and {*SCORES, "settings"} <= value.keys())
+
+
+# What `Trained` and everything that shows it rely on, in a file that anybody may have made.
+NEEDED: dict[str, Callable[[Any], bool]] = {
+    "config": lambda value: isinstance(value, dict),
+    "merged_channels": lambda value: isinstance(value, int),
+    "frozen": _names_frozen,
+    "version": lambda value: isinstance(value, str),
+    "results": _names_scores,
+    "step": lambda value: value is None or isinstance(value, int),
+}
 # Parameters that were learned under one value of these mean something else under another.
 BOUND = (
     "distribution.name",
@@ -38,8 +69,7 @@ class Trained:
             `BOUND`, and the others are the defaults.
         merged_channels: Channels of the backbone's merged features.
         frozen: By "sam" and "backbone", the weights that the training stood on: "architecture",
-            and "source_sha256" (of the checkpoint they were converted from) or, for random
-            ones, "seed".
+            and "arrays_sha256" (of their names and numbers) or, for random ones, "seed".
         version: The version of this library that wrote the file.
         benchmark: `data.name` of the training.
         fold: Fold whose classes were kept for testing.
@@ -76,11 +106,36 @@ def frozen_weights(cfg: Config) -> dict[str, dict[str, Any]]:
         if file == RANDOM:
             origin = {"seed": cfg.seed}
         else:
-            made_by = f"python convert/{kind}_to_flax.py --model {name}"
-            held = weights.metadata(file, made_by=made_by)
-            origin = {"source_sha256": held.get("source_sha256")}
+            held = weights.metadata(file, made_by=weights.made_by(kind, name, file))
+            origin = {"arrays_sha256": held.get("arrays_sha256")}
         found[kind] = {"architecture": name, **origin}
     return found
+
+
+def write_frozen(cfg: Config, workdir: pathlib.Path) -> None:
+    """Keeps in a run's folder which frozen weights it stands on."""
+    (workdir / FROZEN).write_text(json.dumps(frozen_weights(cfg), indent=2) + "\n")
+
+
+def read_frozen(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The frozen weights of a run; ValueError if its folder does not name them."""
+    try:
+        return json.loads((workdir / FROZEN).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{workdir / FROZEN} is missing or damaged ({error}): restore it or begin a new run"
+        ) from error
+
+
+def check_frozen(
+    what: object, held: Mapping[str, dict[str, Any]], given: Mapping[str, dict[str, Any]]
+) -> None:
+    """Raises ValueError unless `what`, trained on `held`, means the same on `given`.
+
+    Both are as `Trained.frozen`; numbers that nobody wrote down are not compared.
+    """
+    for kind in ("sam", "backbone"):
+        _check_origin(what, f"{kind}.weights", held[kind], given[kind])
 
 
 def save(path: str | os.PathLike[str], arrays: Mapping[str, Array], trained: Trained) -> None:
@@ -99,11 +154,9 @@ def read(path: str | os.PathLike[str]) -> Trained:
     held = weights.metadata(path, made_by=MADE_BY)
     if held.get("format") != weights.FORMAT or held.get("kind") != KIND:
         raise ValueError(f"{path} is no file of a trained prompt encoder; make one with: {MADE_BY}")
-    needed = {"config": dict, "merged_channels": int, "frozen": dict, "version": str}
-    if missing := [name for name, kind in needed.items() if not isinstance(held.get(name), kind)]:
+    if missing := [name for name, holds in NEEDED.items() if not holds(held.get(name))]:
         raise ValueError(
-            f"{path} does not say its {', '.join(missing)}; make it again with: {MADE_BY}, "
-            "or with convert/vrp_sam_to_flax.py"
+            f"{path} does not say its {', '.join(missing)}; make it again with: {MADE_BY}"
         )
     try:
         cfg = Config.from_dict(held["config"])
@@ -150,24 +203,25 @@ def check_fit(path: str | os.PathLike[str], cfg: Config) -> None:
         raise ValueError(
             f"{path} was trained with {held}, but the settings say {wanted}; set {held}"
         )
-    given = frozen_weights(cfg)
-    for kind, setting in (("sam", "sam.weights"), ("backbone", "backbone.weights")):
-        _check_frozen(path, setting, trained.frozen[kind], given[kind])
+    if trained.benchmark == cfg.data.name and trained.fold != cfg.data.fold:
+        raise ValueError(
+            f"{path} was trained on fold {trained.fold} of {trained.benchmark} and has seen the "
+            f"test classes of fold {cfg.data.fold}; set data.fold={trained.fold}"
+        )
+    check_frozen(path, trained.frozen, frozen_weights(cfg))
 
 
-def _check_frozen(
-    path: str | os.PathLike[str], setting: str, held: dict[str, Any], given: dict[str, Any]
-) -> None:
-    unknown = None in (held.get("source_sha256", ""), given.get("source_sha256", ""))
+def _check_origin(what: object, setting: str, held: dict[str, Any], given: dict[str, Any]) -> None:
+    unknown = None in (held.get("arrays_sha256", ""), given.get("arrays_sha256", ""))
     if held == given or (unknown and "seed" not in held | given):
         return
     mend = (
         f"set {setting}={RANDOM} and seed={held['seed']}"
         if "seed" in held
-        else f"set {setting} to the file converted from the training's checkpoint"
+        else f"set {setting} to the file of the training"
     )
     raise ValueError(
-        f"{path} was trained on {held['architecture']} with {origin(held)}, but {setting} has "
+        f"{what} was trained on {held['architecture']} with {origin(held)}, but {setting} has "
         f"{origin(given)}, where its prompts mean nothing; {mend}"
     )
 
@@ -205,5 +259,4 @@ def origin(frozen: Mapping[str, Any]) -> str:
     """Where frozen weights (an entry of `Trained.frozen`) come from, for people."""
     if "seed" in frozen:
         return f"random weights of seed {frozen['seed']}"
-    checksum = frozen["source_sha256"] or "nobody knows"
-    return f"weights converted from a checkpoint of sha256 {checksum}"
+    return f"weights of sha256 {frozen['arrays_sha256'] or 'nobody knows'}"

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -71,7 +71,7 @@ class Frame:
     cols: Float[np.ndarray, "W w"]
 
     @classmethod
-    def fit(cls, size: tuple[int, int], cfg: SAMConfig) -> Self:
+    def fit(cls, size: tuple[int, int], cfg: SAMConfig) -> "Frame":
         """The frame of an image of `size`, scaled until one of its sides fills the input."""
         scale = min(whole / side for whole, side in zip(cfg.image_size, size, strict=True))
         height, width = (max(1, int(side * scale + 0.5)) for side in size)
@@ -150,9 +150,12 @@ def rgb(image: ImageLike, image_format: str) -> UInt8[np.ndarray, "h w 3"]:
     """
     if isinstance(image, str | os.PathLike):
         with Image.open(image) as file:
-            return np.array(file.convert("RGB"))
+            return rgb(file, image_format)
     if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):  # Pillow would clip them to white
+            raise ValueError(f"image has mode {image.mode}, 16 or 32 bits: bring it to 8 bits")
         return np.array(image.convert("RGB"))
+    image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(
             f"image is {image.dtype} {image.shape}: pass uint8, height x width x 3, values 0-255"

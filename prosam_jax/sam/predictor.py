@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from prosam_jax import weights
-from prosam_jax.config import SAMConfig, check_at_least, check_choice
+from prosam_jax.config import SAM_MODELS, SAMConfig, check_at_least, check_choice
 from prosam_jax.sam.frame import Frame, ImageLike, Numbers, Prompts, rgb, stack
 from prosam_jax.sam.model import Sam
-
-MADE_BY = "python convert/sam_to_flax.py"
 
 
 class SamPredictor:
@@ -37,7 +35,7 @@ class SamPredictor:
         self.reset_image()
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, dtype: str = "float32") -> Self:
+    def load(cls, path: str | os.PathLike[str], *, dtype: str = "float32") -> "SamPredictor":
         """Reads a weight file of `convert/sam_to_flax.py`; the file says which SAM it is.
 
         Args:
@@ -47,9 +45,10 @@ class SamPredictor:
         Raises:
             ValueError: The file is missing, damaged or not of a SAM, or `dtype` is unknown.
         """
-        found = weights.metadata(path, made_by=MADE_BY)
+        made_by = weights.made_by("sam", "|".join(SAM_MODELS), path)
+        found = weights.metadata(path, made_by=made_by)
         if found.get("kind") != "sam":
-            raise ValueError(f"{path} holds no weights of SAM; make such a file with: {MADE_BY}")
+            raise ValueError(f"{path} holds no weights of SAM; make such a file with: {made_by}")
         architecture = found["architecture"]
         cfg = dataclasses.replace(SAMConfig.named(architecture), dtype=dtype)
         sam = weights.load(
@@ -57,7 +56,7 @@ class SamPredictor:
             path,
             kind="sam",
             architecture=architecture,
-            made_by=f"{MADE_BY} --model {architecture}",
+            made_by=weights.made_by("sam", architecture, path),
         )
         return cls(sam)
 

@@ -17,6 +17,7 @@ from prosam_jax.checkpoint import Checkpoints
 from prosam_jax.config import Config, changed, read_config, replaced, write_config
 from prosam_jax.data import benchmark
 from prosam_jax.data.loader import make_loader
+from prosam_jax.prompt import weight_file
 from prosam_jax.training import evaluation, report, sharding, state, step
 from prosam_jax.training.metrics import Areas, IoU
 
@@ -52,13 +53,17 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         FloatingPointError: The loss is not finite any more; names metric and step.
         Stopped: SIGTERM or SIGINT came; the state is saved.
     """
-    goes_on = _has_checkpoint(workdir)
-    if goes_on:
-        _check_settings(cfg, workdir)
-    # A run that goes on has its own parameters: the file that it began from may be gone.
-    trainer = Trainer(replaced(cfg, {"prompt.weights": ""}) if goes_on else cfg)
+    if goes_on := _has_checkpoint(workdir):
+        began = _check_run(cfg, workdir)
+        # It has its own parameters: the file that it began from may have moved or be gone.
+        trainer = Trainer(replaced(cfg, {"prompt.weights": ""}))
+        cfg = replaced(cfg, {"prompt.weights": began.prompt.weights})
+    else:
+        trainer = Trainer(cfg)
     workdir.mkdir(parents=True, exist_ok=True)
     write_config(cfg, workdir / "config.json")
+    if not goes_on:
+        weight_file.write_frozen(cfg, workdir)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = checkpoints.latest or 0
         if start:
@@ -81,13 +86,18 @@ def _has_checkpoint(workdir: pathlib.Path) -> bool:
         return checkpoints.latest is not None
 
 
-def _check_settings(cfg: Config, workdir: pathlib.Path) -> None:
+def _check_run(cfg: Config, workdir: pathlib.Path) -> Config:
+    """The settings that the run in `workdir` began with; ValueError if `cfg` is another run's."""
+    began = read_config(workdir / "config.json")
     free = FREE if cfg.train.schedule == "cosine" else (*FREE, *LENGTH)
-    if differences := changed(read_config(workdir / "config.json"), cfg, free):
+    if differences := changed(began, cfg, free):
         raise ValueError(
             f"{workdir} holds a run with other settings ({'; '.join(differences)}): "
             "choose another --workdir, or the old settings to go on with it"
         )
+    trained_on = weight_file.read_frozen(workdir)
+    weight_file.check_frozen(workdir, trained_on, weight_file.frozen_weights(cfg))
+    return began
 
 
 class Interrupted(Exception):

@@ -76,6 +76,8 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> evaluation.Res
         ValueError: There is no such checkpoint, or settings and files do not fit.
     """
     cfg = replaced(cfg, {"prompt.weights": ""})  # where the run began no longer matters
+    trained_on = weight_file.read_frozen(workdir)
+    weight_file.check_frozen(workdir, trained_on, weight_file.frozen_weights(cfg))
     source = evaluation.test_episodes(cfg)
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         at = find_step(checkpoints, checkpoint, workdir)

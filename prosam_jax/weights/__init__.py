@@ -3,6 +3,7 @@
 torch is not needed here; `convert/` makes such files from torch's.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -83,7 +84,8 @@ def save(
     """Writes a weight file; equal input makes equal bytes.
 
     The file appears under its name when it is complete, and a failure leaves nothing behind. The
-    metadata is one JSON text, because safetensors shuffles several entries.
+    metadata is one JSON text, because safetensors shuffles several entries; a checksum of the
+    arrays' names and bytes joins it as "arrays_sha256".
 
     Args:
         path: The file; its folder is made if it is missing, an older file is replaced.
@@ -101,7 +103,8 @@ def save(
             raise ValueError(f"{name} has type {array.dtype}; weight files hold float32 only")
     # safetensors takes the bytes as they lie in memory, which those of a transposed view do not.
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    text = json.dumps({"format": FORMAT, **metadata}, sort_keys=True)
+    facts = {"format": FORMAT, "arrays_sha256": _checksum(contiguous), **metadata}
+    text = json.dumps(facts, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -114,6 +117,14 @@ def save(
         raise OSError(f"cannot write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def read_metadata(file: Any) -> dict[str, Any]:
@@ -161,6 +172,14 @@ def load(
                 f"make it again with: {made_by}"
             )
         return fill(module, file.get_tensor)
+
+
+def made_by(kind: str, architecture: str, out: str | os.PathLike[str]) -> str:
+    """The command that makes the weight file `out` of a frozen network, for messages."""
+    return (
+        f"python convert/{kind}_to_flax.py --model {architecture} --checkpoint CHECKPOINT "
+        f"--out {out} (`python -m prosam_jax.weights list` knows the checkpoints)"
+    )
 
 
 def listing(problems: Mapping[str, Sequence[str]]) -> str:

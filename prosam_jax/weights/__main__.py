@@ -15,7 +15,7 @@ from typing import Any
 
 import safetensors
 
-from prosam_jax.weights import download, read_metadata, registry
+from prosam_jax.weights import read_metadata, registry
 
 
 def table() -> str:
@@ -36,6 +36,8 @@ def table() -> str:
 
 def fetch(name: str, folder: pathlib.Path) -> str:
     """Fetches a checkpoint and says what it is and which command takes it."""
+    from prosam_jax.weights import download  # its file locks are POSIX's
+
     entry = registry.named(name)
     path, check, was_there = download.fetch(entry, folder)
     note = f"; {entry.note}" if entry.note else ""
@@ -66,10 +68,11 @@ def identify(path: pathlib.Path) -> str:
             f"{path} is neither a published checkpoint nor a complete weight file; sha256 {digest}"
         )
     try:
-        check = registry.verify(entry, path)
+        check = registry.verify(entry, path, digest)
     except ValueError as error:
         raise ValueError(f"{error}: damaged, or another file of that name") from error
-    return f"{path} is {entry.name}\n{check}\nnext: {registry.convert_command(entry, path)}"
+    known = "is" if entry.sha256 else "is called like"
+    return f"{path} {known} {entry.name}\n{check}\nnext: {registry.convert_command(entry, path)}"
 
 
 def _origin(metadata: Mapping[str, Any]) -> str:

@@ -205,8 +205,8 @@ def sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verify(entry: Published, path: pathlib.Path) -> str:
-    """Compares a file with what is known of a published one.
+def verify(entry: Published, path: pathlib.Path, digest: str = "") -> str:
+    """Compares a file, whose sha256 may be given, with what is known of a published one.
 
     Returns:
         What its checksum says, in words.
@@ -217,7 +217,7 @@ def verify(entry: Published, path: pathlib.Path) -> str:
     size = path.stat().st_size
     if entry.size not in (None, size):
         raise ValueError(f"{path} has {size:,} bytes, but {entry.name} {entry.size:,}")
-    digest = sha256(path)
+    digest = digest or sha256(path)
     if entry.sha256 is not None:
         if not digest.startswith(entry.sha256):
             raise ValueError(f"{path} has sha256 {digest}, but {entry.name} {entry.sha256}")
@@ -228,17 +228,25 @@ def verify(entry: Published, path: pathlib.Path) -> str:
             safetensors.safe_open(path, framework="numpy")
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is no complete safetensors file ({error})") from error
-    return f"sha256 {digest}, no published one is known to compare it with"
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if not start or start.startswith((b"<!doctype", b"<html")):
+        raise ValueError(f"{path} is {'a web page' if start else 'empty'}, not {entry.name}")
+    return (
+        f"sha256 {digest}; none is published to compare it with, so its name is all that was "
+        "checked: conversion checks names and shapes"
+    )
 
 
 def convert_command(entry: Published, checkpoint: pathlib.Path) -> str:
     """The command that makes a weight file of a checkpoint, where the settings look for it."""
     if entry.kind == "sam":
-        script, out = "sam_to_flax", SAMSettings(model=entry.architecture).weight_file()
+        out = SAMSettings(model=entry.architecture).weight_file()
     else:
-        script, out = "backbone_to_flax", BackboneConfig(name=entry.architecture).weight_file()
+        out = BackboneConfig(name=entry.architecture).weight_file()
+    script = f"convert/{entry.kind}_to_flax.py"
     arguments = ["--model", entry.architecture, "--checkpoint", str(checkpoint), "--out", out]
-    return shlex.join(["python", f"convert/{script}.py", *arguments])
+    return shlex.join(["python", script, *arguments])
 
 
 def steps_by_hand(entry: Published, target: pathlib.Path) -> str:
