@@ -1,80 +1,81 @@
 """How many annotations survive on the way to the size of the features, as a table in Markdown.
 
-    python -m tools.cue_survival --root=VOCdevkit/VOC2012 --train_list=train_aug --val_list=val
+    python -m tools.cue_survival --root=VOCdevkit/VOC2012
 
-A reference whose marks are all lost tells the model nothing. Measured are test references of all
-four folds of Pascal-5i and of Shapes-5i at 512 pixels, at the strides of the backbones.
+A reference whose marks are all lost tells the model nothing. Measured are references of test
+episodes of Pascal-5i and Shapes-5i at 512 pixels, at the strides of the backbones.
 """
 
-import pathlib
-import sys
+import argparse
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from jaxtyping import Bool
 
 from prosam_jax import resize
-from prosam_jax.config import ANNOTATIONS, DataConfig
+from prosam_jax.config import DataConfig
 from prosam_jax.data import benchmark
+from prosam_jax.data.annotation import annotate
+from prosam_jax.data.draws import Draws
 
-ROOT = flags.DEFINE_string("root", None, "Folder of VOC 2012.", required=True)
-EPISODES = flags.DEFINE_integer("episodes", 100, "Episodes of each fold.")
-TRAIN_LIST = flags.DEFINE_string("train_list", "train_aug", "As data.train_list.")
-VAL_LIST = flags.DEFINE_string("val_list", "val", "As data.val_list.")
-
-SIZE = 512
-GRIDS = {"1/8": 64, "DINOv2, 1/14": 36, "1/16": 32}
+GRIDS = {"1/8": 64, "1/14 (DINOv2)": 36, "1/16": 32}
 BENCHMARKS = {"pascal": "Pascal-5i", "shapes": "Shapes-5i"}
+# A title, a kind of annotation, and whether it is drawn as in training.
+KINDS = (
+    ("mask", "mask", False),
+    ("box", "box", False),
+    ("scribble, testing", "scribble", False),
+    ("scribble, training", "scribble", True),
+    ("20 points, testing", "point", False),
+    ("1-20 points, training", "point", True),
+)
 
 
-def marks(name: str, kind: str, split: str) -> np.ndarray:
-    """Annotations of references of all folds, (n, 512, 512)."""
+def references(name: str, root: str, folds: list[int], episodes: int) -> Bool[np.ndarray, "n h w"]:
+    """Masks of the references of every fold's first test episodes."""
     found = []
-    for fold in range(4):
-        cfg = DataConfig(
-            name=name,
-            root=ROOT.value,
-            fold=fold,
-            annotation=kind,
-            train_list=TRAIN_LIST.value,
-            val_list=VAL_LIST.value,
-        )
-        source = benchmark.episodes(cfg, split, seed=321, length=EPISODES.value)
-        found += [source[i].support_mask for i in range(EPISODES.value)]
-    return np.concatenate(found)
+    for fold in folds:
+        cfg = DataConfig(name=name, root=root, fold=fold)
+        source = benchmark.episodes(cfg, "test", seed=321, length=episodes)
+        found += [source[i].support_mask[0] for i in range(len(source))]
+    return np.stack(found)
 
 
-def survival(marked: np.ndarray, side: int) -> str:
-    """Share of annotations with a cell left, and their mean number, by both rules."""
+def survival(marked: Bool[np.ndarray, "n h w"], side: int) -> str:
+    """For both rules the share of annotations with a cell left, and their mean number of cells."""
     columns = []
-    for shrink in (
-        lambda x: resize.nearest(x[..., None], (side, side))[..., 0],
-        lambda x: resize.coverage(x, (side, side)),
-    ):
-        cells = np.concatenate(
-            [
-                np.asarray((shrink(jnp.asarray(part, jnp.float32)) > 0).sum((1, 2)))
-                for part in np.array_split(marked, max(1, len(marked) // 50))
-            ]
-        )
+    for rule in (_nearest, resize.coverage):
+        parts = np.array_split(marked, -(-len(marked) // 50))
+        weights = [np.asarray(rule(jnp.asarray(x, jnp.float32), (side, side))) for x in parts]
+        cells = (np.concatenate(weights) > 0).sum((1, 2))
         columns += [f"{100 * (cells > 0).mean():.1f} %", f"{cells.mean():.1f}"]
     return " | ".join(columns)
 
 
-def main(argv: list[str]) -> None:
+def _nearest(x, size):
+    return resize.nearest(x[..., None], size)[..., 0]
+
+
+def main() -> None:
     """Prints one row per benchmark, annotation and size of the features."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", required=True, help="Folder of VOC 2012.")
+    parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--episodes", type=int, default=100, help="Episodes of each fold.")
+    args = parser.parse_args()
     print("| pictures | annotation | features | nearest: alive | cells | coverage: alive | cells |")
     print("|---|---|---|---:|---:|---:|---:|")
-    for name, title in BENCHMARKS.items():
-        for kind in ANNOTATIONS:
-            for split in ("train", "test") if kind in ("point", "scribble") else ("test",):
-                marked = marks(name, kind, split)
-                shown = f"{kind}, as in training" if split == "train" else kind
-                for grid, side in GRIDS.items():
-                    print(f"| {title} | {shown} | {grid} | {survival(marked, side)} |", flush=True)
+    for name, benchmark_title in BENCHMARKS.items():
+        masks = references(name, args.root, args.folds, args.episodes)
+        for title, kind, training in KINDS:
+            marked = np.stack(
+                [annotate(kind, x, Draws(0, i), training=training) for i, x in enumerate(masks)]
+            )
+            for grid, side in GRIDS.items():
+                row = f"| {benchmark_title} | {title} | {grid} | {survival(marked, side)} |"
+                print(row, flush=True)
+        print(f"{len(masks)} references of {benchmark_title}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()
