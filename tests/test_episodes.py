@@ -10,7 +10,7 @@ from PIL import Image
 
 from prosam_jax.data import episodes
 from prosam_jax.data.episodes import EpisodeSource, draw_test, draw_train, episode_list_digest
-from prosam_jax.data.folds import FoldIndex, fold_index
+from prosam_jax.data.folds import COCO_20I, PASCAL_5I, FoldIndex
 
 PINNED = {  # digests of 1000 episodes; another one means new results for the same seed
     (draw_test, 321, 1): "018dd4ac8d56",
@@ -23,7 +23,7 @@ def _fold(split="test", n=47):
     large = (7 * np.arange(n)[:, None] + 3 * np.arange(21)) % 5 < 2
     large[:, 1:6] &= split == "test"
     counts = np.where(large, 3000, 0)
-    return fold_index([f"id{i:02d}" for i in range(n)], counts, 0, split).drawable(5)
+    return PASCAL_5I.index([f"id{i:02d}" for i in range(n)], counts, 0, split).drawable(5)
 
 
 @pytest.mark.parametrize("draw, seed, shots", PINNED)
@@ -72,7 +72,9 @@ def test_training_passes_over_the_images_in_a_new_order_each_time(seed):
 
 
 def test_classes_and_references_are_uniform():
-    fold = FoldIndex(0, "test", {1: ("a", "b", "c", "d"), 2: ("a", "e"), 3: (), 4: (), 5: ()})
+    fold = FoldIndex(
+        PASCAL_5I, 0, "test", {1: ("a", "b", "c", "d"), 2: ("a", "e"), 3: (), 4: (), 5: ()}
+    )
     specs = [draw_test(fold, 11, i, 3) for i in range(0, 20000, 5)]  # all of target "a"
     classes = collections.Counter(spec.class_id for spec in specs)
     assert abs(classes[1] / 4000 - 1 / 2) < 4 * 0.5 / 4000**0.5
@@ -115,7 +117,7 @@ class _Painted:
 def _source(shots, length=12):
     entries = {1: tuple("147"), 2: tuple("258"), 3: (), 4: (), 5: ()}
     return EpisodeSource(
-        _Painted(), FoldIndex(0, "test", entries), draw_test, 321, shots, 8, length
+        _Painted(), FoldIndex(PASCAL_5I, 0, "test", entries), draw_test, 321, shots, 8, length
     )
 
 
