@@ -106,8 +106,8 @@ def test_describe_tells_the_published_list_from_others():
         "draw bird, boat"
     )
     told = dataclasses.replace(PASCAL_5I, published={("test", 0): (3, folds.digest(index))})
-    index = dataclasses.replace(index, rule=told, entries={**entries})
-    assert folds.verdict(index) == "the published list, 3 images; too few images to draw bird"
+    index = dataclasses.replace(index, rule=told)
+    assert folds.describe(index) == "Pascal-5i fold 0 test: the published list, 3 images"
     few = {c: ("a", "b") if c == 5 else () for c in COCO_20I.classes(0, "test")}
     assert folds.describe(FoldIndex(COCO_20I, 0, "test", few)) == (
         "COCO-20i fold 0 test: 2 images; the published list has 26,052, its digest is not known; "
