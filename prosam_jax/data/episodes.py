@@ -4,6 +4,7 @@ Choices come straight from the bits of PCG64 (`draws`). So neither NumPy's versi
 of workers nor a restart changes an episode.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
@@ -44,6 +45,10 @@ class EpisodeSpec:
     query_id: str
     support_ids: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """The line "index class target references..."."""
+        return " ".join([str(self.index), str(self.class_id), self.query_id, *self.support_ids])
+
 
 def draw_train(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
     """Draws a training episode; every pass over the targets has an order of its own.
@@ -71,19 +76,38 @@ def draw_test(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec
     return _around(query_id, fold, index, _bits(seed, _TEST, index, 1 + shots))
 
 
+def draw_by_class(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
+    """Draws an episode that begins with its class, for training or testing by the fold's split.
+
+    Class, target and references are each uniform over those possible, and all may come again, as
+    in VRP-SAM's code on COCO-20i; there every GPU draws the same episodes, here no index has
+    another's.
+    """
+    stream = _TRAIN if fold.split == "train" else _TEST
+    of_class, of_query, *others = _bits(seed, stream, index, 2 + shots)
+    class_id = _choose(of_class, fold.filled)
+    query_id = _choose(of_query, fold.entries[class_id])
+    return EpisodeSpec(index, class_id, query_id, _references(others, fold, class_id, query_id))
+
+
 def episode_list_digest(specs: Iterable[EpisodeSpec]) -> str:
-    """SHA-256 of the lines "index class target references...", the name of a list of episodes."""
-    lines = (
-        " ".join([str(spec.index), str(spec.class_id), spec.query_id, *spec.support_ids])
-        for spec in specs
-    )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    """SHA-256 of the specs' lines, the name of a list of episodes."""
+    return hashlib.sha256("\n".join(map(str, specs)).encode()).hexdigest()
 
 
 def _around(query_id: str, fold: FoldIndex, index: int, bits: list[int]) -> EpisodeSpec:
     class_id = _choose(bits[0], fold.classes_of[query_id])
-    others = [image_id for image_id in fold.entries[class_id] if image_id != query_id]
-    return EpisodeSpec(index, class_id, query_id, tuple(_choose(b, others) for b in bits[1:]))
+    return EpisodeSpec(index, class_id, query_id, _references(bits[1:], fold, class_id, query_id))
+
+
+def _references(
+    bits: Sequence[int], fold: FoldIndex, class_id: int, query_id: str
+) -> tuple[str, ...]:
+    """Images of the class that are not the target."""
+    ids = fold.entries[class_id]
+    target = bisect.bisect_left(ids, query_id)
+    drawn = [_choose(b, range(len(ids) - 1)) for b in bits]
+    return tuple(ids[i + (i >= target)] for i in drawn)
 
 
 def _choose(bits: int, items: Sequence[_T]) -> _T:
@@ -123,7 +147,7 @@ class EpisodeSource:
     Attributes:
         images: Where images and labels are read.
         fold: What is drawn from.
-        draw: `draw_train` or `draw_test`.
+        draw: `draw_train`, `draw_test` or `draw_by_class`.
         seed: Seed of the draws.
         shots: Reference images per episode.
         size: Side in pixels of the square that everything is brought to.
@@ -199,10 +223,11 @@ def episode_source(
     images: Images, fold: FoldIndex, cfg: DataConfig, split: str, *, seed: int, length: int | None
 ) -> EpisodeSource:
     """Episodes of one split of a fold; `length` None is one pass over its images."""
+    by_target = draw_train if split == "train" else draw_test
     return EpisodeSource(
         images=images,
         fold=fold,
-        draw=draw_train if split == "train" else draw_test,
+        draw=draw_by_class if fold.rule.by_class else by_target,
         seed=seed,
         shots=cfg.shots,
         size=cfg.image_size,
@@ -210,3 +235,9 @@ def episode_source(
         annotation=cfg.annotation,
         cueless=cfg.cueless,
     )
+
+
+if __name__ == "__main__":
+    from prosam_jax.data import episode_list
+
+    episode_list.run()

@@ -20,10 +20,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from prosam_jax.config import DataConfig, check_choice
+from prosam_jax.config import DataConfig
 from prosam_jax.data.draws import Draws
 from prosam_jax.data.episodes import EpisodeSource, episode_source
-from prosam_jax.data.folds import SPLITS, FoldIndex, base_classes, novel_classes
+from prosam_jax.data.folds import SPLITS, FoldIndex, FoldRule
 from prosam_jax.data.outlines import FORMS, PLAIN, Form, Outline, Window, fill
 
 _Colour = tuple[float, float, float]  # red, green and blue in 0-1
@@ -43,8 +43,12 @@ _GRID = 96  # side of the raster on which layouts are judged, whatever size is r
 _CLASSES, _LAYOUT, _COLOURS = range(3)  # each purpose has its own stream of bits
 _ID = re.compile(r"f([0-3])-(train|test)-(\d{6})")
 
-CLASS_NAMES = tuple(FORMS)
-"""Names of classes 1-20; 0 is background."""
+SHAPES_5I = FoldRule(
+    "Shapes-5i, generated,",
+    tuple(FORMS),
+    novel=tuple(tuple(range(5 * fold + 1, 5 * fold + 6)) for fold in range(4)),
+)
+"""Classes 1-20, five after the other novel in each fold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,23 +82,23 @@ class Shapes:
         n = 3 + draws.below(4)
         distinct = n - draws.below(2) if n > 3 else n
         n_novel = 1 + draws.below(min(3, distinct - 1)) if SPLITS[split] == "test" else 0
-        classes = draws.sample(novel_classes(fold), n_novel)
-        classes += draws.sample(base_classes(fold), distinct - n_novel)
+        classes = draws.sample(SHAPES_5I.classes(fold, "test"), n_novel)
+        classes += draws.sample(SHAPES_5I.classes(fold, "train"), distinct - n_novel)
         classes += draws.sample(classes, n - distinct)  # one class twice, or none
         return tuple(draws.sample(classes, n))
 
     def class_name(self, class_id: int) -> str:
         """Name of class 1-20."""
-        return CLASS_NAMES[class_id - 1]
+        return SHAPES_5I.class_names[class_id - 1]
 
 
 def shapes_index(fold: int, split: str) -> FoldIndex:
     """Which picture of a fold 0-3 shows which classes of the split; nothing is rendered."""
-    check_choice("split", split, SPLITS)
-    classes = base_classes(fold) if split == "train" else novel_classes(fold)
+    classes = SHAPES_5I.classes(fold, split)
     ids = [f"f{fold}-{split}-{number:06d}" for number in range(PICTURES[split])]
     shown = {image_id: Shapes().objects(image_id) for image_id in ids}
-    return FoldIndex(fold, split, {c: tuple(i for i in ids if c in shown[i]) for c in classes})
+    entries = {c: tuple(i for i in ids if c in shown[i]) for c in classes}
+    return FoldIndex(SHAPES_5I, fold, split, entries)
 
 
 def shapes_episodes(
