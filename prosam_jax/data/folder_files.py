@@ -55,11 +55,16 @@ class Folder:
         """The mask's class numbers; BadFile if it cannot be read or holds other numbers."""
         path, most = self.mask_path(image_id), len(self.class_names)
         labels = files.read_mask(path)
-        strange = [n for n in np.flatnonzero(np.bincount(labels.ravel())) if most < n < IGNORE]
-        if strange:
+        held = np.flatnonzero(np.bincount(labels.ravel())).tolist()
+        if strange := [number for number in held if most < number < IGNORE]:
             raise BadFile(
                 f"{path} holds the number {strange[0]}; {CLASSES} names classes 1-{most}, and 255 "
                 "is ignored"
+            )
+        if held in ([0, IGNORE], [IGNORE]):
+            raise BadFile(
+                f"{path} holds only 0 and 255, which is ignored; write class numbers, or list "
+                "such masks with their class in a table"
             )
         return labels
 

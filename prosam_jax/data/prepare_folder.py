@@ -57,23 +57,28 @@ def prepare(root: pathlib.Path, source: pathlib.Path | None, *, check_only: bool
     Raises:
         ValueError: The folder or the source is not as it must be.
     """
-    faults = {}
-    if source is not None and not check_only:
-        faults = make_masks(root, source)
+    made = source is not None and not check_only
+    faults = make_masks(root, source) if made else {}
+    _print(faults.values())
     folder = find_folder(str(root))
     contents = check(folder, trust=not check_only, keep=not check_only)
-    faults = {**contents.faults, **faults}  # why there is no mask says more than that there is none
-    for line in faults.values():
-        print(line.encode(errors="backslashreplace").decode())
+    _print(line for name, line in contents.faults.items() if name not in faults)
     counts = [
-        f"{name} {sum(c in shares for shares in contents.shares.values())}"
+        f"{sum(c in shares for shares in contents.shares.values())} of {name}"
         for c, name in enumerate(folder.class_names, 1)
     ]
-    good, bad = len(contents.shares), len(faults)
-    print(f"{folder.path}: {good} good pictures, {bad} bad files; pictures of {', '.join(counts)}")
+    good, bad = len(contents.shares), len(faults | contents.faults)
+    print(
+        f"{folder.path}: pictures: {good}, bad files: {bad}; pictures by class: {', '.join(counts)}"
+    )
     if not bad:
         print(f"train with: --config configs/folder.py --config.data.root={folder.path}")
     return bad
+
+
+def _print(faults: Iterable[str]) -> None:
+    for line in faults:  # a file's name may be no text
+        print(line.encode(errors="backslashreplace").decode())
 
 
 def make_masks(root: pathlib.Path, source: pathlib.Path) -> dict[str, str]:
@@ -93,6 +98,7 @@ def make_masks(root: pathlib.Path, source: pathlib.Path) -> dict[str, str]:
         painters = _of_coco(root, source, names)
     else:
         raise ValueError(f"--annotations: {source} must be a .csv, a .json or a folder of .json")
+    (root / MASKS).mkdir(exist_ok=True)
     faults = {}
     for name, painter in archives.track(painters.items(), len(painters), "painting masks"):
         try:
@@ -243,6 +249,10 @@ def _drawn(
 def _numbered(root: pathlib.Path, names: Sequence[str], source: pathlib.Path) -> dict[str, int]:
     """Class numbers by name, as `classes.txt` has them; without one, in the order given."""
     path = root / CLASSES
+    if not all(name.strip() for name in names):
+        raise ValueError(f"{source} has an object without the name of a class")
+    if not names:
+        return {}
     if not path.exists():
         with archives.writing(path) as file:
             file.write("".join(f"{name.strip()}\n" for name in names).encode())
