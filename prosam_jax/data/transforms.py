@@ -24,7 +24,8 @@ def resize_mask(mask: Shaped[np.ndarray, "h w"], size: int) -> Shaped[np.ndarray
     """Brings labels to a square: output i takes input floor(i * in / out), torch's "nearest"."""
     height, width = mask.shape
     steps = np.arange(size)
-    return mask[(steps * height // size)[:, None], steps * width // size]
+    # Rows first, which are copied whole: several times faster than both axes at once.
+    return mask[steps * height // size][:, steps * width // size]
 
 
 def class_mask(
