@@ -23,7 +23,11 @@ BACKBONES = (
     "tiny",
 )
 DISTRIBUTIONS = ("vrp", "vrp_2linear", "gaussian", "student_t", "t3vae")
-DATASETS = ("pascal", "shapes")
+DATASETS = ("pascal", "coco", "shapes")
+TESTS = ("own", "pascal_disjoint", "pascal_standard")
+ANNOTATIONS = ("mask", "box", "scribble", "point")
+DOWNSAMPLES = ("nearest", "coverage")
+CUELESS = ("redraw", "report")
 SCHEDULES = ("warm_restarts", "cosine")
 DTYPES = ("float32", "bfloat16")
 RANDOM = "random"
@@ -276,14 +280,27 @@ class DataConfig:
     """The benchmark and how its files are read.
 
     Attributes:
-        name: One of `DATASETS`: Pascal-5i, or the generated Shapes-5i.
-        root: Folder of the dataset, for Pascal the one that holds `JPEGImages`; shapes have none.
+        name: One of `DATASETS`: Pascal-5i, COCO-20i, or the generated Shapes-5i.
+        root: Folder of the dataset, for Pascal the one that holds `JPEGImages`, for COCO the one
+            that holds `train2014`; shapes have none.
         fold: Fold 0-3, whose classes are kept for testing.
         shots: Reference images per episode.
         image_size: Side in pixels of the square that images are brought to.
-        train_list: Name of the id list of the training pool, without `.txt`.
-        val_list: Name of the id list of the testing pool, without `.txt`.
+        train_list: Name of the id list of the training pool, without `.txt`; "" for the
+            benchmark's own, "train_aug" for Pascal and "train2014" for COCO.
+        val_list: Name of the id list of the testing pool; "" for "val" or "val2014".
+        test: One of `TESTS`: what a model that is trained on COCO is tested on. "pascal_disjoint"
+            are VOC's classes that are novel in the fold of COCO-20i, "pascal_standard" those that
+            are novel in the same fold of Pascal-5i, of which COCO has shown most.
+        test_root: Folder of Pascal VOC for these tests.
         workers: Processes that read episodes; 0 reads in the main one.
+        annotation: How references are marked: "mask", "box", "scribble" or "point".
+        downsample: How an annotation is brought to the size of the features: "nearest" takes the
+            top left pixel of each cell (VRP-SAM; most points vanish), "coverage" weighs each cell
+            by how much of it is marked (`resize.coverage`).
+        cueless: What becomes of a reference on which no pixel is marked: "redraw" marks it anew,
+            or takes another if the object itself is lost at this size; "report" keeps and counts
+            it.
     """
 
     name: str = "pascal"
@@ -291,15 +308,26 @@ class DataConfig:
     fold: int = 0
     shots: int = 1
     image_size: int = 512
-    train_list: str = "train_aug"
-    val_list: str = "val"
+    train_list: str = ""
+    val_list: str = ""
+    test: str = "own"
+    test_root: str = ""
     workers: int = 0
+    annotation: str = "mask"
+    downsample: str = "nearest"
+    cueless: str = "redraw"
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
         check_choice("data.name", self.name, DATASETS)
+        check_choice("data.annotation", self.annotation, ANNOTATIONS)
+        check_choice("data.downsample", self.downsample, DOWNSAMPLES)
+        check_choice("data.cueless", self.cueless, CUELESS)
         if self.fold not in range(4):
             raise ValueError(f"data.fold={self.fold} must be 0, 1, 2 or 3")
+        check_choice("data.test", self.test, TESTS)
+        if self.test != "own" and self.name != "coco":
+            raise ValueError(f"data.test={self.test!r} needs data.name='coco', not {self.name!r}")
         check_at_least("data.shots", self.shots, 1)
         check_at_least("data.image_size", self.image_size, 32)
         check_at_least("data.workers", self.workers, 0)

@@ -98,8 +98,9 @@ def card(trained: Trained, repo: str) -> str:
     """The model card: what the file says and how it is used."""
     rows = "\n".join(f"| {name} | {value} |" for name, value in weight_file.facts(trained).items())
     flags = " --config.data.fold=FOLD" if trained.fold is None else ""
-    if trained.config.data.name == "pascal":
-        flags += " --config.data.root=VOC2012"
+    roots = {"pascal": "VOC2012", "coco": "COCO2014"}
+    if root := roots.get(trained.config.data.name):
+        flags += f" --config.data.root={root}"
     return f"""---
 library_name: prosam_jax
 pipeline_tag: image-segmentation

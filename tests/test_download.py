@@ -180,7 +180,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
     assert failure(entry, tmp_path, OSError) == (
         f"sam_vit_b takes 3,000,017 more bytes, {tmp_path} has 1,000,000 free; "
-        "make room, or name another folder with --to"
+        "make room, or name another folder"
     )
     assert not os.listdir(tmp_path)
     (tmp_path / "x.pth.part").write_bytes(DATA[:2_500_000])

@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import itertools
 import pickle
 import subprocess
 import sys
@@ -8,14 +9,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prosam_jax.config import DataConfig
 from prosam_jax.data import episodes
-from prosam_jax.data.episodes import EpisodeSource, draw_test, draw_train, episode_list_digest
-from prosam_jax.data.folds import FoldIndex, fold_index
+from prosam_jax.data.episodes import (
+    EpisodeSource,
+    draw_by_class,
+    draw_test,
+    draw_train,
+    episode_list_digest,
+    episode_source,
+)
+from prosam_jax.data.folds import COCO_20I, PASCAL_5I, FoldIndex
 
 PINNED = {  # digests of 1000 episodes; another one means new results for the same seed
     (draw_test, 321, 1): "018dd4ac8d56",
     (draw_test, 321, 5): "fe02d44540c5",
     (draw_train, 7, 1): "5e3d559d5828",
+    (draw_by_class, 321, 1): "",
+    (draw_by_class, 7, 5): "",
 }
 
 
@@ -23,7 +34,7 @@ def _fold(split="test", n=47):
     large = (7 * np.arange(n)[:, None] + 3 * np.arange(21)) % 5 < 2
     large[:, 1:6] &= split == "test"
     counts = np.where(large, 3000, 0)
-    return fold_index([f"id{i:02d}" for i in range(n)], counts, 0, split).drawable(5)
+    return PASCAL_5I.index([f"id{i:02d}" for i in range(n)], counts, 0, split).drawable(5)
 
 
 @pytest.mark.parametrize("draw, seed, shots", PINNED)
@@ -33,7 +44,7 @@ def test_episodes_are_for_ever(draw, seed, shots):
     assert episode_list_digest(specs)[:12] == PINNED[draw, seed, shots]
 
 
-@pytest.mark.parametrize("draw", [draw_train, draw_test])
+@pytest.mark.parametrize("draw", [draw_train, draw_test, draw_by_class])
 @pytest.mark.parametrize("seed", [0, 321])
 @pytest.mark.parametrize("shots", [1, 5])
 def test_all_images_of_an_episode_show_its_class(draw, seed, shots):
@@ -46,12 +57,13 @@ def test_all_images_of_an_episode_show_its_class(draw, seed, shots):
         assert set(spec.support_ids) <= set(fold.entries[spec.class_id]) - {spec.query_id}
 
 
-def test_an_episode_depends_on_its_index_alone():
+@pytest.mark.parametrize("draw", [draw_train, draw_by_class])
+def test_an_episode_depends_on_its_index_alone(draw):
     fold = _fold("train")
-    forwards = [draw_train(fold, 3, i, 2) for i in range(200)]
-    backwards = [draw_train(fold, 3, i, 2) for i in reversed(range(200))]
+    forwards = [draw(fold, 3, i, 2) for i in range(200)]
+    backwards = [draw(fold, 3, i, 2) for i in reversed(range(200))]
     assert forwards == backwards[::-1]
-    assert forwards != [draw_train(fold, 4, i, 2) for i in range(200)]
+    assert forwards != [draw(fold, 4, i, 2) for i in range(200)]
 
 
 def test_testing_goes_round_the_images_in_order():
@@ -72,7 +84,9 @@ def test_training_passes_over_the_images_in_a_new_order_each_time(seed):
 
 
 def test_classes_and_references_are_uniform():
-    fold = FoldIndex(0, "test", {1: ("a", "b", "c", "d"), 2: ("a", "e"), 3: (), 4: (), 5: ()})
+    fold = FoldIndex(
+        PASCAL_5I, 0, "test", {1: ("a", "b", "c", "d"), 2: ("a", "e"), 3: (), 4: (), 5: ()}
+    )
     specs = [draw_test(fold, 11, i, 3) for i in range(0, 20000, 5)]  # all of target "a"
     classes = collections.Counter(spec.class_id for spec in specs)
     assert abs(classes[1] / 4000 - 1 / 2) < 4 * 0.5 / 4000**0.5
@@ -83,6 +97,33 @@ def test_classes_and_references_are_uniform():
         assert abs(drawn[image_id] / n - 1 / 3) < 4 * (2 / 9 / n) ** 0.5
     repeating = np.mean([len(set(ids)) < 3 for ids in references])
     assert abs(repeating - 7 / 9) < 4 * (14 / 81 / len(references)) ** 0.5
+
+
+def test_a_class_first_draw_is_uniform_over_classes_then_targets():
+    entries = {1: ("a", "b", "c", "d"), 5: ("a", "e"), 9: (), 13: ("f", "g", "h")}
+    fold = FoldIndex(COCO_20I, 0, "test", entries)
+    specs = [draw_by_class(fold, 11, i, 1) for i in range(6000)]
+    classes = collections.Counter(spec.class_id for spec in specs)
+    assert set(classes) == {1, 5, 13}
+    assert all(abs(n / 6000 - 1 / 3) < 4 * (2 / 9 / 6000) ** 0.5 for n in classes.values())
+    for class_id, ids in entries.items():
+        of_class = [spec for spec in specs if spec.class_id == class_id]
+        pairs = collections.Counter((spec.query_id, *spec.support_ids) for spec in of_class)
+        assert set(pairs) == set(itertools.permutations(ids, 2))
+        for n in pairs.values():
+            p = 1 / len(pairs)
+            assert abs(n / len(of_class) - p) < 4 * (p * (1 - p) / len(of_class)) ** 0.5
+    train = dataclasses.replace(fold, split="train")
+    assert [draw_by_class(train, 11, i, 1) for i in range(99)] != specs[:99]
+
+
+@pytest.mark.parametrize("rule, test", [(PASCAL_5I, draw_test), (COCO_20I, draw_by_class)])
+def test_the_benchmark_says_how_its_episodes_are_drawn(rule, test):
+    cfg = DataConfig(shots=2, image_size=40)
+    fold = FoldIndex(rule, 0, "test", {1: ("a", "b", "c")})
+    source = episode_source(_Painted(), fold, cfg, "test", seed=5, length=None)
+    assert source.draw is test
+    assert len(source) == 3
 
 
 def test_digest_knows_every_part_of_an_episode():
@@ -115,7 +156,7 @@ class _Painted:
 def _source(shots, length=12):
     entries = {1: tuple("147"), 2: tuple("258"), 3: (), 4: (), 5: ()}
     return EpisodeSource(
-        _Painted(), FoldIndex(0, "test", entries), draw_test, 321, shots, 8, length
+        _Painted(), FoldIndex(PASCAL_5I, 0, "test", entries), draw_test, 321, shots, 8, length
     )
 
 
@@ -139,6 +180,46 @@ def test_source_reads_the_images_of_its_episodes(shots):
     ]
 
 
+class _Lost(_Painted):
+    """Objects that show on some images only: of class 1 on "4", of class 2 on none."""
+
+    def labels(self, image_id):
+        return super().labels(image_id) * (image_id == "4")
+
+
+def test_a_reference_without_marks_is_redrawn_or_kept():
+    entries = {1: ("1", "4", "7"), 2: (), 3: (), 4: (), 5: ()}
+    fold = FoldIndex(PASCAL_5I, 0, "test", entries)
+    source = EpisodeSource(_Lost(), fold, draw_test, 321, 2, 8, 60)
+    kept = dataclasses.replace(source, cueless="report")
+    for i in range(len(source)):
+        spec = source.spec(i)
+        shown = np.array([x == "4" for x in spec.support_ids])
+        np.testing.assert_array_equal(kept[i].support_mask.any((1, 2)), shown)
+        assert (kept[i].support_image[:, 0, 0, 0] == [int(x) for x in spec.support_ids]).all()
+        if spec.query_id != "4":  # else no other reference shows the object
+            assert source[i].support_mask.any((1, 2)).all()
+            assert (source[i].support_image == 4).all()
+    with pytest.raises(
+        ValueError, match=r"20 references of class 1 in a row, such as .* at data.image_size=8;"
+    ):
+        source[1]
+
+
+@pytest.mark.parametrize("kind", ["box", "scribble", "point"])
+def test_marks_depend_on_the_episode_and_the_shot_alone(kind):
+    source = dataclasses.replace(_source(2), annotation=kind, size=64)
+    again = dataclasses.replace(source, length=1)
+    marks = [source[i].support_mask for i in range(12)]
+    for i in (3, 7):
+        np.testing.assert_array_equal(marks[i], again[i].support_mask)
+        assert (marks[i] <= (np.arange(64) < 32)[None, None]).all()
+    alike = {tuple(x.tobytes() for x in shots) for shots in marks}
+    assert len(alike) == (1 if kind == "box" else 12)
+    if kind != "box":
+        assert all((first != second).any() for first, second in marks)
+
+
 def test_source_travels_to_workers():
     source = _source(2)
     copy = pickle.loads(pickle.dumps(source))
@@ -146,5 +227,8 @@ def test_source_travels_to_workers():
 
 
 def test_data_needs_no_jax():
-    code = "import prosam_jax.data.pascal, sys; assert 'jax' not in sys.modules"
+    code = (
+        "import prosam_jax.data.benchmark, prosam_jax.data.prepare, sys; "
+        "assert 'jax' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,8 +7,8 @@ from PIL import Image
 
 from prosam_jax.config import DataConfig
 from prosam_jax.data.episodes import draw_test, draw_train
-from prosam_jax.data.folds import fold_index, novel_classes
-from prosam_jax.data.pascal import PascalFolder, find_folder, pascal_episodes
+from prosam_jax.data.folds import PASCAL_5I
+from prosam_jax.data.pascal import find_folder, pascal_episodes, pascal_folder
 
 PARTS = ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation")
 
@@ -37,15 +37,15 @@ def test_two_folders_are_ambiguous(tmp_path):
     for inside in ("VOC2012", "VOCdevkit/VOC2012"):
         for part in PARTS:
             (tmp_path / inside / part).mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"found .*/VOC2012 and .*/VOCdevkit/VOC2012; data"):
+    with pytest.raises(ValueError, match=r"found .*/VOC2012 and .*/VOCdevkit/VOC2012; it"):
         find_folder(str(tmp_path))
 
 
 def test_wrong_roots_are_told_what_is_expected(tmp_path, voc):
-    _fails("", "data.root is not set; data.root must be the VOC2012 folder that holds JPEGImages")
-    _fails(tmp_path / "nowhere", "found nothing of that kind in .*nowhere; data.root must be")
+    _fails("", "data.root is not set; it must be the VOC2012 folder that holds JPEGImages")
+    _fails(tmp_path / "nowhere", "found nothing of that kind in .*nowhere; it must be")
     shutil.rmtree(voc / "SegmentationClassAug")
-    _fails(voc, "VOC2012 lacks SegmentationClassAug; data.root must be")
+    _fails(voc, "VOC2012 lacks SegmentationClassAug; it must be .*prepare pascal --root")
 
 
 def test_missing_and_empty_lists_are_named(voc):
@@ -72,7 +72,7 @@ def test_pixel_counts_are_of_the_mask_as_stored(voc, mode):
     labels = rng.choice([0, 3, 20, 255], (33, 47)).astype(np.uint8)
     image = rng.integers(0, 256, (33, 47, 3), dtype=np.uint8)
     write_pair(voc, "mine", image, labels, mode)
-    folder = PascalFolder(voc)
+    folder = pascal_folder(voc)
     counts = folder.pixel_counts(["2007_000001", "mine"])
     np.testing.assert_array_equal(counts[1], [(labels == c).sum() for c in range(21)])
     assert counts[0, 1] == 48 * 46
@@ -86,9 +86,9 @@ def test_an_image_keeps_its_stored_pixels(voc):
     exif[0x0112] = 6  # turn by 90 degrees
     path = voc / "JPEGImages/2007_000001.jpg"
     Image.fromarray(np.repeat(ramp, 3, axis=2)).save(path, exif=exif)
-    assert PascalFolder(voc).image("2007_000001").size == (120, 90)
+    assert pascal_folder(voc).image("2007_000001").size == (120, 90)
     Image.fromarray(ramp[..., 0].copy()).save(path)
-    assert PascalFolder(voc).image("2007_000001").mode == "RGB"
+    assert pascal_folder(voc).image("2007_000001").mode == "RGB"
 
 
 def test_wrong_masks_are_named(voc):
@@ -111,7 +111,7 @@ def test_broken_files_are_named(voc, name, part):
     path = voc / name
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
-    read = PascalFolder(voc).image if name.startswith("JPEG") else PascalFolder(voc).labels
+    read = pascal_folder(voc).image if name.startswith("JPEG") else pascal_folder(voc).labels
     with pytest.raises(ValueError, match=f"cannot read .*{path.name}: .*; copy the file again"):
         read("2007_000017")
 
@@ -144,9 +144,9 @@ def test_real_masks_have_the_published_pixel_counts(outside_data):
     for split in lists:
         np.testing.assert_array_equal(counts[split], [known[i] for i in ids[split]])
     for fold in (1, 2):
-        novel = novel_classes(fold)
-        train = fold_index(ids["train"], counts["train"], fold, "train").drawable(1)
-        test = fold_index(ids["test"], counts["test"], fold, "test").drawable(1)
+        novel = PASCAL_5I.novel[fold]
+        train = PASCAL_5I.index(ids["train"], counts["train"], fold, "train").drawable(1)
+        test = PASCAL_5I.index(ids["test"], counts["test"], fold, "test").drawable(1)
         assert not set(train.images) & set(test.images)
         assert len(train.images) > 500 and len(test.images) > 150
         for image_id in train.images[::25]:

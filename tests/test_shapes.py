@@ -9,7 +9,7 @@ import pytest
 from prosam_jax.config import DataConfig
 from prosam_jax.data import outlines, shapes
 from prosam_jax.data.episodes import draw_test, draw_train
-from prosam_jax.data.folds import SPLITS, base_classes, digest, novel_classes
+from prosam_jax.data.folds import SPLITS, digest
 from prosam_jax.data.shapes import PICTURES, Shapes, shapes_episodes, shapes_index
 
 FOLDS = [(fold, split) for fold in range(4) for split in SPLITS]
@@ -20,7 +20,7 @@ def _digest(array):
 
 
 def test_classes_have_names():
-    assert len(set(shapes.CLASS_NAMES)) == 20
+    assert len(set(shapes.SHAPES_5I.class_names)) == 20
     assert [Shapes().class_name(c) for c in (1, 2, 20)] == ["star", "ring", "hexagon"]
 
 
@@ -153,7 +153,7 @@ def test_every_size_shows_every_class(size):
 
 @pytest.mark.parametrize("fold", range(4))
 def test_training_shows_no_novel_class_and_testing_mixes(fold):
-    novel, pictures = set(novel_classes(fold)), Shapes()
+    novel, pictures = set(shapes.SHAPES_5I.novel[fold]), Shapes()
     for image_id in shapes_index(fold, "train").images:
         assert not novel & set(pictures.objects(image_id))
     for image_id in shapes_index(fold, "test").images:
@@ -164,7 +164,7 @@ def test_training_shows_no_novel_class_and_testing_mixes(fold):
 @pytest.mark.parametrize("fold, split", FOLDS)
 def test_index_holds_every_picture_and_fills_every_class(fold, split):
     index = shapes_index(fold, split)
-    assert index.classes == (base_classes if split == "train" else novel_classes)(fold)
+    assert index.classes == shapes.SHAPES_5I.classes(fold, split)
     assert index.images == tuple(f"f{fold}-{split}-{n:06d}" for n in range(PICTURES[split]))
     counts = [len(ids) for ids in index.entries.values()]
     assert min(counts) > 0.8 * max(counts)

@@ -1,10 +1,13 @@
 """The benchmarks by name."""
 
 from prosam_jax.config import DataConfig
-from prosam_jax.data import folds
+from prosam_jax.data.coco import coco_episodes
 from prosam_jax.data.episodes import EpisodeSource
-from prosam_jax.data.pascal import pascal_episodes
+from prosam_jax.data.folds import COCO_TO_PASCAL
+from prosam_jax.data.pascal import pascal_episodes, transfer_episodes
 from prosam_jax.data.shapes import shapes_episodes
+
+_EPISODES = {"pascal": pascal_episodes, "coco": coco_episodes, "shapes": shapes_episodes}
 
 
 def episodes(cfg: DataConfig, split: str, *, seed: int, length: int | None = None) -> EpisodeSource:
@@ -12,20 +15,13 @@ def episodes(cfg: DataConfig, split: str, *, seed: int, length: int | None = Non
 
     Args:
         cfg: Benchmark, folder, fold, shots and image size.
-        split: "train" (base classes) or "test" (novel classes).
+        split: "train" (base classes) or "test" (novel classes, of `cfg.test`).
         seed: Seed of the draws.
         length: Number of episodes; None for one pass over the images.
 
     Raises:
         ValueError: The benchmark's files are not as they must be.
     """
-    build = {"pascal": pascal_episodes, "shapes": shapes_episodes}[cfg.name]
-    return build(cfg, split, seed=seed, length=length)
-
-
-def describe(cfg: DataConfig, source: EpisodeSource) -> str:
-    """One line about the images that episodes are drawn from."""
-    if cfg.name == "pascal":
-        return folds.describe(source.fold)
-    fold = source.fold
-    return f"Shapes-5i fold {fold.fold} {fold.split}: {len(fold.images):,} generated images"
+    if split == "test" and cfg.test != "own":
+        return transfer_episodes(cfg, COCO_TO_PASCAL[cfg.test], seed=seed, length=length)
+    return _EPISODES[cfg.name](cfg, split, seed=seed, length=length)

@@ -1,10 +1,10 @@
 """Which images make up an episode, as a function of (seed, index), and how one is read.
 
-Choices come straight from the bits of PCG64, whose stream NumPy guarantees for ever, which it does
-not do for the methods of `np.random.Generator`. So neither NumPy's version nor the number of
-workers nor a restart changes an episode.
+Choices come straight from the bits of PCG64 (`draws`). So neither NumPy's version nor the number
+of workers nor a restart changes an episode.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
@@ -16,13 +16,17 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from prosam_jax.config import DataConfig
+from prosam_jax.data.annotation import annotate
+from prosam_jax.data.draws import Draws
 from prosam_jax.data.folds import FoldIndex
 from prosam_jax.data.transforms import class_mask, resize_image, resize_mask
 from prosam_jax.types import Episode
 
 _T = TypeVar("_T")
 
-_TRAIN, _TEST, _ORDER = range(3)  # each purpose has its own stream of bits
+# Each purpose has its own stream of bits.
+_TRAIN, _TEST, _ORDER, _TRAIN_MARKS, _TEST_MARKS = range(5)
+_ATTEMPTS = 20  # to find a reference on which something is marked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,10 @@ class EpisodeSpec:
     class_id: int
     query_id: str
     support_ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The line "index class target references..."."""
+        return " ".join([str(self.index), str(self.class_id), self.query_id, *self.support_ids])
 
 
 def draw_train(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
@@ -68,19 +76,38 @@ def draw_test(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec
     return _around(query_id, fold, index, _bits(seed, _TEST, index, 1 + shots))
 
 
+def draw_by_class(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
+    """Draws an episode that begins with its class, for training or testing by the fold's split.
+
+    Class, target and references are each uniform over those possible, and all may come again, as
+    in VRP-SAM's code on COCO-20i; there every GPU draws the same episodes, here no index has
+    another's.
+    """
+    stream = _TRAIN if fold.split == "train" else _TEST
+    of_class, of_query, *others = _bits(seed, stream, index, 2 + shots)
+    class_id = _choose(of_class, fold.filled)
+    query_id = _choose(of_query, fold.entries[class_id])
+    return EpisodeSpec(index, class_id, query_id, _references(others, fold, class_id, query_id))
+
+
 def episode_list_digest(specs: Iterable[EpisodeSpec]) -> str:
-    """SHA-256 of the lines "index class target references...", the name of a list of episodes."""
-    lines = (
-        " ".join([str(spec.index), str(spec.class_id), spec.query_id, *spec.support_ids])
-        for spec in specs
-    )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    """SHA-256 of the specs' lines, the name of a list of episodes."""
+    return hashlib.sha256("\n".join(map(str, specs)).encode()).hexdigest()
 
 
 def _around(query_id: str, fold: FoldIndex, index: int, bits: list[int]) -> EpisodeSpec:
     class_id = _choose(bits[0], fold.classes_of[query_id])
-    others = [image_id for image_id in fold.entries[class_id] if image_id != query_id]
-    return EpisodeSpec(index, class_id, query_id, tuple(_choose(b, others) for b in bits[1:]))
+    return EpisodeSpec(index, class_id, query_id, _references(bits[1:], fold, class_id, query_id))
+
+
+def _references(
+    bits: Sequence[int], fold: FoldIndex, class_id: int, query_id: str
+) -> tuple[str, ...]:
+    """Images of the class that are not the target."""
+    ids = fold.entries[class_id]
+    target = bisect.bisect_left(ids, query_id)
+    drawn = [_choose(b, range(len(ids) - 1)) for b in bits]
+    return tuple(ids[i + (i >= target)] for i in drawn)
 
 
 def _choose(bits: int, items: Sequence[_T]) -> _T:
@@ -120,11 +147,13 @@ class EpisodeSource:
     Attributes:
         images: Where images and labels are read.
         fold: What is drawn from.
-        draw: `draw_train` or `draw_test`.
+        draw: `draw_train`, `draw_test` or `draw_by_class`.
         seed: Seed of the draws.
         shots: Reference images per episode.
         size: Side in pixels of the square that everything is brought to.
         length: Number of episodes.
+        annotation: How references are marked, one of `config.ANNOTATIONS`.
+        cueless: What becomes of a reference without a marked pixel, one of `config.CUELESS`.
     """
 
     images: Images
@@ -134,6 +163,8 @@ class EpisodeSource:
     shots: int
     size: int
     length: int
+    annotation: str = "mask"
+    cueless: str = "redraw"
 
     def __len__(self) -> int:
         return self.length
@@ -145,8 +176,8 @@ class EpisodeSource:
     def __getitem__(self, index: int) -> Episode:
         spec = self.spec(index)
         query_image, query_mask, query_ignore = self._read(spec.query_id, spec.class_id)
-        supports = [self._read(image_id, spec.class_id) for image_id in spec.support_ids]
-        support_image, support_mask, _ = map(np.stack, zip(*supports, strict=True))
+        supports = [self._reference(spec, shot) for shot in range(self.shots)]
+        support_image, support_mask = map(np.stack, zip(*supports, strict=True))
         return Episode(
             support_image=support_image,
             support_mask=support_mask,
@@ -158,6 +189,31 @@ class EpisodeSource:
             valid=np.bool_(True),
         )
 
+    def _reference(self, spec: EpisodeSpec, shot: int) -> tuple[np.ndarray, np.ndarray]:
+        """A reference image and its annotation.
+
+        Raises:
+            ValueError: "redraw" was asked for, and no attempt gave a marked pixel.
+        """
+        training = self.fold.split == "train"
+        stream = _TRAIN_MARKS if training else _TEST_MARKS
+        image_id = spec.support_ids[shot]
+        for attempt in range(_ATTEMPTS):
+            draws = Draws(self.seed, stream, spec.index, shot, attempt)
+            image, mask, _ = self._read(image_id, spec.class_id)
+            marked = annotate(self.annotation, mask, draws, training=training)
+            if marked.any() or self.cueless == "report":
+                return image, marked
+            if not mask.any():
+                others = [i for i in self.fold.entries[spec.class_id] if i != spec.query_id]
+                image_id = draws.choose(others)
+        name = self.images.class_name(spec.class_id)
+        raise ValueError(
+            f"episode {spec.index}: {_ATTEMPTS} references of {name} in a row, such as "
+            f"{spec.support_ids[shot]}, show no pixel of it at data.image_size={self.size}; "
+            "raise that, or set data.cueless to report"
+        )
+
     def _read(self, image_id: str, class_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image = resize_image(self.images.image(image_id), self.size)
         return image, *class_mask(resize_mask(self.images.labels(image_id), self.size), class_id)
@@ -167,12 +223,21 @@ def episode_source(
     images: Images, fold: FoldIndex, cfg: DataConfig, split: str, *, seed: int, length: int | None
 ) -> EpisodeSource:
     """Episodes of one split of a fold; `length` None is one pass over its images."""
+    by_target = draw_train if split == "train" else draw_test
     return EpisodeSource(
         images=images,
         fold=fold,
-        draw=draw_train if split == "train" else draw_test,
+        draw=draw_by_class if fold.rule.by_class else by_target,
         seed=seed,
         shots=cfg.shots,
         size=cfg.image_size,
         length=len(fold.images) if length is None else length,
+        annotation=cfg.annotation,
+        cueless=cfg.cueless,
     )
+
+
+if __name__ == "__main__":
+    from prosam_jax.data import episode_list
+
+    episode_list.run()

@@ -1,6 +1,8 @@
-"""Pascal-5i: which image shows which class in which of the four folds (Shaban et al. 2017).
+"""Which image shows which class in which fold: Pascal-5i, COCO-20i and COCO to Pascal, by rule.
 
-The lists are derived from pixel counts by a rule that gives the published ones, image by image.
+The lists are derived from pixel counts. For Pascal-5i the rule gives the published lists of all
+four folds, image by image (Shaban et al. 2017; the lists are those of Tian et al. 2020,
+arXiv 2008.01449, which the field has used since).
 """
 
 import dataclasses
@@ -14,43 +16,64 @@ from jaxtyping import Integer
 
 from prosam_jax.config import check_choice
 
-CLASS_NAMES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle",
-    "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person",
-    "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-"""Names of classes 1-20 in VOC's order; 0 is background."""
-
 MIN_PIXELS = 2048
 """Fewest pixels, at the original size, with which an image counts for a class."""
 
 SPLITS = ("train", "test")
 
-PUBLISHED = {
-    ("train", 0): (4208, "6f2fd19976dae1507f1569ff47dc095bdd981bb0a80ccd4a9a5b5b03f3a4f59c"),
-    ("train", 1): (3726, "6170164ef88e3e4c508c220124ebe14934df2cda58fb2ef390582a62b808ecf2"),
-    ("train", 2): (2752, "8c2e1e766ef711c6415299fbb90c29cfc447366e6d9286d8db5a6986b1245ac0"),
-    ("train", 3): (4510, "d31de1bdeedf81fd7fcb4358e34249a430f8fd40c741b49b6ffd43c9190a42e2"),
-    ("test", 0): (364, "0a1ecc2c1b172b774ff5f3afddb552f4287e2c998a8c999c634f54d2b89e4db3"),
-    ("test", 1): (445, "e4dd17f78b4f659017901e24d7377f89b4d51ff90a3994ea9f42ee6612628785"),
-    ("test", 2): (592, "2651acb6cadced635cfc80edb9133100343a2ced53569697e00b330bbcfd34e8"),
-    ("test", 3): (336, "99a902de2551b30a17e55bd6899df799d44819fe73f7d628e150dfd8998d8eba"),
-}
-"""(split, fold) -> (images, `digest`) of the lists that the field compares on."""
 
+@dataclasses.dataclass(frozen=True)
+class FoldRule:
+    """The classes of a benchmark and how its folds part them.
 
-def novel_classes(fold: int) -> tuple[int, ...]:
-    """The five classes that fold 0-3 keeps for testing, numbered from 1."""
-    if fold not in range(4):
-        raise ValueError(f"fold={fold} must be 0, 1, 2 or 3")
-    return tuple(range(5 * fold + 1, 5 * fold + 6))
+    Attributes:
+        name: What the benchmark is called.
+        class_names: Names of classes 1, 2, ...; 0 is background.
+        novel: For each fold the classes kept for testing, ascending.
+        by_class: Whether an episode begins with its class (VRP-SAM's code on COCO-20i), not with
+            its target (on Pascal-5i).
+        published: (split, fold) -> (images, `digest`) of the lists that the field compares on;
+            the digest is "" where only their length is known.
+    """
 
+    name: str
+    class_names: tuple[str, ...]
+    novel: tuple[tuple[int, ...], ...]
+    by_class: bool = False
+    published: Mapping[tuple[str, int], tuple[int, str]] = dataclasses.field(default_factory=dict)
 
-def base_classes(fold: int) -> tuple[int, ...]:
-    """The fifteen classes that fold 0-3 trains on, numbered from 1."""
-    novel = novel_classes(fold)
-    return tuple(c for c in range(1, 21) if c not in novel)
+    def classes(self, fold: int, split: str) -> tuple[int, ...]:
+        """Classes of a split: "test" has the fold's novel ones, "train" all others."""
+        check_choice("split", split, SPLITS)
+        if fold not in range(len(self.novel)):
+            raise ValueError(f"fold={fold} must be 0, 1, 2 or 3")
+        novel = self.novel[fold]
+        if split == "test":
+            return novel
+        return tuple(c for c in range(1, 1 + len(self.class_names)) if c not in novel)
+
+    def index(
+        self, ids: Sequence[str], counts: Integer[np.ndarray, "n c"], fold: int, split: str
+    ) -> "FoldIndex":
+        """Applies the rule to a pool of images.
+
+        An image counts for a class with at least `MIN_PIXELS` pixels of it. In training it must
+        besides show no pixel of any novel class.
+
+        Args:
+            ids: Image ids of the pool: for training on Pascal VOC 2012's `train` and SBD's images
+                that are not in VOC 2012's `val`, for testing VOC 2012's `val`; for COCO train2014
+                and val2014.
+            counts: Pixels of background and of each class in each mask at its original size.
+            fold: 0-3.
+            split: "train" or "test".
+        """
+        classes = self.classes(fold, split)
+        large = counts >= MIN_PIXELS
+        if split == "train":
+            large &= ~counts[:, list(self.novel[fold])].any(axis=1, keepdims=True)
+        entries = {c: tuple(sorted(itertools.compress(ids, large[:, c]))) for c in classes}
+        return FoldIndex(self, fold, split, entries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +81,13 @@ class FoldIndex:
     """The images of one split of one fold.
 
     Attributes:
+        rule: The benchmark.
         fold: 0-3.
         split: "train" (base classes) or "test" (novel classes).
         entries: For each class of the split, ascending, the sorted ids of its images.
     """
 
+    rule: FoldRule
     fold: int
     split: str
     entries: Mapping[int, tuple[str, ...]]
@@ -71,6 +96,11 @@ class FoldIndex:
     def classes(self) -> tuple[int, ...]:
         """All classes of the split, those without images too."""
         return tuple(self.entries)
+
+    @functools.cached_property
+    def filled(self) -> tuple[int, ...]:
+        """The classes that have images."""
+        return tuple(c for c, ids in self.entries.items() if ids)
 
     @functools.cached_property
     def images(self) -> tuple[str, ...]:
@@ -103,45 +133,112 @@ class FoldIndex:
         return dataclasses.replace(self, entries=kept)
 
 
-def fold_index(
-    ids: Sequence[str], counts: Integer[np.ndarray, "n 21"], fold: int, split: str
-) -> FoldIndex:
-    """Applies the rule of Pascal-5i to a pool of images.
-
-    An image counts for a class with at least `MIN_PIXELS` pixels of it. In training it must
-    besides show no pixel of any novel class.
-
-    Args:
-        ids: Image ids of the pool: for training VOC 2012's `train` and SBD's images that are not
-            in VOC 2012's `val`, for testing VOC 2012's `val`.
-        counts: Pixels of background and of each class in each mask at its original size.
-        fold: 0-3.
-        split: "train" or "test".
-    """
-    check_choice("split", split, SPLITS)
-    novel = novel_classes(fold)
-    large = counts >= MIN_PIXELS
-    if split == "train":
-        classes = base_classes(fold)
-        large &= ~counts[:, list(novel)].any(axis=1, keepdims=True)
-    else:
-        classes = novel
-    entries = {c: tuple(sorted(itertools.compress(ids, large[:, c]))) for c in classes}
-    return FoldIndex(fold, split, entries)
-
-
 def digest(index: FoldIndex) -> str:
-    """SHA-256 of the lines "class id", by class and then by id."""
+    """SHA-256 of the lists "class id", by class and then by id."""
     lines = (f"{c} {image_id}" for c, ids in index.entries.items() for image_id in ids)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def describe(index: FoldIndex) -> str:
-    """One line: is this the published list, how many images, which classes have none."""
-    images, published = PUBLISHED[index.split, index.fold]
-    name = f"Pascal-5i fold {index.fold} {index.split}"
+    """One line: benchmark, fold, split and `verdict`."""
+    return f"{index.rule.name} fold {index.fold} {index.split}: {verdict(index)}"
+
+
+def verdict(index: FoldIndex) -> str:
+    """How many images, whether they are the published list, which classes have none."""
+    found = f"{len(index.images):,} images"
+    images, published = index.rule.published.get((index.split, index.fold), (0, ""))
     if digest(index) == published:
-        return f"{name}: the published list, {images} images"
-    line = f"{name}: NOT the published list, {len(index.images)} images instead of {images}"
-    empty = [CLASS_NAMES[c - 1] for c, ids in index.entries.items() if not ids]
-    return f"{line}; too few images to draw {', '.join(empty)}" if empty else line
+        return f"the published list, {found}"
+    if published:
+        line = f"NOT the published list, {found} instead of {images:,}"
+    elif images:
+        line = f"{found}; the published list has {images:,}, its digest is not known"
+    else:
+        line = found
+    empty = [index.rule.class_names[c - 1] for c, ids in index.entries.items() if not ids]
+    if not empty:
+        return line
+    more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+    return f"{line}; too few images to draw {', '.join(empty[:3])}{more}"
+
+
+PASCAL_5I = FoldRule(
+    "Pascal-5i",
+    (
+        "aeroplane", "bicycle", "bird", "boat", "bottle",
+        "bus", "car", "cat", "chair", "cow",
+        "diningtable", "dog", "horse", "motorbike", "person",
+        "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    ),
+    novel=tuple(tuple(range(5 * fold + 1, 5 * fold + 6)) for fold in range(4)),
+    published={
+        ("train", 0): (4208, "6f2fd19976dae1507f1569ff47dc095bdd981bb0a80ccd4a9a5b5b03f3a4f59c"),
+        ("train", 1): (3726, "6170164ef88e3e4c508c220124ebe14934df2cda58fb2ef390582a62b808ecf2"),
+        ("train", 2): (2752, "8c2e1e766ef711c6415299fbb90c29cfc447366e6d9286d8db5a6986b1245ac0"),
+        ("train", 3): (4510, "d31de1bdeedf81fd7fcb4358e34249a430f8fd40c741b49b6ffd43c9190a42e2"),
+        ("test", 0): (364, "0a1ecc2c1b172b774ff5f3afddb552f4287e2c998a8c999c634f54d2b89e4db3"),
+        ("test", 1): (445, "e4dd17f78b4f659017901e24d7377f89b4d51ff90a3994ea9f42ee6612628785"),
+        ("test", 2): (592, "2651acb6cadced635cfc80edb9133100343a2ced53569697e00b330bbcfd34e8"),
+        ("test", 3): (336, "99a902de2551b30a17e55bd6899df799d44819fe73f7d628e150dfd8998d8eba"),
+    },
+)  # fmt: skip
+"""VOC's classes in VOC's order, five after the other novel in each fold."""
+
+COCO_20I = FoldRule(
+    "COCO-20i",
+    (
+        "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+        "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat",
+        "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack",
+        "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball",
+        "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket",
+        "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+        "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair",
+        "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse",
+        "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+        "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier",
+        "toothbrush",
+    ),
+    novel=tuple(tuple(range(fold + 1, 81, 4)) for fold in range(4)),
+    by_class=True,
+    published={
+        ("train", 0): (21917, ""), ("train", 1): (41809, ""),
+        ("train", 2): (43045, ""), ("train", 3): (44614, ""),
+        ("test", 0): (26052, ""), ("test", 1): (15305, ""),
+        ("test", 2): (13138, ""), ("test", 3): (12640, ""),
+    },
+)  # fmt: skip
+"""COCO's classes by category id, every fourth novel in a fold (Nguyen and Todorovic 2019)."""
+
+_IN_COCO = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+
+
+def _novel_in_coco(fold: int) -> tuple[int, ...]:
+    novel = {COCO_20I.class_names[c - 1] for c in COCO_20I.novel[fold]}
+    names = enumerate(PASCAL_5I.class_names, 1)
+    return tuple(c for c, name in names if _IN_COCO.get(name, name) in novel)
+
+
+COCO_TO_PASCAL = {
+    "pascal_disjoint": FoldRule(
+        "COCO to Pascal, disjoint",
+        PASCAL_5I.class_names,
+        novel=tuple(_novel_in_coco(fold) for fold in range(4)),
+    ),
+    "pascal_standard": dataclasses.replace(
+        PASCAL_5I, name="COCO to Pascal, standard (COCO has shown most of these classes)"
+    ),
+}
+"""What a model trained on a fold of COCO-20i is tested on, by the value of `data.test`.
+
+"pascal_disjoint" tests those of VOC's classes that are novel in that fold of COCO-20i (Boudiaf et
+al. 2021, arXiv 2012.06166), "pascal_standard" the novel classes of that fold of Pascal-5i.
+"""

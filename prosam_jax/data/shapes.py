@@ -15,18 +15,17 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from prosam_jax.config import DataConfig, check_choice
+from prosam_jax.config import DataConfig
+from prosam_jax.data.draws import Draws
 from prosam_jax.data.episodes import EpisodeSource, episode_source
-from prosam_jax.data.folds import SPLITS, FoldIndex, base_classes, novel_classes
+from prosam_jax.data.folds import SPLITS, FoldIndex, FoldRule
 from prosam_jax.data.outlines import FORMS, PLAIN, Form, Outline, Window, fill
 
-_T = TypeVar("_T")
 _Colour = tuple[float, float, float]  # red, green and blue in 0-1
 
 PICTURES = {"train": 2000, "test": 500}
@@ -44,8 +43,12 @@ _GRID = 96  # side of the raster on which layouts are judged, whatever size is r
 _CLASSES, _LAYOUT, _COLOURS = range(3)  # each purpose has its own stream of bits
 _ID = re.compile(r"f([0-3])-(train|test)-(\d{6})")
 
-CLASS_NAMES = tuple(FORMS)
-"""Names of classes 1-20; 0 is background."""
+SHAPES_5I = FoldRule(
+    "Shapes-5i, generated,",
+    tuple(FORMS),
+    novel=tuple(tuple(range(5 * fold + 1, 5 * fold + 6)) for fold in range(4)),
+)
+"""Classes 1-20, five after the other novel in each fold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,27 +78,27 @@ class Shapes:
             ValueError: `image_id` is none.
         """
         fold, split, number = _parts(image_id)
-        draws = _Draws(self.seed, fold, split, number, _CLASSES)
+        draws = Draws(self.seed, fold, split, number, _CLASSES)
         n = 3 + draws.below(4)
         distinct = n - draws.below(2) if n > 3 else n
         n_novel = 1 + draws.below(min(3, distinct - 1)) if SPLITS[split] == "test" else 0
-        classes = draws.sample(novel_classes(fold), n_novel)
-        classes += draws.sample(base_classes(fold), distinct - n_novel)
+        classes = draws.sample(SHAPES_5I.classes(fold, "test"), n_novel)
+        classes += draws.sample(SHAPES_5I.classes(fold, "train"), distinct - n_novel)
         classes += draws.sample(classes, n - distinct)  # one class twice, or none
         return tuple(draws.sample(classes, n))
 
     def class_name(self, class_id: int) -> str:
         """Name of class 1-20."""
-        return CLASS_NAMES[class_id - 1]
+        return SHAPES_5I.class_names[class_id - 1]
 
 
 def shapes_index(fold: int, split: str) -> FoldIndex:
     """Which picture of a fold 0-3 shows which classes of the split; nothing is rendered."""
-    check_choice("split", split, SPLITS)
-    classes = base_classes(fold) if split == "train" else novel_classes(fold)
+    classes = SHAPES_5I.classes(fold, split)
     ids = [f"f{fold}-{split}-{number:06d}" for number in range(PICTURES[split])]
     shown = {image_id: Shapes().objects(image_id) for image_id in ids}
-    return FoldIndex(fold, split, {c: tuple(i for i in ids if c in shown[i]) for c in classes})
+    entries = {c: tuple(i for i in ids if c in shown[i]) for c in classes}
+    return FoldIndex(SHAPES_5I, fold, split, entries)
 
 
 def shapes_episodes(
@@ -123,39 +126,13 @@ def _parts(image_id: str) -> tuple[int, int, int]:
     return int(fold), SPLITS.index(split), int(number)
 
 
-class _Draws:
-    """A stream of random numbers, made of raw bits as in `episodes`."""
-
-    def __init__(self, *key: int) -> None:
-        self._bits = np.random.PCG64(np.random.SeedSequence(key))
-
-    def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * (self._bits.random_raw() >> 11) / 2**53
-
-    def below(self, n: int) -> int:
-        return self._bits.random_raw() * n >> 64
-
-    def choose(self, items: Sequence[_T]) -> _T:
-        return items[self.below(len(items))]
-
-    def sample(self, items: Sequence[_T], n: int) -> list[_T]:
-        """`n` different items in random order."""
-        order = np.argsort(self._bits.random_raw(len(items)), kind="stable")
-        return [items[i] for i in order[:n]]
-
-    def noise(self, *shape: int) -> UInt8[np.ndarray, "..."]:
-        """Uniform bytes."""
-        n = math.prod(shape)
-        return self._bits.random_raw(n // 8 + 1).astype("<u8").view(np.uint8)[:n].reshape(shape)
-
-
 @functools.lru_cache(maxsize=64)
 def _render(
     seed: int, size: int, image_id: str
 ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
     classes = Shapes(size, seed).objects(image_id)
-    forms = _layout(_Draws(seed, *_parts(image_id), _LAYOUT), classes)
-    image = _painted(_Draws(seed, *_parts(image_id), _COLOURS), forms, size)
+    forms = _layout(Draws(seed, *_parts(image_id), _LAYOUT), classes)
+    image = _painted(Draws(seed, *_parts(image_id), _COLOURS), forms, size)
     labels = np.zeros((size, size), np.uint8)
     for class_id, form in zip(classes, forms, strict=True):
         window, inside = fill(form, size)
@@ -164,7 +141,7 @@ def _render(
     return image, labels
 
 
-def _layout(draws: _Draws, classes: Sequence[int]) -> list[Form]:
+def _layout(draws: Draws, classes: Sequence[int]) -> list[Form]:
     """Poses objects one on top of the other, each anew until all those so far show enough."""
     forms, needed, owner = [], [], np.zeros((_GRID, _GRID), np.uint8)
     for number, class_id in enumerate(classes, 1):
@@ -184,7 +161,7 @@ def _layout(draws: _Draws, classes: Sequence[int]) -> list[Form]:
     return forms
 
 
-def _posed(draws: _Draws, form: Form, area: float) -> Form:
+def _posed(draws: Draws, form: Form, area: float) -> Form:
     """Mirrors, shears, stretches, turns and bends a form, and puts it somewhere."""
     turn, shear = draws.uniform(0, 2 * math.pi), draws.uniform(-0.2, 0.2)
     stretch = math.exp(draws.uniform(-0.15, 0.15)) * draws.choose((-1, 1))
@@ -202,7 +179,7 @@ def _posed(draws: _Draws, form: Form, area: float) -> Form:
 
 
 def _painted(
-    draws: _Draws, forms: Sequence[Form], size: int
+    draws: Draws, forms: Sequence[Form], size: int
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Paints background, clutter and objects at twice the size, lights them and shrinks them."""
     side = 2 * size
@@ -229,12 +206,12 @@ def _painted(
     return np.stack(tuple(np.clip(small + grain, 0, 255).astype(np.uint8)), axis=-1)
 
 
-def _colour(draws: _Draws, saturation: tuple[float, float], value: tuple[float, float]) -> _Colour:
+def _colour(draws: Draws, saturation: tuple[float, float], value: tuple[float, float]) -> _Colour:
     hsv = draws.uniform(0, 1), draws.uniform(*saturation), draws.uniform(*value)
     return colorsys.hsv_to_rgb(*hsv)
 
 
-def _toned(draws: _Draws, colour: _Colour, contrast: float) -> _Colour:
+def _toned(draws: Draws, colour: _Colour, contrast: float) -> _Colour:
     """A darker tone of a bright colour, or a brighter one of a dark colour."""
     signed = contrast if sum(colour) < 1.5 else -contrast
     change = _colour(draws, saturation=(0, 0.7), value=(0.7, 1))
@@ -242,7 +219,7 @@ def _toned(draws: _Draws, colour: _Colour, contrast: float) -> _Colour:
     return r, g, b
 
 
-def _pattern(draws: _Draws, window: Window, side: int) -> Float[np.ndarray, "h w"]:
+def _pattern(draws: Draws, window: Window, side: int) -> Float[np.ndarray, "h w"]:
     """Which of a piece's two tones a window of the canvas has: 0 for the first, 1 for the other."""
     turn, period = draws.uniform(0, 2 * math.pi), side * draws.uniform(0.035, 0.1)
     cells = draws.noise(16, 16)
@@ -264,7 +241,7 @@ def _pattern(draws: _Draws, window: Window, side: int) -> Float[np.ndarray, "h w
     return np.zeros_like(u)
 
 
-def _light(draws: _Draws, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+def _light(draws: Draws, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     """Brightness that falls off away from the light, with the shadows of upper pieces on lower."""
     side, turn = len(owner), draws.uniform(0, 2 * math.pi)
     dy, dx = math.sin(turn), math.cos(turn)
@@ -277,7 +254,7 @@ def _light(draws: _Draws, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, 
     return light * np.where(above > owner, np.float32(0.6), np.float32(1))
 
 
-def _line(draws: _Draws) -> Form:
+def _line(draws: Draws) -> Form:
     """A bent line."""
     a, b, c = (np.array([[draws.uniform(0, 1), draws.uniform(0, 1)]]) for _ in range(3))
     t = np.linspace(0, 1, 15)[:, None]

@@ -15,7 +15,7 @@ import numpy as np
 from prosam_jax import model
 from prosam_jax.checkpoint import Checkpoints
 from prosam_jax.config import Config, changed, read_config, replaced, write_config
-from prosam_jax.data import benchmark
+from prosam_jax.data import benchmark, folds
 from prosam_jax.data.loader import make_loader
 from prosam_jax.prompt import weight_file
 from prosam_jax.training import evaluation, report, sharding, state, step
@@ -24,6 +24,7 @@ from prosam_jax.training.metrics import Areas, IoU
 # A run may go on with other values of these; all else must be as it was at the start.
 FREE = (
     "data.root",
+    "data.test_root",
     "data.workers",
     "eval.batch_size",
     "eval.pictures",
@@ -131,8 +132,8 @@ class Trainer:
             f"frozen: {report.frozen_line(self.cfg)}",
             f"learned: {state.parameters(self.state.params):,} parameters, "
             f"{self.cfg.distribution.name}",
-            benchmark.describe(self.cfg.data, self.source),
-            benchmark.describe(self.cfg.data, self.test),
+            folds.describe(self.source.fold),
+            folds.describe(self.test.fold),
             f"{self.total} steps of {self.cfg.train.batch_size} episodes",
         ):
             print(line, flush=True)

@@ -10,15 +10,20 @@ from flax import nnx
 from prosam_jax import model
 from prosam_jax.checkpoint import Checkpoints
 from prosam_jax.config import Config, changed, replaced
-from prosam_jax.data.benchmark import describe
 from prosam_jax.data.episodes import EpisodeSource
+from prosam_jax.data.folds import describe
 from prosam_jax.prompt import weight_file
 from prosam_jax.training import evaluation, report, sharding, state, step
 
 # What may differ from the run's own settings without making its parameters mean something else.
 FREE = (
+    "data.annotation",
+    "data.cueless",
+    "data.downsample",
     "data.root",
     "data.shots",
+    "data.test",
+    "data.test_root",
     "data.val_list",
     "data.workers",
     "eval.batch_size",
@@ -138,7 +143,7 @@ def _score(
         f"devices: {mesh.size} of {report.device_line()}",
         f"frozen: {report.frozen_line(cfg)}",
         f"learned: {state.parameters(params):,} parameters, {cfg.distribution.name}, {name}",
-        describe(cfg.data, source),
+        describe(source.fold),
     ):
         print(line, flush=True)
     with report.counting("evaluating", len(source)) as count:

@@ -1,4 +1,4 @@
-"""Fetching published checkpoints: resumable, and under their name only when they are right.
+"""Fetching published files: resumable, and under their name only when they are right.
 
 What has arrived lies in a `.part` file beside the target. With a checksum to judge the outcome by,
 a later attempt goes on where the part ends; without one, only if the server confirms by its ETag
@@ -24,7 +24,7 @@ import rich.console
 import rich.progress
 
 from prosam_jax.weights import registry
-from prosam_jax.weights.registry import Published
+from prosam_jax.weights.registry import Remote
 
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds, before the attempts that follow one without any progress
 TIMEOUT = 30.0  # seconds without a byte
@@ -42,7 +42,7 @@ Response = http.client.HTTPResponse | urllib.error.HTTPError
 
 
 class Fetched(NamedTuple):
-    """A checkpoint on disk: its path, what its checksum says, and whether it lay there before."""
+    """A file on disk: its path, what its checksum says, and whether it lay there before."""
 
     path: pathlib.Path
     check: str
@@ -54,8 +54,8 @@ def part_of(target: pathlib.Path) -> pathlib.Path:
     return target.with_name(f"{target.name}.part")
 
 
-def fetch(entry: Published, folder: pathlib.Path) -> Fetched:
-    """Brings a published checkpoint to `folder`, or verifies the one that is there.
+def fetch(entry: Remote, folder: pathlib.Path) -> Fetched:
+    """Brings a published file to `folder`, or verifies the one that is there.
 
     Interrupted in any way, it leaves a `.part` file from which the next call goes on.
 
@@ -75,7 +75,7 @@ def fetch(entry: Published, folder: pathlib.Path) -> Fetched:
     if entry.url is None and entry.package is None:
         raise ValueError(
             f"{entry.name} cannot be fetched by a program: {entry.by_hand}; "
-            f"{registry.steps_by_hand(entry, target)}"
+            f"{entry.steps_by_hand(target)}"
         )
     installed = None if entry.package is None else _installed(entry)
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ class _Part:
     def write(self, chunk: bytes) -> None:
         self._file.write(chunk)
 
-    def verify(self, entry: Published) -> str:
+    def verify(self, entry: Remote) -> str:
         """`registry.verify`; a part that does not pass is of no use and emptied."""
         self._file.flush()
         try:
@@ -146,7 +146,7 @@ class _Part:
         self._etag.unlink(missing_ok=True)
 
 
-def _installed(entry: Published) -> pathlib.Path:
+def _installed(entry: Remote) -> pathlib.Path:
     package = str(entry.package)
     try:
         files = importlib.metadata.files(package.partition("==")[0]) or []
@@ -161,14 +161,14 @@ def _installed(entry: Published) -> pathlib.Path:
     )
 
 
-def _copied(entry: Published, part: _Part, installed: pathlib.Path) -> str:
+def _copied(entry: Remote, part: _Part, installed: pathlib.Path) -> str:
     part.clear()
     with installed.open("rb") as source:
         shutil.copyfileobj(source, part)
     return part.verify(entry)
 
 
-def _fetched(entry: Published, part: _Part) -> str:
+def _fetched(entry: Remote, part: _Part) -> str:
     resumed = _receive(entry, part)
     try:
         return _judged(entry, part)
@@ -180,15 +180,15 @@ def _fetched(entry: Published, part: _Part) -> str:
     return _judged(entry, part)
 
 
-def _judged(entry: Published, part: _Part) -> str:
+def _judged(entry: Remote, part: _Part) -> str:
     try:
         return part.verify(entry)
     except ValueError as error:
         raise ValueError(_refusal(entry, part, f"gave a wrong file: {error}")) from error
 
 
-def _refusal(entry: Published, part: _Part, what: str) -> str:
-    steps = registry.steps_by_hand(entry, part.target)
+def _refusal(entry: Remote, part: _Part, what: str) -> str:
+    steps = entry.steps_by_hand(part.target)
     return f"{entry.url} {what}; to get it by hand, {entry.by_hand}; {steps}"
 
 
@@ -196,7 +196,7 @@ def _console() -> rich.console.Console:
     return rich.console.Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-def _receive(entry: Published, part: _Part) -> bool:
+def _receive(entry: Remote, part: _Part) -> bool:
     """Completes the part, over several connections if need be.
 
     Returns:
@@ -239,14 +239,14 @@ def _receive(entry: Published, part: _Part) -> bool:
                 failures += 1
 
 
-def _offset(entry: Published, part: _Part) -> int:
+def _offset(entry: Remote, part: _Part) -> int:
     """Where to go on; 0 if what is there cannot be trusted."""
     too_long = entry.size is not None and part.length > entry.size
     unknown = entry.sha256 is None and not part.etag
     return 0 if too_long or unknown else part.length
 
 
-def _open(entry: Published, part: _Part, offset: int) -> Response:
+def _open(entry: Remote, part: _Part, offset: int) -> Response:
     headers = {"User-Agent": "prosam_jax"}  # some servers refuse the default one
     if offset:
         headers["Range"] = f"bytes={offset}-"
@@ -260,7 +260,7 @@ def _open(entry: Published, part: _Part, offset: int) -> Response:
 
 
 def _take(
-    entry: Published, part: _Part, response: Response, offset: int, show: Callable[..., None]
+    entry: Remote, part: _Part, response: Response, offset: int, show: Callable[..., None]
 ) -> bool:
     """Appends a response to the part; whether older bytes stay in front of it.
 
@@ -299,12 +299,12 @@ def _take(
     return start > 0
 
 
-def _check_space(entry: Published, part: _Part, start: int, total: int | None) -> None:
+def _check_space(entry: Remote, part: _Part, start: int, total: int | None) -> None:
     free = shutil.disk_usage(part.path.parent).free + (0 if start else part.length)
     if total is not None and total - start > free:
         raise OSError(
             f"{entry.name} takes {total - start:,} more bytes, {part.path.parent} has {free:,} "
-            "free; make room, or name another folder with --to"
+            "free; make room, or name another folder"
         )
 
 

@@ -19,14 +19,12 @@ SEMSEG = "https://github.com/hszhao/semseg"
 IMAGENET = "trained on ImageNet, whose terms allow non-commercial research only"
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A checkpoint that somebody else publishes.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Remote:
+    """A file that somebody else publishes.
 
     Attributes:
         name: Its name here.
-        kind: "sam" or "backbone".
-        architecture: Value of `sam.model` or `backbone.name` that it is for.
         file: Name of the file on disk.
         publisher: Who publishes it.
         licence: SPDX name of its licence.
@@ -39,8 +37,6 @@ class Published:
     """
 
     name: str
-    kind: str
-    architecture: str
     file: str
     publisher: str
     licence: str
@@ -50,6 +46,28 @@ class Published:
     sha256: str | None = None
     size: int | None = None
     note: str = ""
+
+    def steps_by_hand(self, target: pathlib.Path) -> str:
+        """What to do with the file once a person has got it from somewhere."""
+        return f"put it at {target} and run the same command again"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published(Remote):
+    """A checkpoint.
+
+    Attributes:
+        kind: "sam" or "backbone".
+        architecture: Value of `sam.model` or `backbone.name` that it is for.
+    """
+
+    kind: str
+    architecture: str
+
+    def steps_by_hand(self, target: pathlib.Path) -> str:
+        """What to do with the file once a person has got it from somewhere."""
+        check = shlex.join(["python", "-m", "prosam_jax.weights", "verify", str(target)])
+        return f"put it at {target}, check it with: {check}, then: {convert_command(self, target)}"
 
 
 def _sam(model: str, file: str, sha256: str, size: int) -> Published:
@@ -205,7 +223,7 @@ def sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verify(entry: Published, path: pathlib.Path, digest: str = "") -> str:
+def verify(entry: Remote, path: pathlib.Path, digest: str = "") -> str:
     """Compares a file, whose sha256 may be given, with what is known of a published one.
 
     Returns:
@@ -247,9 +265,3 @@ def convert_command(entry: Published, checkpoint: pathlib.Path) -> str:
     script = f"convert/{entry.kind}_to_flax.py"
     arguments = ["--model", entry.architecture, "--checkpoint", str(checkpoint), "--out", out]
     return shlex.join(["python", script, *arguments])
-
-
-def steps_by_hand(entry: Published, target: pathlib.Path) -> str:
-    """What to do with a file that a person has got from somewhere."""
-    check = shlex.join(["python", "-m", "prosam_jax.weights", "verify", str(target)])
-    return f"put it at {target}, check it with: {check}, then: {convert_command(entry, target)}"

@@ -1,0 +1,162 @@
+import contextlib
+import dataclasses
+import hashlib
+import shutil
+
+import fake_archives
+import numpy as np
+import pytest
+from fake_archives import SBD, VOC_TRAIN, VOC_VAL
+from fake_voc import write_voc
+from PIL import Image
+
+from prosam_jax.data import archives, prepare, prepare_pascal
+from prosam_jax.data.mask_folder import MaskFolder
+from prosam_jax.data.pascal import find_folder
+
+POOL = sorted({*VOC_TRAIN, *SBD})
+FILES = ("VOCtrainval_11-May-2012.tar", "benchmark.tgz", "train_noval.txt")
+
+
+@pytest.fixture
+def masks(tmp_path, monkeypatch):
+    """Archives in `tmp_path/site`, which a server serves; the masks of VOC and of SBD."""
+    site = tmp_path / "site"
+    site.mkdir()
+    masks = fake_archives.write_pascal(site)
+    with fake_archives.serving(site) as (address, asked):
+        for name in ("VOC", "SBD", "POOL"):
+            archive = getattr(prepare_pascal, name)
+            content = (site / archive.file).read_bytes()
+            known = hashlib.sha256(content).hexdigest() if archive.sha256 else ""
+            small = dataclasses.replace(
+                archive,
+                url=f"{address}/{archive.file}",
+                size=len(content),
+                unpacked=1000,
+                sha256=known,
+            )
+            monkeypatch.setattr(prepare_pascal, name, small)
+        yield *masks, asked
+
+
+def _main(capsys, root, *flags):
+    status = prepare.main(["pascal", "--root", str(root), *flags])
+    return status, *capsys.readouterr()
+
+
+def _failure(capsys, root, *flags):
+    status, out, error = _main(capsys, root, *flags)
+    assert (status, out) == (1, "")
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def _assert_complete(folder, own, sbd):
+    assert folder.ids("train_aug", "") == POOL
+    assert folder.ids("val", "") == list(VOC_VAL)
+    for image_id in {*POOL, *VOC_VAL}:
+        wanted = own.get(image_id, sbd.get(image_id))
+        np.testing.assert_array_equal(folder.labels(image_id), wanted)
+    assert not list(folder.path.rglob("*.part"))
+
+
+def test_pascal_is_made_of_downloads_once(tmp_path, capsys, masks):
+    own, sbd, asked = masks
+    root = tmp_path / "new"
+    status, out, _ = _main(capsys, root, "--download")
+    assert status == 0
+    assert sorted(asked) == sorted(f"/{name}" for name in FILES)
+    folder = find_folder(str(root))
+    assert folder.path == root / "VOCdevkit/VOC2012"
+    _assert_complete(folder, own, sbd)
+    assert not (folder.path / "Annotations").exists()
+    assert not folder.mask_path("2012_000009").exists()  # in SBD's archive, but in no pool
+    lines = out.splitlines()
+    assert lines[0] == f"{folder.path} holds 4 in train_aug and 2 in val"
+    assert [line.partition(":")[0] for line in lines[1:5]] == [
+        f"Pascal-5i fold {fold}" for fold in range(4)
+    ]
+    assert "train NOT the published list, 0 images instead of 4,208" in lines[1]
+    for name in FILES:
+        (root / name).unlink()
+    status, again, _ = _main(capsys, root)
+    assert status == 0
+    assert again.splitlines() == [f"nothing to do: {folder.path} is prepared", *lines]
+
+
+def _stopping(after):
+    """Writes `after` files and is interrupted in the next."""
+    write, left = archives.writing, iter(range(after))
+
+    @contextlib.contextmanager
+    def writing(target):
+        with write(target) as file:
+            if next(left, None) is None:
+                file.write(b"the begin")
+                raise KeyboardInterrupt
+            yield file
+
+    return writing
+
+
+@pytest.mark.parametrize("after", [3, 11, 12, 15, 18])
+def test_an_interrupted_preparation_goes_on(tmp_path, capsys, monkeypatch, masks, after):
+    """At an image, a list, the pool's list, a mask of VOC's and one of SBD's."""
+    own, sbd, _ = masks
+    site = tmp_path / "site"
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "writing", _stopping(after))
+        assert "stopped; the same command goes on" in _failure(capsys, site)
+    written = [path for path in (site / "VOCdevkit").rglob("*.*") if path.suffix != ".part"]
+    stamps = {path: path.stat().st_mtime_ns for path in written}
+    assert len(stamps) == after
+    assert _main(capsys, site)[0] == 0
+    _assert_complete(find_folder(str(site)), own, sbd)
+    assert {path: path.stat().st_mtime_ns for path in written} == stamps
+
+
+def test_what_is_missing_or_broken_is_told_in_one_line(tmp_path, capsys, monkeypatch, masks):
+    root = tmp_path / "root"
+    root.mkdir()
+    error = _failure(capsys, root)
+    assert f"add --download, or get by hand and put into {root}: train_noval.txt: http" in error
+    assert all(name in error for name in FILES)
+    for name in FILES[::2]:
+        shutil.copy(tmp_path / "site" / name, root)
+    content = (tmp_path / "site" / FILES[1]).read_bytes()
+    (root / FILES[1]).write_bytes(content[: len(content) // 2])
+    assert "benchmark.tgz is damaged or not complete (" in _failure(capsys, root)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    error = _failure(capsys, tmp_path / "full", "--download")
+    assert f"{tmp_path / 'full'} needs room for about 0.0 GB more and has 0.0 GB; make" in error
+    assert not (tmp_path / "full").exists()
+
+
+def test_a_folder_with_masks_is_taken_as_it_is(tmp_path, capsys, monkeypatch):
+    voc = write_voc(tmp_path / "VOC2012")
+    (voc / "ImageSets/Segmentation/train.txt").write_text("2007_000001")
+    before = {path: path.read_bytes() for path in voc.rglob("*.*")}
+    status, out, _ = _main(capsys, tmp_path)
+    assert status == 0
+    assert "holds 12 in train_aug and 12 in val" in out
+    after = {path: path.read_bytes() for path in voc.rglob("*.*")}
+    assert {path.name for path in set(after) - set(before)} == {"pixel_counts.npz"}
+    assert before.items() <= after.items()
+    folder = find_folder(str(voc))
+    ids = folder.ids("val", "")
+    changed = ids[3]
+    labels = folder.labels(changed).copy()
+    labels[labels > 0] = 0
+    Image.fromarray(labels).save(folder.mask_path(changed))
+    read = []
+    count = MaskFolder._count
+    monkeypatch.setattr(MaskFolder, "_count", lambda self, i: (read.append(i), count(self, i))[1])
+    counts = folder.pixel_counts(ids)
+    assert read == [changed]
+    np.testing.assert_array_equal(
+        counts, [np.bincount(folder.labels(i).ravel(), minlength=256)[:21] for i in ids]
+    )
+    (voc / "pixel_counts.npz").write_bytes(b"PK\3\4 and then nothing")
+    assert f"cannot read {voc / 'pixel_counts.npz'}: " in _failure(capsys, tmp_path)
