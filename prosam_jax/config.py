@@ -29,6 +29,7 @@ ANNOTATIONS = ("mask", "box", "scribble", "point")
 DOWNSAMPLES = ("nearest", "coverage")
 BAD_FILES = ("stop", "skip")
 CUELESS = ("redraw", "report")
+DECODES = ("exact", "fast")
 SCHEDULES = ("warm_restarts", "cosine")
 DTYPES = ("float32", "bfloat16")
 RANDOM = "random"
@@ -284,7 +285,8 @@ class DataConfig:
         name: One of `DATASETS`: Pascal-5i, COCO-20i, the generated Shapes-5i, or a folder of
             one's own.
         root: Folder of the dataset, for Pascal the one that holds `JPEGImages`, for COCO the one
-            that holds `train2014`; shapes have none.
+            that holds `train2014`, or a TFDS data directory that `data.tfds_build` filled; shapes
+            have none.
         fold: Fold 0-3, whose classes are kept for testing.
         shots: Reference images per episode.
         image_size: Side in pixels of the square that images are brought to.
@@ -300,6 +302,8 @@ class DataConfig:
         bad_files: What becomes of files in it that cannot be used: "stop" names them, "skip"
             leaves them out and counts them.
         workers: Processes that read episodes; 0 reads in the main one.
+        decode: "exact" decodes every pixel of a file, as VRP-SAM does; "fast" decodes JPEGs of four
+            times `image_size` or more at a part of their size (`transforms.decode`).
         annotation: How references are marked: "mask", "box", "scribble" or "point".
         downsample: How an annotation is brought to the size of the features: "nearest" takes the
             top left pixel of each cell (VRP-SAM; most points vanish), "coverage" weighs each cell
@@ -321,6 +325,7 @@ class DataConfig:
     novel: str = ""
     bad_files: str = "stop"
     workers: int = 0
+    decode: str = "exact"
     annotation: str = "mask"
     downsample: str = "nearest"
     cueless: str = "redraw"
@@ -328,6 +333,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Checks names and ranges."""
         check_choice("data.name", self.name, DATASETS)
+        check_choice("data.decode", self.decode, DECODES)
         check_choice("data.annotation", self.annotation, ANNOTATIONS)
         check_choice("data.downsample", self.downsample, DOWNSAMPLES)
         check_choice("data.cueless", self.cueless, CUELESS)

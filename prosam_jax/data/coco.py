@@ -12,6 +12,7 @@ The masks lie where HSNet's code (Min et al. 2021) and what came after it look f
 import pathlib
 
 from prosam_jax.config import DataConfig
+from prosam_jax.data import tfds_masks
 from prosam_jax.data.episodes import EpisodeSource
 from prosam_jax.data.folds import COCO_20I
 from prosam_jax.data.mask_folder import MaskFolder, folder_episodes
@@ -57,5 +58,5 @@ def coco_episodes(
     Raises:
         ValueError: The folder is not as it must be, or has no image for any episode.
     """
-    folder = find_folder(cfg.root)
+    folder = tfds_masks.find(cfg.root, COCO_20I) or find_folder(cfg.root)
     return folder_episodes(folder, COCO_20I, cfg, split, OWN_LISTS, seed=seed, length=length)

@@ -21,7 +21,8 @@ from PIL import Image
 from prosam_jax.config import DataConfig
 from prosam_jax.data.episodes import EpisodeSource, episode_source
 from prosam_jax.data.folds import FoldRule
-from prosam_jax.data.transforms import IGNORE
+from prosam_jax.data.tfds_masks import TfdsMasks
+from prosam_jax.data.transforms import IGNORE, decode
 
 COUNTS = "pixel_counts.npz"
 
@@ -38,6 +39,7 @@ class MaskFolder:
         images: Path of an image in it, such as "JPEGImages/{}.jpg".
         masks: Path of a mask.
         lists: Folder of the lists of ids, `<name>.txt` with one id in a line.
+        square: Side of the square that images are for, to decode them fast, or 0.
     """
 
     path: pathlib.Path
@@ -45,6 +47,7 @@ class MaskFolder:
     images: str
     masks: str
     lists: str
+    square: int = 0
 
     def image_path(self, image_id: str) -> pathlib.Path:
         """Path of an image."""
@@ -65,7 +68,7 @@ class MaskFolder:
             ValueError: The file cannot be read.
         """
         with _opened(self.image_path(image_id)) as image:
-            return image.convert("RGB")
+            return decode(image, self.square)
 
     def labels(self, image_id: str) -> UInt8[np.ndarray, "h w"]:
         """The mask's class numbers, 255 for pixels to ignore.
@@ -185,7 +188,7 @@ class MaskFolder:
 
 
 def folder_episodes(
-    folder: MaskFolder,
+    folder: MaskFolder | TfdsMasks,
     rule: FoldRule,
     cfg: DataConfig,
     split: str,
@@ -199,7 +202,7 @@ def folder_episodes(
     Args:
         folder: Images and masks.
         rule: How the folds part the folder's classes.
-        cfg: Fold, lists, shots and image size.
+        cfg: Fold, lists, shots, image size and how images are decoded.
         split: "train" or "test".
         own_lists: Names of the benchmark's lists for training and testing.
         seed: Seed of the draws.
@@ -212,6 +215,8 @@ def folder_episodes(
     setting = "train_list" if is_train else "val_list"
     name = getattr(cfg, setting) or own_lists[0 if is_train else 1]
     ids = folder.ids(name, f"data.{setting}")
+    if cfg.decode == "fast":
+        folder = dataclasses.replace(folder, square=cfg.image_size)
     fold = rule.index(ids, folder.pixel_counts(ids), cfg.fold, split).drawable(cfg.shots)
     return episode_source(folder, fold, cfg, split, seed=seed, length=length)
 

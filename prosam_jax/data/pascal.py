@@ -10,6 +10,7 @@ ImageSets/Segmentation/<list>.txt   one id in a line
 import pathlib
 
 from prosam_jax.config import DataConfig
+from prosam_jax.data import tfds_masks
 from prosam_jax.data.episodes import EpisodeSource
 from prosam_jax.data.folds import PASCAL_5I, FoldRule
 from prosam_jax.data.mask_folder import MaskFolder, folder_episodes
@@ -79,7 +80,7 @@ def pascal_episodes(
     Raises:
         ValueError: The folder is not as it must be, or has no image for any episode.
     """
-    folder = find_folder(cfg.root)
+    folder = tfds_masks.find(cfg.root, PASCAL_5I) or find_folder(cfg.root)
     return folder_episodes(folder, PASCAL_5I, cfg, split, OWN_LISTS, seed=seed, length=length)
 
 
@@ -97,7 +98,8 @@ def transfer_episodes(
     Raises:
         ValueError: The folder is not as it must be, or has no image for any episode.
     """
-    folder = find_folder(cfg.test_root, "data.test_root")
+    root = cfg.test_root
+    folder = tfds_masks.find(root, PASCAL_5I) or find_folder(root, "data.test_root")
     return folder_episodes(folder, rule, cfg, "test", OWN_LISTS, seed=seed, length=length)
 
 
