@@ -26,6 +26,7 @@ DISTRIBUTIONS = ("vrp", "vrp_2linear", "gaussian", "student_t", "t3vae")
 DATASETS = ("pascal", "shapes")
 SCHEDULES = ("warm_restarts", "cosine")
 DTYPES = ("float32", "bfloat16")
+CACHE_DTYPES = ("float32", "bfloat16", "int8")
 RANDOM = "random"
 
 
@@ -368,6 +369,23 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CacheConfig:
+    """SAM's embeddings of target images on disk (`prosam_jax.feature_cache`).
+
+    Attributes:
+        dir: Folder of the cache; "" for none.
+        dtype: Type of the entries, one of `CACHE_DTYPES`; int8 has a scale per channel.
+    """
+
+    dir: str = ""
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        """Checks the type."""
+        check_choice("cache.dtype", self.dtype, CACHE_DTYPES)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run. `seed` fixes initial weights, episodes, dropout and samples."""
 
@@ -379,6 +397,7 @@ class Config:
     distribution: DistributionConfig = DistributionConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    cache: CacheConfig = CacheConfig()
 
     def __post_init__(self) -> None:
         """Checks the seed, and that prompts fit SAM."""

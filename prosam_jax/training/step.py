@@ -36,15 +36,16 @@ def stream(seed: int, name: str) -> PRNGKeyArray:
 
 def make_train_step(
     graph: nnx.GraphDef, tx: optax.GradientTransformation, seed: int, mesh: Mesh
-) -> Callable[[TrainState, nnx.State, Episode], tuple[TrainState, dict[str, Array]]]:
-    """Compiles (state, frozen, episodes) -> (state, metrics); the old state is given up.
+) -> Callable[[TrainState, nnx.State, Episode, Packed | None], tuple[TrainState, dict[str, Array]]]:
+    """Compiles (state, frozen, episodes, embeddings) -> (state, metrics).
 
-    The frozen parts are an argument: no gradient, no optimiser state, no copy in checkpoints.
+    The old state is given up. The embeddings of the targets come from a feature cache, or are
+    None. The frozen parts are an argument: no gradient, no optimiser state, no copy in checkpoints.
     """
     key = stream(seed, "train")
 
-    def train_step(state, frozen, episode):
-        features = nnx.merge(graph, state.params, frozen).encode(episode)
+    def train_step(state, frozen, episode, image_embeddings=None):
+        features = nnx.merge(graph, state.params, frozen).encode(episode, image_embeddings)
         step_key = jax.random.fold_in(key, state.step)
 
         def loss(params):
@@ -63,12 +64,14 @@ def make_train_step(
 
 def make_predict_step(
     graph: nnx.GraphDef,
-) -> Callable[[nnx.State, nnx.State, Episode], tuple[metrics.Areas, Bool[Array, "b h w"]]]:
-    """Compiles (params, frozen, episodes) -> (areas, predicted masks)."""
+) -> Callable[
+    [nnx.State, nnx.State, Episode, Packed | None], tuple[metrics.Areas, Bool[Array, "b h w"]]
+]:
+    """Compiles (params, frozen, episodes, embeddings) -> (areas, predicted masks)."""
 
     @jax.jit
-    def predict_step(params, frozen, episode):
-        mask = nnx.merge(graph, params, frozen).predict(episode) >= 0
+    def predict_step(params, frozen, episode, image_embeddings=None):
+        mask = nnx.merge(graph, params, frozen).predict(episode, image_embeddings) >= 0
         return metrics.areas(mask, episode.query_mask, episode.query_ignore), mask
 
     return predict_step
