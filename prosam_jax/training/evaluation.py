@@ -57,7 +57,7 @@ def test_episodes(cfg: Config) -> EpisodeSource:
 
 
 def evaluate(
-    predict: Callable[[nnx.State, nnx.State, Episode | None], tuple[Areas, Bool[Array, "b h w"]]],
+    predict: Callable[..., tuple[Areas, Bool[Array, "b h w"]]],
     params: nnx.State,
     frozen: nnx.State,
     source: EpisodeSource,

@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 from prosam_jax.model import ProSAM, learned
 from prosam_jax.training import metrics
 from prosam_jax.training.state import TrainState
-from prosam_jax.types import Episode
 
 
 class Parts(NamedTuple):
@@ -36,11 +35,11 @@ def stream(seed: int, name: str) -> PRNGKeyArray:
 
 def make_train_step(
     graph: nnx.GraphDef, tx: optax.GradientTransformation, seed: int, mesh: Mesh
-) -> Callable[[TrainState, nnx.State, Episode, Packed | None], tuple[TrainState, dict[str, Array]]]:
-    """Compiles (state, frozen, episodes, embeddings) -> (state, metrics).
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """Compiles (state, frozen, episodes) -> (state, metrics); the old state is given up.
 
-    The old state is given up. The embeddings of the targets come from a feature cache, or are
-    None. The frozen parts are an argument: no gradient, no optimiser state, no copy in checkpoints.
+    A fourth argument is what a feature cache knows of the targets, see `ProSAM.encode`. The frozen
+    parts are an argument: no gradient, no optimiser state, no copy in checkpoints.
     """
     key = stream(seed, "train")
 
@@ -64,10 +63,11 @@ def make_train_step(
 
 def make_predict_step(
     graph: nnx.GraphDef,
-) -> Callable[
-    [nnx.State, nnx.State, Episode, Packed | None], tuple[metrics.Areas, Bool[Array, "b h w"]]
-]:
-    """Compiles (params, frozen, episodes, embeddings) -> (areas, predicted masks)."""
+) -> Callable[..., tuple[metrics.Areas, Bool[Array, "b h w"]]]:
+    """Compiles (params, frozen, episodes) -> (areas, predicted masks).
+
+    A fourth argument is as that of a training step.
+    """
 
     @jax.jit
     def predict_step(params, frozen, episode, image_embeddings=None):
