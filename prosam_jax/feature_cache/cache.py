@@ -112,7 +112,8 @@ class FeatureCache:
         self.entries.check_space(max(0, images - there))
         return (
             f"feature cache: {there:,} entries of {size(self.entries.nbytes)} in "
-            f"{self.entries.folder}; up to {images:,} are used, and the missing ones added "
+            f"{self.entries.folder}; this run uses up to {images:,}, "
+            f"{size(images * self.entries.nbytes)}, and adds the missing ones "
             f"({size(self.entries.free())} free)"
         )
 
