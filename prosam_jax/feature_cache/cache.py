@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
@@ -55,7 +56,7 @@ class FeatureCache:
         arch = sam.cfg
         shape = (1, *arch.embedding_size, arch.prompt_embed_dim)
         like = jax.eval_shape(
-            lambda x: pack(x, cfg.dtype), jax.ShapeDtypeStruct(shape, np.dtype(arch.dtype))
+            lambda x: pack(x, cfg.dtype), jax.ShapeDtypeStruct(shape, jnp.dtype(arch.dtype))
         )
         facts = {
             "recipe": _RECIPE,
