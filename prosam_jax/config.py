@@ -32,6 +32,7 @@ CUELESS = ("redraw", "report")
 DECODES = ("exact", "fast")
 SCHEDULES = ("warm_restarts", "cosine")
 DTYPES = ("float32", "bfloat16")
+CACHE_DTYPES = ("float32", "bfloat16", "int8")
 RANDOM = "random"
 
 
@@ -411,6 +412,23 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CacheConfig:
+    """SAM's embeddings of target images on disk (`prosam_jax.feature_cache`).
+
+    Attributes:
+        dir: Folder of the cache; "" for none.
+        dtype: Type of the entries, one of `CACHE_DTYPES`; int8 has a scale per channel.
+    """
+
+    dir: str = ""
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        """Checks the type."""
+        check_choice("cache.dtype", self.dtype, CACHE_DTYPES)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run. `seed` fixes initial weights, episodes, dropout and samples."""
 
@@ -422,6 +440,7 @@ class Config:
     distribution: DistributionConfig = DistributionConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    cache: CacheConfig = CacheConfig()
 
     def __post_init__(self) -> None:
         """Checks the seed, and that prompts fit SAM."""

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from prosam_jax import backbone, equations, resize, weights
 from prosam_jax.config import RANDOM, Config
@@ -31,11 +31,14 @@ class ProSAM(nnx.Module):
         self.distribution = cfg.distribution
         self.downsample = cfg.data.downsample
 
-    def encode(self, episode: Episode) -> Features:
+    def encode(
+        self, episode: Episode, image_embeddings: Float[Array, "b i j e"] | None = None
+    ) -> Features:
         """Runs the frozen networks.
 
-        The target meets SAM as in VRP-SAM: brought to SAM's square size bilinearly with aligned
-        corners, whatever its aspect ratio.
+        Args:
+            episode: A batch.
+            image_embeddings: What `embed` says of its targets, where that is known already.
         """
         query = resize.normalize(episode.query_image)
         b, s, h, w, _ = episode.support_image.shape
@@ -43,10 +46,10 @@ class ProSAM(nnx.Module):
         query_taps = backbone.query_taps(self.backbone, query)
         marked = episode.support_mask.reshape(b * s, h, w).astype(jnp.float32)
         mask = _shrunk(marked, query_taps.merged.shape[1:3], self.downsample)
+        if image_embeddings is None:
+            image_embeddings = embed(self.sam, episode.query_image)
         return Features(
-            image_embeddings=self.sam.encode_image(
-                resize.bilinear(query, self.sam.cfg.image_size, align_corners=True)
-            ),
+            image_embeddings=image_embeddings,
             query=query_taps,
             support=backbone.support_taps(self.backbone, support, mask),
             support_mask=mask,
@@ -77,10 +80,12 @@ class ProSAM(nnx.Module):
         logits, _ = self.sam.decode(image_embeddings, sparse, dense)
         return resize.bilinear(logits[:, 0, :, :, None], size, align_corners=True)[..., 0]
 
-    def predict(self, episode: Episode) -> Float[Array, "b h w"]:
-        """Logits of the target masks from the mean prompts alone, the paper's inference."""
+    def predict(
+        self, episode: Episode, image_embeddings: Float[Array, "b i j e"] | None = None
+    ) -> Float[Array, "b h w"]:
+        """Logits of the target masks from the mean prompts alone; arguments as of `encode`."""
         _, h, w, _ = episode.query_image.shape
-        return self.segment(self.encode(episode), (h, w))
+        return self.segment(self.encode(episode, image_embeddings), (h, w))
 
     def segment(self, features: Features, size: tuple[int, int]) -> Float[Array, "b h w"]:
         """`predict` for features that are there already."""
@@ -157,6 +162,16 @@ def _scale_statistics(mean: Array, sigma: Array) -> dict[str, Array]:
     }
 
 
+def embed(sam: Sam, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b i j e"]:
+    """SAM's embedding of target images.
+
+    They meet SAM as in VRP-SAM: brought to SAM's square size bilinearly with aligned corners,
+    whatever their aspect ratio.
+    """
+    square = resize.bilinear(resize.normalize(images), sam.cfg.image_size, align_corners=True)
+    return sam.encode_image(square)
+
+
 def learned(path: tuple, value: object) -> bool:
     """An `nnx` filter: what training changes and checkpoints hold."""
     return path[0] == "prompt_encoder"
@@ -173,14 +188,7 @@ def build(cfg: Config) -> ProSAM:
     """
     if cfg.prompt.weights:
         weight_file.check_fit(cfg.prompt.weights, cfg)
-    arch = cfg.sam.architecture()
-    sam = _frozen(
-        lambda rngs: Sam(arch, rngs=rngs),
-        cfg.sam.weight_file(),
-        cfg.seed,
-        kind="sam",
-        architecture=cfg.sam.model,
-    )
+    sam = build_sam(cfg)
     frozen_backbone = _frozen(
         lambda rngs: backbone.build(cfg.backbone, rngs=rngs),
         cfg.backbone.weight_file(),
@@ -192,6 +200,18 @@ def build(cfg: Config) -> ProSAM:
     if file := cfg.prompt.weights:
         built.prompt_encoder = weight_file.load(file, cfg, frozen_backbone.merged_channels)
     return built
+
+
+def build_sam(cfg: Config) -> Sam:
+    """The frozen SAM of a run; errors as those of `build`."""
+    arch = cfg.sam.architecture()
+    return _frozen(
+        lambda rngs: Sam(arch, rngs=rngs),
+        cfg.sam.weight_file(),
+        cfg.seed,
+        kind="sam",
+        architecture=cfg.sam.model,
+    )
 
 
 def _frozen(build, file: str, seed: int, *, kind: str, architecture: str):

@@ -30,7 +30,7 @@ from prosam_jax.prompt.weight_file import Trained
 from prosam_jax.training import score
 
 # Settings of an evaluation that say nothing about its result.
-SILENT = ("data.root", "data.workers", "eval.batch_size", "eval.pictures")
+SILENT = ("cache.dir", "data.root", "data.workers", "eval.batch_size", "eval.pictures")
 
 
 def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained:
@@ -70,7 +70,7 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
 
 
 def _without_paths(cfg: Config) -> Config:
-    default, paths = Config(), {"data.root": "", "prompt.weights": ""}
+    default, paths = Config(), {"cache.dir": "", "data.root": "", "prompt.weights": ""}
     if cfg.sam.weights != RANDOM:
         paths["sam.weights"] = default.sam.weights
     if cfg.backbone.weights != RANDOM:

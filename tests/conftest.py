@@ -24,6 +24,7 @@ install_import_hook(
             "backbone",
             "data",
             "equations",
+            "feature_cache",
             "layers",
             "model",
             "prompt",

@@ -31,7 +31,7 @@ def flags(cfg):
     """The settings that differ from the defaults, as a command line gives them."""
     default = Config()
     arguments = []
-    for group in ("data", "sam", "backbone", "prompt", "distribution", "train", "eval"):
+    for group in ("data", "sam", "backbone", "prompt", "distribution", "train", "eval", "cache"):
         for field in dataclasses.fields(getattr(cfg, group)):
             value = getattr(getattr(cfg, group), field.name)
             if value != getattr(getattr(default, group), field.name):

@@ -66,7 +66,7 @@ def test_functions_named_in_the_readme_exist():
 def test_settings_named_in_the_readme_exist():
     from prosam_jax.config import check_setting
 
-    groups = "data|sam|backbone|prompt|distribution|train|eval"
+    groups = "data|sam|backbone|prompt|distribution|train|eval|cache"
     names = re.findall(rf"(?:--config\.|`)((?:{groups})\.\w+)", README)
     assert len(names) > 10
     for name in names:

@@ -173,6 +173,10 @@ class EpisodeSource:
         """Which images episode `index` is made of."""
         return self.draw(self.fold, self.seed, index, self.shots)
 
+    def image(self, image_id: str) -> UInt8[np.ndarray, "h w 3"]:
+        """The pixels of an image as episodes show them."""
+        return resize_image(self.images.image(image_id), self.size)
+
     def __getitem__(self, index: int) -> Episode:
         spec = self.spec(index)
         query_image, query_mask, query_ignore = self._read(spec.query_id, spec.class_id)
@@ -215,8 +219,8 @@ class EpisodeSource:
         )
 
     def _read(self, image_id: str, class_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        image = resize_image(self.images.image(image_id), self.size)
-        return image, *class_mask(resize_mask(self.images.labels(image_id), self.size), class_id)
+        labels = resize_mask(self.images.labels(image_id), self.size)
+        return self.image(image_id), *class_mask(labels, class_id)
 
 
 def episode_source(

@@ -16,6 +16,7 @@ from prosam_jax.config import Config
 from prosam_jax.data import benchmark
 from prosam_jax.data.episodes import EpisodeSource, episode_list_digest
 from prosam_jax.data.loader import make_loader
+from prosam_jax.feature_cache.cache import FeatureCache
 from prosam_jax.training.metrics import Areas, IoU, Scores
 from prosam_jax.training.sharding import split_batch
 from prosam_jax.training.step import Prediction
@@ -61,13 +62,14 @@ def test_episodes(cfg: Config) -> EpisodeSource:
 
 
 def evaluate(
-    predict: Callable[[nnx.State, nnx.State, Episode], Prediction],
+    predict: Callable[..., Prediction],
     params: nnx.State,
     frozen: nnx.State,
     source: EpisodeSource,
     *,
     batch_size: int,
     mesh: Mesh,
+    cache: FeatureCache | None = None,
     workers: int = 0,
     examples: int = 0,
     on_batch: Callable[[int], None] = lambda done: None,
@@ -81,6 +83,7 @@ def evaluate(
         source: The fixed list of episodes.
         batch_size: Episodes decoded at once, rounded up to a multiple of the mesh's devices.
         mesh: Devices that share a batch.
+        cache: Knows SAM's embeddings of the targets, or comes to know them.
         workers: Processes that read.
         examples: How many of the first episodes to keep.
         on_batch: Called with the number of episodes done so far.
@@ -90,7 +93,9 @@ def evaluate(
     batch_size = -(-batch_size // mesh.size) * mesh.size
     with contextlib.closing(make_loader(source, batch_size=batch_size, workers=workers)) as loader:
         for episode in loader:
-            found = jax.device_get(predict(params, frozen, split_batch(episode, mesh)))
+            embeddings = cache(episode.query_image) if cache else None
+            batch = split_batch(episode, mesh)
+            found = jax.device_get(predict(params, frozen, batch, embeddings))
             valid = episode.valid
             iou.add(Areas(*(x[valid] for x in found.areas)), episode.class_id[valid])
             done += int(valid.sum())

@@ -11,18 +11,22 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from flax import nnx
 
 from prosam_jax import model
 from prosam_jax.checkpoint import Checkpoints
 from prosam_jax.config import Config, changed, read_config, replaced, write_config
 from prosam_jax.data import benchmark, folds
 from prosam_jax.data.loader import make_loader
+from prosam_jax.feature_cache.cache import opened
 from prosam_jax.prompt import weight_file
 from prosam_jax.training import evaluation, report, sharding, state, step
 from prosam_jax.training.metrics import Areas, IoU
 
 # A run may go on with other values of these; all else must be as it was at the start.
 FREE = (
+    "cache.dir",
+    "cache.dtype",
     "data.bad_files",
     "data.root",
     "data.test_root",
@@ -79,6 +83,8 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         begins = f"going on at step {start}" if start else f"starting{origin} at step 0"
         print(f"{begins} in {workdir}", flush=True)
         trainer.run(start, workdir, checkpoints, validate_first=unscored)
+    if trainer.cache:
+        print(trainer.cache.summary(), flush=True)
 
 
 def _has_checkpoint(workdir: pathlib.Path) -> bool:
@@ -125,6 +131,8 @@ class Trainer:
         self.state = sharding.replicate(state.create(params, tx), self.mesh)
         self.train_step = step.make_train_step(graph, tx, cfg.seed, self.mesh)
         self.predict = step.make_predict_step(graph)
+        sam = nnx.merge(graph, self.state.params, self.frozen).sam
+        self.cache = opened(cfg.cache, sam, lambda x: sharding.split_batch(x, self.mesh))
 
     def print_facts(self) -> None:
         """Says what is trained on what."""
@@ -138,6 +146,9 @@ class Trainer:
             f"{self.total} steps of {self.cfg.train.batch_size} episodes",
         ):
             print(line, flush=True)
+        if self.cache:
+            targets = (min(len(x), len(x.fold.images)) for x in (self.source, self.test))
+            print(self.cache.announce(sum(targets)), flush=True)
 
     def is_due(self, i: int) -> bool:
         """Whether step `i` is followed by a validation."""
@@ -172,10 +183,11 @@ class Trainer:
             window = Window(start, cfg.batch_size)
             for i, episode in enumerate(loader, start + 1):
                 batch = sharding.split_batch(episode, self.mesh)
+                embeddings = self.cache(episode.query_image) if self.cache else None
                 # One step runs while the next batch is read, and no more are queued: a signal is
                 # answered within two steps, and the bar tells the truth.
                 jax.block_until_ready(window.logs[-1:])
-                self.state, logs = self.train_step(self.state, self.frozen, batch)
+                self.state, logs = self.train_step(self.state, self.frozen, batch, embeddings)
                 window.add(logs, episode.class_id)
                 bar.advance(i)
                 save = self.is_due(i) or i % cfg.checkpoint_every == 0 or bool(signals.received)
@@ -200,6 +212,7 @@ class Trainer:
             self.test,
             batch_size=self.cfg.eval.batch_size,
             mesh=self.mesh,
+            cache=self.cache,
             workers=self.cfg.data.workers,
             on_batch=on_batch,
         )

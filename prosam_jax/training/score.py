@@ -12,11 +12,14 @@ from prosam_jax.checkpoint import Checkpoints
 from prosam_jax.config import Config, changed, replaced
 from prosam_jax.data.episodes import EpisodeSource
 from prosam_jax.data.folds import describe
+from prosam_jax.feature_cache.cache import opened
 from prosam_jax.prompt import weight_file
 from prosam_jax.training import evaluation, report, sharding, state, step
 
 # What may differ from the run's own settings without making its parameters mean something else.
 FREE = (
+    "cache.dir",
+    "cache.dtype",
     "data.annotation",
     "data.bad_files",
     "data.cueless",
@@ -147,6 +150,10 @@ def _score(
         describe(source.fold),
     ):
         print(line, flush=True)
+    sam = nnx.merge(parts.graph, params, frozen).sam
+    cache = opened(cfg.cache, sam, lambda x: sharding.split_batch(x, mesh))
+    if cache:
+        print(cache.announce(min(len(source), len(source.fold.images))), flush=True)
     with report.counting("evaluating", len(source)) as count:
         result = evaluation.evaluate(
             step.make_predict_step(parts.graph),
@@ -155,11 +162,14 @@ def _score(
             source,
             batch_size=cfg.eval.batch_size,
             mesh=mesh,
+            cache=cache,
             workers=cfg.data.workers,
             examples=cfg.eval.pictures,
             on_batch=count,
         )
     report.print_scores(result)
+    if cache:
+        print(cache.summary())
     workdir.mkdir(parents=True, exist_ok=True)
     report.write_results(workdir / "results.json", result, cfg, at)
     print(f"wrote {workdir / 'results.json'}")

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 from prosam_jax.model import ProSAM, learned
 from prosam_jax.training import metrics
 from prosam_jax.training.state import TrainState
-from prosam_jax.types import Episode, Features
+from prosam_jax.types import Features
 
 
 class Parts(NamedTuple):
@@ -36,15 +36,16 @@ def stream(seed: int, name: str) -> PRNGKeyArray:
 
 def make_train_step(
     graph: nnx.GraphDef, tx: optax.GradientTransformation, seed: int, mesh: Mesh
-) -> Callable[[TrainState, nnx.State, Episode], tuple[TrainState, dict[str, Array]]]:
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """Compiles (state, frozen, episodes) -> (state, metrics); the old state is given up.
 
-    The frozen parts are an argument: no gradient, no optimiser state, no copy in checkpoints.
+    A fourth argument is what a feature cache knows of the targets, see `ProSAM.encode`. The frozen
+    parts are an argument: no gradient, no optimiser state, no copy in checkpoints.
     """
     key = stream(seed, "train")
 
-    def train_step(state, frozen, episode):
-        features = nnx.merge(graph, state.params, frozen).encode(episode)
+    def train_step(state, frozen, episode, image_embeddings=None):
+        features = nnx.merge(graph, state.params, frozen).encode(episode, image_embeddings)
         step_key = jax.random.fold_in(key, state.step)
 
         def loss(params):
@@ -82,13 +83,16 @@ def _cueless(features: Features) -> Bool[Array, " r"]:
 
 def make_predict_step(
     graph: nnx.GraphDef,
-) -> Callable[[nnx.State, nnx.State, Episode], Prediction]:
-    """Compiles (params, frozen, episodes) -> predictions."""
+) -> Callable[..., Prediction]:
+    """Compiles (params, frozen, episodes) -> predictions.
+
+    A fourth argument is as that of a training step.
+    """
 
     @jax.jit
-    def predict_step(params, frozen, episode):
+    def predict_step(params, frozen, episode, image_embeddings=None):
         model = nnx.merge(graph, params, frozen)
-        features = model.encode(episode)
+        features = model.encode(episode, image_embeddings)
         mask = model.segment(features, episode.query_mask.shape[1:]) >= 0
         areas = metrics.areas(mask, episode.query_mask, episode.query_ignore)
         return Prediction(areas, mask, _cueless(features).reshape(len(mask), -1))

@@ -103,7 +103,7 @@ def save(
             raise ValueError(f"{name} has type {array.dtype}; weight files hold float32 only")
     # safetensors takes the bytes as they lie in memory, which those of a transposed view do not.
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    facts = {"format": FORMAT, "arrays_sha256": _checksum(contiguous), **metadata}
+    facts = {"format": FORMAT, "arrays_sha256": checksum(contiguous), **metadata}
     text = json.dumps(facts, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -119,11 +119,12 @@ def save(
         temporary.unlink(missing_ok=True)
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+def checksum(arrays: Mapping[str, np.ndarray | jax.Array]) -> str:
+    """SHA-256 of the arrays' names, shapes and bytes, whatever their order."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(array.data)
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

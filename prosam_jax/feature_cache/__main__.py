@@ -1,0 +1,59 @@
+"""Fills the feature cache with SAM's embeddings of all target images of a run.
+
+    python -m prosam_jax.feature_cache build --config configs/pascal.py \
+        --config.data.root=DIR --config.data.fold=0 --config.cache.dir=DIR
+
+What is there is checked and left; what is missing or damaged is computed, `eval.batch_size` images
+at once. Stopped and started again it goes on, and several may run at once, on one machine or on
+several that see the folder.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from prosam_jax import cli, model
+from prosam_jax.config import Config
+from prosam_jax.data import benchmark
+from prosam_jax.feature_cache.build import build, missing
+from prosam_jax.feature_cache.cache import FeatureCache
+from prosam_jax.feature_cache.entries import size
+from prosam_jax.training import evaluation, report, sharding
+
+
+def main() -> None:
+    """Looks, says what is missing and what it takes, and computes it."""
+    cfg = Config.from_dict(flags.FLAGS.config)
+    if not cfg.cache.dir:
+        raise ValueError("cache.dir is not set; pass --config.cache.dir=DIR")
+    train = benchmark.episodes(cfg.data, "train", seed=cfg.seed)
+    test = evaluation.test_episodes(cfg)
+    queries = (test.spec(i).query_id for i in range(len(test)))
+    ids = list(dict.fromkeys([*train.fold.images, *queries]))
+    mesh = sharding.make_mesh(cfg.eval.batch_size)
+    sam = sharding.replicate(model.build_sam(cfg), mesh)
+    cache = FeatureCache(cfg.cache, sam, lambda x: sharding.split_batch(x, mesh))
+    entries = cache.entries
+    for line in (
+        f"devices: {mesh.size} of {report.device_line()}",
+        f"frozen: {report.frozen_line(cfg)}",
+        benchmark.describe(cfg.data, train),
+        benchmark.describe(cfg.data, test),
+        f"feature cache: {entries.folder}",
+    ):
+        print(line, flush=True)
+    with report.counting("looking", len(ids)) as count:
+        todo = missing(cache, train, ids, count)
+    print(
+        f"{len(ids):,} images, {len(entries.damaged):,} of their entries damaged, {len(todo):,} to "
+        f"compute: {size(len(todo) * entries.nbytes)} of {size(entries.free())} free",
+        flush=True,
+    )
+    entries.check_space(len(todo))
+    with report.counting("computing", len(todo)) as count:
+        computed = build(cache, train, todo, batch_size=cfg.eval.batch_size, on_image=count)
+    print(f"computed {computed:,}; the cache is complete with {entries.count():,} entries")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "A file of configs/, pascal.py if none.")
+    cli.run(main, command="build")

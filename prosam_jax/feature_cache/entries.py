@@ -1,0 +1,160 @@
+"""The files of a cache: one per image, each either whole and of that very image, or not used.
+
+    DIR/<type>-<size>-<digest>/about.json     what the entries of this folder were made by
+    DIR/<type>-<size>-<digest>/ab/cdef...     an entry, named by its key
+
+A key is the SHA-256 of all that an embedding depends on: the facts in `about.json` and the pixels
+that are fed. An entry is its seal, the SHA-256 of key and numbers, and the numbers. So one test
+finds whatever is wrong with it: cut short, changed, of another image, of another encoder.
+
+One file per entry, not shards of many: a file appears by one rename, so that any number of
+processes may write without a lock, an interruption loses the entry under way, damage costs one
+image, and the random order of training reads just what it needs. An entry of 1 to 4 MB is large
+enough for a file of its own.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from prosam_jax.feature_cache.packing import Packed
+
+_SEAL = hashlib.sha256().digest_size
+_PART = ".part"
+_ABANDONED = 3600  # seconds; an entry is written within one
+
+
+class Entries:
+    """The entries of one encoder in one type.
+
+    Attributes:
+        folder: Where they are.
+        nbytes: Size of each file.
+        damaged: Keys of the entries found to be damaged and not mended since.
+    """
+
+    def __init__(self, root: pathlib.Path, facts: Mapping[str, Any], like: Packed):
+        """Opens the folder; nothing is read or written yet.
+
+        Args:
+            root: `cache.dir`.
+            facts: All that an embedding depends on besides the pixels, values that JSON knows.
+            like: An entry's shapes and types, with a first axis of 1.
+        """
+        self._about = json.dumps(facts, sort_keys=True, indent=2) + "\n"
+        self._digest = hashlib.sha256(self._about.encode()).digest()
+        self._like = like
+        _, h, w, _ = like.values.shape
+        name = f"{like.values.dtype}-{h}x{w}-{self._digest.hex()[:16]}"
+        self.folder = root / name
+        self.nbytes = _SEAL + sum(_nbytes(part) for part in like if part is not None)
+        self.damaged: set[bytes] = set()
+        self._prepared = False
+
+    def key(self, image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+        """The name of an image's entry."""
+        digest = hashlib.sha256(self._digest)
+        digest.update(f"{image.shape}".encode())
+        digest.update(np.ascontiguousarray(image).data)
+        return digest.digest()
+
+    def path(self, key: bytes) -> pathlib.Path:
+        """The file of an entry, in one of 256 folders."""
+        return self.folder / key[:1].hex() / key[1:].hex()
+
+    def read(self, key: bytes) -> Packed | None:
+        """An entry, or None if there is none that can be trusted."""
+        try:
+            data = memoryview(self.path(key).read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError:  # such as a bad sector
+            data = memoryview(b"")
+        if len(data) != self.nbytes or data[:_SEAL] != _seal(key, data[_SEAL:]):
+            self.damaged.add(key)
+            return None
+        at, parts = _SEAL, []
+        for part in self._like:
+            if part is not None:
+                flat = np.frombuffer(data, part.dtype, part.size, at)
+                parts.append(flat.reshape(part.shape))
+                at += flat.nbytes
+        return Packed(*parts, *[None] * (len(Packed._fields) - len(parts)))
+
+    def write(self, key: bytes, entry: Packed) -> None:
+        """Puts an entry under its name when it is complete; an older one is replaced.
+
+        Not flushed to the disk: what a loss of power tears, the seal tells.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written.
+        """
+        if not self._prepared:
+            self._prepare()
+        payload = b"".join(part.tobytes() for part in entry if part is not None)
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(uuid.uuid4().hex + _PART)
+        try:
+            temporary.write_bytes(_seal(key, payload) + payload)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.damaged.discard(key)
+
+    def _prepare(self) -> None:
+        """Makes the folder, says in it what it is, and clears away what killed processes left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        about = self.folder / "about.json"
+        temporary = about.with_name(uuid.uuid4().hex + _PART)
+        temporary.write_text(self._about)
+        os.replace(temporary, about)
+        for path in self.folder.glob(f"*/*{_PART}"):
+            try:
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink(missing_ok=True)
+            except FileNotFoundError:  # another process was quicker
+                continue
+        self._prepared = True
+
+    def count(self) -> int:
+        """How many entries there are, looked at or not."""
+        return sum(not path.name.endswith(_PART) for path in self.folder.glob("??/*"))
+
+    def free(self) -> int:
+        """Bytes that the disk has left."""
+        there = next(path for path in self.folder.absolute().parents if path.exists())
+        return shutil.disk_usage(there).free
+
+    def check_space(self, new: int) -> None:
+        """Raises ValueError, in one line, unless the disk has room for `new` more entries."""
+        if (need := new * self.nbytes) > (free := self.free()):
+            raise ValueError(
+                f"cache.dir={str(self.folder.parent)!r}: {new:,} more entries take {size(need)} "
+                f"and the disk has {size(free)} left; make room, choose another cache.dir, or a "
+                "cache.dtype of fewer bytes (int8)"
+            )
+
+
+def size(nbytes: int) -> str:
+    """A number of bytes for people."""
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
+
+
+def _nbytes(part: Any) -> int:
+    return part.size * part.dtype.itemsize
+
+
+def _seal(key: bytes, payload: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256(key)
+    digest.update(payload)
+    return digest.digest()
