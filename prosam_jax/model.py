@@ -179,11 +179,10 @@ def build(cfg: Config) -> ProSAM:
 def _frozen(build, file: str, seed: int, *, kind: str, architecture: str):
     if file == RANDOM:
         return weights.random(build, seed)
-    return weights.load(
-        build,
-        file,
-        kind=kind,
-        architecture=architecture,
-        made_by=f"python convert/{kind}_to_flax.py --model {architecture} "
-        f"--checkpoint CHECKPOINT.pth --out {file}",
-    )
+    made_by = f"python tools/train_shapes_{kind}.py --out {file}"
+    if architecture != "shapes":
+        made_by = (
+            f"python convert/{kind}_to_flax.py --model {architecture} "
+            f"--checkpoint CHECKPOINT.pth --out {file}"
+        )
+    return weights.load(build, file, kind=kind, architecture=architecture, made_by=made_by)

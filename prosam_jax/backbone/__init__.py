@@ -29,7 +29,8 @@ class Backbone(Protocol):
 
 def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:
     """The backbone called `cfg.name`, with random weights."""
-    return {"resnet50": resnet.resnet50, "tiny": resnet.tiny}[cfg.name](rngs=rngs)
+    networks = {"resnet50": resnet.resnet50, "shapes": resnet.shapes, "tiny": resnet.tiny}
+    return networks[cfg.name](rngs=rngs)
 
 
 def query_taps(backbone: Backbone, images: Float[Array, "b H W 3"]) -> Taps:

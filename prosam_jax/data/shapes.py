@@ -154,24 +154,43 @@ def _render(
     seed: int, size: int, image_id: str
 ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
     classes = Shapes(size, seed).objects(image_id)
-    forms = _layout(_Draws(seed, *_parts(image_id), _LAYOUT), classes)
-    image = _painted(_Draws(seed, *_parts(image_id), _COLOURS), forms, size)
-    labels = np.zeros((size, size), np.uint8)
-    for class_id, form in zip(classes, forms, strict=True):
-        window, inside = fill(form, size)
-        labels[window][inside] = class_id
+    catalogue = tuple(FORMS.values())
+    image, objects = scene((seed, *_parts(image_id)), [catalogue[c - 1] for c in classes], size)
+    labels = np.array((0, *classes), np.uint8)[objects]
     labels.flags.writeable = False  # the cache hands it out again
     return image, labels
 
 
-def _layout(draws: _Draws, classes: Sequence[int]) -> list[Form]:
+def scene(
+    key: tuple[int, ...], forms: Sequence[Form], size: int
+) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
+    """Draws objects of given forms as every picture of the benchmark is drawn.
+
+    Args:
+        key: Names the streams of bits; equal keys and forms make equal pictures.
+        forms: Form of each object, from the lowest to the topmost, as `outlines.unit` makes them.
+        size: Side of the picture in pixels.
+
+    Returns:
+        The picture, RGB, and which object each pixel shows: 1 for the lowest, 0 for none.
+    """
+    posed = _layout(_Draws(*key, _LAYOUT), forms)
+    image = _painted(_Draws(*key, _COLOURS), posed, size)
+    objects = np.zeros((size, size), np.uint8)
+    for number, form in enumerate(posed, 1):
+        window, inside = fill(form, size)
+        objects[window][inside] = number
+    return image, objects
+
+
+def _layout(draws: _Draws, forms: Sequence[Form]) -> list[Form]:
     """Poses objects one on top of the other, each anew until all those so far show enough."""
-    forms, needed, owner = [], [], np.zeros((_GRID, _GRID), np.uint8)
-    for number, class_id in enumerate(classes, 1):
+    posed, needed, owner = [], [], np.zeros((_GRID, _GRID), np.uint8)
+    for number, unposed in enumerate(forms, 1):
         while True:  # 21 poses in all for the hardest picture of the benchmark
             low, high = _AREAS
             area = low * (high / low) ** draws.uniform(0, 1)
-            form = _posed(draws, tuple(FORMS.values())[class_id - 1], area)
+            form = _posed(draws, unposed, area)
             window, inside = fill(form, _GRID)
             covered = owner.copy()
             covered[window][inside] = number
@@ -179,9 +198,9 @@ def _layout(draws: _Draws, classes: Sequence[int]) -> list[Form]:
             least = [*needed, max(_VISIBLE * area, 1.3 * MIN_SHARE)]
             if (shown >= least).all():
                 break
-        forms.append(form)
+        posed.append(form)
         needed, owner = least, covered
-    return forms
+    return posed
 
 
 def _posed(draws: _Draws, form: Form, area: float) -> Form:
