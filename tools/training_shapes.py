@@ -92,6 +92,17 @@ def catalogue() -> tuple[Form, ...]:
     raise AssertionError("the candidates do not end")
 
 
+def descriptors(dim: int) -> Float[np.ndarray, "k d"]:
+    """The main components of the outlines' spectra, which no turning or mirroring changes.
+
+    Args:
+        dim: How many; each has mean 0 and variance 1 over the classes.
+    """
+    spectra = np.stack([np.abs(_spectrum(form)).ravel() for form in catalogue()])
+    left, *_ = np.linalg.svd(spectra - spectra.mean(axis=0), full_matrices=False)
+    return (left[:, :dim] * np.sqrt(len(left))).astype(np.float32)
+
+
 def _raster(form: Form) -> Bool[np.ndarray, "h w"]:
     raster = np.zeros((_RASTER, _RASTER), bool)
     window, inside = fill(tuple(outline / _WIDTH + 0.5 for outline in form), _RASTER)
