@@ -1,9 +1,11 @@
 """Scores a trained prompt encoder on a fixed list of episodes of novel classes.
 
     python evaluate.py --workdir=runs/x [--checkpoint=best|latest|STEP] [--config.NAME=VALUE ...]
+    python evaluate.py --prompt_encoder=FILE --workdir=DIR [--config.NAME=VALUE ...]
 
-Settings are those of the run; the command line changes some of them. Writes `results.json` and
-`examples.png` into the workdir.
+The first form scores a checkpoint of a run, the second a file that `python -m
+prosam_jax.prompt_file` exported or fetched. Settings are those of the training; the command line
+changes some of them. Writes `results.json` and `examples.png` into the workdir.
 """
 
 import pathlib
@@ -12,26 +14,29 @@ from absl import flags
 from ml_collections import config_flags
 
 from prosam_jax import cli
-from prosam_jax.config import changed, read_config
-from prosam_jax.training.score import FREE, score
+from prosam_jax.config import read_config
+from prosam_jax.training import score
 
 config_flags.DEFINE_config_file("config", None, "Names the settings; their values are the run's.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of a training run, or where the results of a file go.", required=True
+)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", '"best", "latest" or a step.')
+PROMPT_ENCODER = flags.DEFINE_string("prompt_encoder", None, "A trained prompt encoder's file.")
 
 
 def main() -> None:
-    """Evaluates one checkpoint of the run in the workdir."""
+    """Evaluates one checkpoint of the run in the workdir, or a file."""
     workdir = pathlib.Path(WORKDIR.value)
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    run = read_config(workdir / "config.json")
-    cfg = read_config(workdir / "config.json", overrides)
-    if differences := changed(run, cfg, FREE):
-        raise ValueError(
-            f"these settings belong to the run and cannot be changed: {'; '.join(differences)}; "
-            f"free are {', '.join(FREE)}"
-        )
-    score(cfg, workdir, CHECKPOINT.value)
+    if PROMPT_ENCODER.value is None:
+        cfg = score.settings(read_config(workdir / "config.json"), overrides)
+        score.score(cfg, workdir, CHECKPOINT.value)
+    elif CHECKPOINT.present:
+        raise ValueError("--checkpoint picks from a run, --prompt_encoder is a file: pass one only")
+    else:
+        cfg = score.settings_of_file(pathlib.Path(PROMPT_ENCODER.value), overrides)
+        score.score_file(cfg, workdir)
 
 
 if __name__ == "__main__":

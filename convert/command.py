@@ -4,7 +4,9 @@ import argparse
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from flax import nnx
 
@@ -42,10 +44,12 @@ def write(
     build: Callable[[nnx.Rngs], nnx.Module],
     rules: Sequence[engine.Rule],
     ignored: Sequence[engine.Ignored] = (),
+    facts: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
     """Converts a checkpoint to the weight file `out` of the module that `build` makes.
 
-    Prints what was read, ignored and written. The metadata tells where the numbers come from.
+    Prints what was read, ignored and written. The metadata tells where the numbers come from, and
+    `facts` on top of it.
 
     Raises:
         ValueError: The checkpoint does not fit the module, or `out` is the checkpoint itself.
@@ -60,6 +64,7 @@ def write(
         raise ValueError(f"{path} as {weights.SETTINGS[kind]}={architecture}: {error}") from error
     replaces = out.exists()
     metadata = {
+        **facts,
         "kind": kind,
         "architecture": architecture,
         "source_name": path.name,

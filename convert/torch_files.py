@@ -1,6 +1,5 @@
 """Reading torch checkpoints without running what is pickled in them."""
 
-import hashlib
 import pathlib
 import pickle
 import re
@@ -13,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
+
+from prosam_jax.weights.registry import sha256
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 AGAIN = "download it again"
@@ -53,12 +54,6 @@ def read(path: pathlib.Path) -> Checkpoint:
         name: (x.float() if name in widened else x).detach().numpy() for name, x in state.items()
     }
     return Checkpoint(path, sha256(path), tensors, widened)
-
-
-def sha256(path: pathlib.Path) -> str:
-    """Checksum of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _loaded(path: pathlib.Path) -> Any:

@@ -1,22 +1,44 @@
-r"""Converts the learned part of a VRP-SAM checkpoint to a weight file of the prompt encoder.
+r"""Converts a checkpoint of VRP-SAM, or of ProSAM on top of it, to a prompt encoder's file.
 
-    python convert/vrp_sam_to_flax.py --checkpoint vrp_sam_resnet50.pt --out weights/vrp.safetensors
+    python convert/vrp_sam_to_flax.py --checkpoint vrp_sam_resnet50.pt --out vrp.safetensors
+    python convert/vrp_sam_to_flax.py --checkpoint prosam.pt --out prosam.safetensors \
+        --distribution student_t --mean-head MODULE --scale-head MODULE
 
-The result fits `distribution.name="vrp"` with the ResNet-50 backbone. The frozen backbone in the
-same checkpoint is converted by convert/backbone_to_flax.py.
+The result is what `evaluate.py --prompt_encoder` and the setting `prompt.weights` take. The
+number of prompts is read from the checkpoint, and so is the backbone if it is in there; its
+weights are converted by convert/backbone_to_flax.py. Fold, steps and scores of the training stay
+unknown. ProSAM's authors have published no checkpoint, so the names of the heads must be given.
 """
 
+import dataclasses
+import functools
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from convert import command, torch_files
+import numpy as np
+from flax import nnx
+
+import prosam_jax
+from convert import command, recognise, torch_files
 from convert.engine import Ignored, Rule, linear, pointwise
-from prosam_jax.config import DistributionConfig, PromptConfig
+from prosam_jax import backbone
+from prosam_jax.config import (
+    BACKBONES,
+    DISTRIBUTIONS,
+    SAM_MODELS,
+    BackboneConfig,
+    Config,
+    DistributionConfig,
+    PromptConfig,
+    SAMSettings,
+    check_choice,
+)
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
+from prosam_jax.prompt.weight_file import Trained
 
 # VRP-SAM reads the reference first, with the layers called *_0, then the target with the others.
 BLOCKS = {
@@ -26,7 +48,22 @@ BLOCKS = {
     "transformer_self_attention_layers.0.self_attn": "query_self",
 }
 
-RESNET50_CHANNELS = 512 + 1024  # layers 2 and 3, concatenated
+# The linear layers of `prompt.posterior.PosteriorHead` and the flags that name their modules.
+FLAGS = {
+    "mean": "--mean-head",
+    "log_scale": "--scale-head",
+    "linear1": "--linear1",
+    "linear2": "--linear2",
+}
+HEADS: dict[str, tuple[str, ...]] = {
+    "vrp": (),
+    "vrp_2linear": ("linear1", "linear2"),
+    "gaussian": ("mean", "log_scale"),
+    "student_t": ("mean", "log_scale"),
+    "t3vae": ("mean", "log_scale"),
+}
+QUERIES = "transformer_decoder.supp_q_feat.weight"
+REDUCE = "downsample_query.0.weight"
 
 
 def _block(source: str, target: str) -> list[Rule]:
@@ -56,29 +93,179 @@ IGNORED = (
 )
 
 
-def convert(checkpoint: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes `out`, the weight file of the prompt encoder.
+def convert(
+    checkpoint: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    distribution: str = "vrp",
+    heads: Mapping[str, str] | None = None,
+    backbone_name: str = "",
+    sam: str = "vit_h",
+) -> None:
+    """Writes `out`, the file of a trained prompt encoder.
+
+    Args:
+        checkpoint: torch's file.
+        out: The `.safetensors` file.
+        distribution: What the heads predict, one of `DISTRIBUTIONS`.
+        heads: The checkpoint's modules, by the names in `HEADS`; the scale head predicts
+            log sigma.
+        backbone_name: One of `BACKBONES`; "" for the one in the checkpoint.
+        sam: The SAM it was trained with, which no checkpoint tells.
 
     Raises:
         ValueError: The checkpoint cannot be read or holds no such prompt encoder.
     """
+    check_choice("--distribution", distribution, DISTRIBUTIONS)
+    check_choice("--sam", sam, SAM_MODELS)
+    source = torch_files.read(checkpoint)
+    recognise.require(checkpoint, source.tensors, "prompt_encoder", "")
+    name = _backbone(checkpoint, source.tensors, backbone_name)
+    channels = _channels(checkpoint, source.tensors, name)
+    if source.tensors[QUERIES].ndim != 2:
+        raise ValueError(
+            f"{checkpoint} holds {QUERIES} of shape {source.tensors[QUERIES].shape}: a table of "
+            "prompts has two axes"
+        )
+    queries, dim = source.tensors[QUERIES].shape
+    try:
+        cfg = Config(
+            sam=SAMSettings(model=sam),
+            backbone=BackboneConfig(name=name),
+            prompt=PromptConfig(num_queries=queries, dim=dim),
+            distribution=DistributionConfig(name=distribution),
+        )
+    except ValueError as error:
+        raise ValueError(f"{checkpoint} is of a size unknown here: {error}") from error
+    rules = _head_rules(checkpoint, source.tensors, distribution, heads or {})
+    unknown = {"arrays_sha256": None}
+    trained = Trained(
+        config=cfg,
+        merged_channels=channels,
+        frozen={
+            "sam": {"architecture": sam, **unknown},
+            "backbone": {"architecture": name, **unknown},
+        },
+        version=prosam_jax.__version__,
+    )
     command.write(
-        torch_files.read(checkpoint),
+        source,
         out,
         kind="prompt_encoder",
-        architecture="vrp",
+        architecture=distribution,
         build=lambda rngs: ReferencePromptEncoder(
-            PromptConfig(), DistributionConfig(name="vrp"), RESNET50_CHANNELS, rngs=rngs
+            cfg.prompt, cfg.distribution, channels, rngs=rngs
         ),
-        rules=RULES,
+        rules=(*RULES, *rules),
         ignored=IGNORED,
+        facts=dataclasses.asdict(trained),
     )
+
+
+def _backbone(path: pathlib.Path, tensors: Mapping[str, np.ndarray], name: str) -> str:
+    """The backbone in the checkpoint, or else the one called `name`."""
+    if name:
+        check_choice("--backbone", name, BACKBONES)
+    held = [x.architecture for x in recognise.recognise(tensors) if x.kind == "backbone"]
+    if not held and not name:
+        raise ValueError(
+            f"{path} holds no backbone that is known here: say with --backbone which one it was "
+            f"trained with, {', '.join(BACKBONES)}"
+        )
+    if held and name not in ("", held[0]):
+        raise ValueError(
+            f"{path} holds the backbone {held[0]}, but --backbone says {name}: leave --backbone out"
+        )
+    return held[0] if held else name
+
+
+def _channels(path: pathlib.Path, tensors: Mapping[str, np.ndarray], name: str) -> int:
+    """Merged channels of the backbone, which must be those that the checkpoint reduces."""
+    channels = _merged_channels(name)
+    if REDUCE in tensors and tensors[REDUCE].shape[1:2] != (channels,):
+        raise ValueError(
+            f"{path} reduces features as {REDUCE} {tensors[REDUCE].shape} does, but {name} has "
+            f"{channels} merged channels: pass the right --backbone"
+        )
+    return channels
+
+
+@functools.cache
+def _merged_channels(name: str) -> int:
+    cfg = BackboneConfig(name=name)
+    return nnx.eval_shape(lambda: backbone.build(cfg, rngs=nnx.Rngs(0))).merged_channels
+
+
+def _head_rules(
+    path: pathlib.Path,
+    tensors: Mapping[str, np.ndarray],
+    distribution: str,
+    heads: Mapping[str, str],
+) -> list[Rule]:
+    """Rules for the linear layers on top of VRP-SAM's, which the caller has named."""
+    wanted = HEADS[distribution]
+    flags = ", ".join(FLAGS[head] for head in wanted) or "none of the heads' flags"
+    found = _linear_layers(tensors)
+    if surplus := [name for name in found if name not in heads.values()]:
+        raise ValueError(
+            f"{path} holds linear layers that VRP-SAM does not have: {', '.join(surplus)}; name "
+            "them with --distribution student_t, gaussian or t3vae and --mean-head, --scale-head, "
+            "or with --distribution vrp_2linear and --linear1, --linear2"
+        )
+    if set(heads) != set(wanted):
+        raise ValueError(f"--distribution {distribution} takes {flags}")
+    for head, module in heads.items():
+        check_choice(FLAGS[head], module, found)
+    return [
+        rule
+        for head, module in heads.items()
+        for rule in (
+            Rule(rf"{re.escape(module)}\.weight", f"head.{head}.kernel", linear),
+            Rule(rf"{re.escape(module)}\.bias", f"head.{head}.bias"),
+        )
+    ]
+
+
+def _linear_layers(tensors: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Modules with the weight and bias of a square linear layer that no other rule takes."""
+    taken = [entry.pattern for entry in (*RULES, *IGNORED)]
+    width = tensors[QUERIES].shape[1]
+    modules = [
+        name.removesuffix(".weight")
+        for name, x in tensors.items()
+        if name.endswith(".weight")
+        and x.shape == (width, width)
+        and not any(re.fullmatch(pattern, name) for pattern in taken)
+    ]
+    return tuple(module for module in modules if f"{module}.bias" in tensors)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
-    args = command.parser(__doc__).parse_args(argv)
-    return command.exit_status(lambda: convert(args.checkpoint, args.out))
+    parser = command.parser(__doc__)
+    parser.add_argument(
+        "--distribution", default="vrp", help=f"one of {', '.join(DISTRIBUTIONS)} (vrp)"
+    )
+    parser.add_argument("--mean-head", dest="mean", help="module that predicts mu")
+    parser.add_argument("--scale-head", dest="log_scale", help="module that predicts log sigma")
+    parser.add_argument("--linear1", help="first linear layer of vrp_2linear")
+    parser.add_argument("--linear2", help="second linear layer of vrp_2linear")
+    parser.add_argument(
+        "--backbone", default="", help=f"if it is not in the checkpoint: {', '.join(BACKBONES)}"
+    )
+    parser.add_argument("--sam", default="vit_h", help="SAM it was trained with (vit_h)")
+    args = parser.parse_args(argv)
+    heads = {head: value for head in FLAGS if (value := getattr(args, head))}
+    return command.exit_status(
+        lambda: convert(
+            args.checkpoint,
+            args.out,
+            distribution=args.distribution,
+            heads=heads,
+            backbone_name=args.backbone,
+            sam=args.sam,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import pathlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 SAM_MODELS = ("vit_b", "vit_l", "vit_h", "shapes", "tiny")
@@ -43,7 +43,7 @@ def check_at_least(setting: str, value: float, least: float) -> None:
         raise ValueError(f"{setting}={value!r} must be at least {least}")
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:
@@ -255,6 +255,8 @@ class PromptConfig:
         dropout: Share of reduced feature channels dropped in training.
         normalize_prior: Whether the pseudo mask is min-max normalised per image; VRP-SAM's
             code does not, the paper's text admits it.
+        weights: A `.safetensors` file of a trained prompt encoder (`python -m
+            prosam_jax.prompt_file export`) that training begins from; "" begins from the seed.
     """
 
     dim: int = 256
@@ -262,6 +264,7 @@ class PromptConfig:
     num_heads: int = 4
     dropout: float = 0.5
     normalize_prior: bool = False
+    weights: str = ""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -486,12 +489,8 @@ def write_config(cfg: Config, path: pathlib.Path) -> None:
     temporary.replace(path)
 
 
-def read_config(path: pathlib.Path, overrides: dict[str, Any] | None = None) -> Config:
-    """The settings of a run, some of them replaced.
-
-    Args:
-        path: `config.json` of a working directory.
-        overrides: New values by dotted name, such as {"eval.episodes": 10}.
+def read_config(path: pathlib.Path) -> Config:
+    """The settings of a run, from `config.json` of its working directory.
 
     Raises:
         ValueError: There is no such file, or its settings are not valid.
@@ -499,10 +498,19 @@ def read_config(path: pathlib.Path, overrides: dict[str, Any] | None = None) -> 
     if not path.is_file():
         raise ValueError(f"{path} is missing: --workdir must name the workdir of a training run")
     try:
-        settings = json.loads(path.read_text())
+        return Config.from_dict(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}); restore it or begin a new run") from error
-    for name, value in (overrides or {}).items():
+
+
+def replaced(cfg: Config, overrides: Mapping[str, Any]) -> Config:
+    """The settings with new values by dotted name, such as {"eval.episodes": 10}.
+
+    Raises:
+        ValueError: A new value is not valid.
+    """
+    settings = to_dict(cfg)
+    for name, value in overrides.items():
         group = settings
         *groups, leaf = name.split(".")
         for part in groups:
@@ -517,8 +525,8 @@ def changed(old: Config, new: Config, free: tuple[str, ...]) -> list[str]:
     Args:
         old: Settings of the run.
         new: Settings it is to go on or to be scored with.
-        free: Names of settings that may differ. Files of frozen weights may always have moved,
-            but not become random or cease to be.
+        free: Names of settings that may differ. Weight files may always have moved, but not
+            become random or cease to be, and a run does not come to begin from a file.
 
     Returns:
         Such settings as "name: old -> new".
@@ -526,8 +534,8 @@ def changed(old: Config, new: Config, free: tuple[str, ...]) -> list[str]:
     before, after = (_flat(to_dict(cfg)) for cfg in (old, new))
     free += tuple(
         name
-        for name in ("sam.weights", "backbone.weights")
-        if RANDOM not in (before[name], after[name])
+        for name in ("sam.weights", "backbone.weights", "prompt.weights")
+        if not {RANDOM, ""} & {before[name], after[name]}
     )
     return [
         f"{k}: {before[k]} -> {after[k]}" for k in before if before[k] != after[k] and k not in free

@@ -40,12 +40,14 @@ def cosine_prior(
     """Greatest cosine similarity of each query position to any support position (8.1).
 
     Args:
-        query: High-level features of the target, not negative.
+        query: High-level features of the target.
         support: The same of the reference, zero outside the annotation.
 
     Returns:
-        The pseudo mask in [0, 1]; zero everywhere if the annotation is empty. As in VRP-SAM's
-        code 1e-7 is added to the product of the norms and nothing is normalised afterwards.
+        The pseudo mask in [0, 1]; zero everywhere if the annotation is empty. (Only signed
+        features, such as DINOv2's, under an annotation of the whole image may make it negative.)
+        As in VRP-SAM's code 1e-7 is added to the product of the norms and nothing is normalised
+        afterwards.
     """
     b, h, w, _ = query.shape
     query = query.reshape(b, h * w, -1)

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the start of torch's linear and convolution kernels.
 torch_kernel = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+# torchvision's start for convolutions before a ReLU, so that random features keep their size.
+kaiming_kernel = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def torch_bias(fan_in: int) -> nnx.Initializer:
@@ -51,20 +54,20 @@ def conv(
     kernel_size: int,
     *,
     stride: int = 1,
-    padding: int = 0,
+    padding: int | str = 0,
     dilation: int = 1,
     use_bias: bool = True,
     kernel_init: nnx.Initializer = torch_kernel,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """`torch.nn.Conv2d`, kernel (h, w, in, out), with torch's symmetric padding."""
+    """`torch.nn.Conv2d`, kernel (h, w, in, out): torch's symmetric padding, or XLA's "SAME"."""
     return nnx.Conv(
         in_dim,
         out_dim,
         (kernel_size, kernel_size),
         strides=stride,
-        padding=((padding, padding), (padding, padding)),
+        padding=padding if isinstance(padding, str) else ((padding, padding), (padding, padding)),
         kernel_dilation=dilation,
         use_bias=use_bias,
         kernel_init=kernel_init,
@@ -128,12 +131,21 @@ class ConvTranspose2x2(nnx.Module):
 
 
 def attend(
-    q: Float[Array, "b n c"], k: Float[Array, "b m c"], v: Float[Array, "b m d"], num_heads: int
+    q: Float[Array, "b n c"],
+    k: Float[Array, "b m c"],
+    v: Float[Array, "b m d"],
+    num_heads: int,
+    key_mask: Bool[Array, "b m"] | None = None,
 ) -> Float[Array, "b n d"]:
-    """Multi-head softmax attention; scores and softmax in float32."""
+    """Multi-head softmax attention; scores and softmax in float32.
+
+    Where `key_mask` is False a key is left out; at least one must be left.
+    """
     q, k, v = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q, k, v))
     q = q * q.shape[-1] ** -0.5
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+    if key_mask is not None:
+        scores = jnp.where(key_mask[:, None, None, :], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bhnm,bmhd->bnhd", weights, v)
     return out.reshape(*out.shape[:2], -1)
@@ -168,10 +180,14 @@ class Attention(nnx.Module):
         self.num_heads = num_heads
 
     def __call__(
-        self, q: Float[Array, "b n c"], k: Float[Array, "b m c"], v: Float[Array, "b m c"]
+        self,
+        q: Float[Array, "b n c"],
+        k: Float[Array, "b m c"],
+        v: Float[Array, "b m c"],
+        key_mask: Bool[Array, "b m"] | None = None,
     ) -> Float[Array, "b n c"]:
-        """Attends from `q` to `k` and returns the projected mix of `v`."""
-        out = attend(self.q_proj(q), self.k_proj(k), self.v_proj(v), self.num_heads)
+        """Attends from `q` to `k` (those in `key_mask`) and returns the projected mix of `v`."""
+        out = attend(self.q_proj(q), self.k_proj(k), self.v_proj(v), self.num_heads, key_mask)
         return self.out_proj(out)
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from prosam_jax import backbone, equations, resize, weights
 from prosam_jax.config import RANDOM, Config
+from prosam_jax.prompt import weight_file
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.sam.model import Sam
 from prosam_jax.types import Episode, Features, Posterior
@@ -152,12 +153,16 @@ def learned(path: tuple, value: object) -> bool:
 
 
 def build(cfg: Config) -> ProSAM:
-    """The model of a run: frozen weights from their files, a fresh prompt encoder from the seed.
+    """The model of a run: frozen weights from their files, a prompt encoder to begin with.
+
+    That is a fresh one from the seed, or the trained one of the file `prompt.weights`.
 
     Raises:
         ValueError: A weight file is missing or not what the settings say; the message names it
-            and the command that makes it.
+            and the command that makes it, or the settings that it wants.
     """
+    if cfg.prompt.weights:
+        weight_file.check_fit(cfg.prompt.weights, cfg)
     arch = cfg.sam.architecture()
     sam = _frozen(
         lambda rngs: Sam(arch, rngs=rngs),
@@ -173,16 +178,19 @@ def build(cfg: Config) -> ProSAM:
         kind="backbone",
         architecture=cfg.backbone.name,
     )
-    return ProSAM(cfg, sam, frozen_backbone, rngs=nnx.Rngs(jax.random.key(cfg.seed)))
+    built = ProSAM(cfg, sam, frozen_backbone, rngs=nnx.Rngs(jax.random.key(cfg.seed)))
+    if file := cfg.prompt.weights:
+        built.prompt_encoder = weight_file.load(file, cfg, frozen_backbone.merged_channels)
+    return built
 
 
 def _frozen(build, file: str, seed: int, *, kind: str, architecture: str):
     if file == RANDOM:
         return weights.random(build, seed)
-    made_by = f"python tools/train_shapes_{kind}.py --out {file}"
-    if architecture != "shapes":
-        made_by = (
-            f"python convert/{kind}_to_flax.py --model {architecture} "
-            f"--checkpoint CHECKPOINT.pth --out {file}"
-        )
-    return weights.load(build, file, kind=kind, architecture=architecture, made_by=made_by)
+    return weights.load(
+        build,
+        file,
+        kind=kind,
+        architecture=architecture,
+        made_by=weights.made_by(kind, architecture, file),
+    )

@@ -34,8 +34,33 @@ def bilinear(
     """
     if x.shape[1:3] == size:
         return x
-    rows = jnp.asarray(_weights(x.shape[1], size[0], align_corners))
-    cols = jnp.asarray(_weights(x.shape[2], size[1], align_corners))
+    rows = bilinear_weights(x.shape[1], size[0], align_corners)
+    cols = bilinear_weights(x.shape[2], size[1], align_corners)
+    return _weigh(x, rows, cols)
+
+
+def bicubic(x: Float[Array, "b h w c"], scale: tuple[float, float]) -> Float[Array, "b H W c"]:
+    """Bicubic resize by a factor, as `torch.nn.functional.interpolate(x, scale_factor=scale)`.
+
+    Without antialiasing and with align_corners=False. The sizes are floor(h * scale) and
+    floor(w * scale), but coordinates are mapped with `scale` itself: not the same unless both
+    products are whole.
+
+    Args:
+        x: Maps.
+        scale: Factors of height and width.
+
+    Returns:
+        The resized maps, in the type of `x`; interpolated in float32.
+    """
+    rows = _cubic_weights(x.shape[1], scale[0])
+    cols = _cubic_weights(x.shape[2], scale[1])
+    return _weigh(x, rows, cols)
+
+
+def _weigh(
+    x: Float[Array, "b h w c"], rows: Float[np.ndarray, "H h"], cols: Float[np.ndarray, "W w"]
+) -> Float[Array, "b H W c"]:
     # As products of matrices: the gradient needs no scatter. Full precision, because the
     # fractions would not survive an accelerator's default.
     y = jnp.einsum("Hh,bhwc->bHwc", rows, x.astype(jnp.float32), precision=HIGHEST)
@@ -43,8 +68,8 @@ def bilinear(
     return y.astype(x.dtype)
 
 
-def _weights(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
-    """The (n_out, n_in) matrix of one axis, two non-zeros a row."""
+def bilinear_weights(n_in: int, n_out: int, align_corners: bool) -> Float[np.ndarray, "o i"]:
+    """The (n_out, n_in) matrix by which `bilinear` resizes one axis, two non-zeros a row."""
     i = np.arange(n_out, dtype=np.float64)
     if align_corners:
         source = i * (n_in - 1) / (n_out - 1) if n_out > 1 else np.zeros(1)
@@ -57,6 +82,25 @@ def _weights(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
     rows = np.arange(n_out)
     np.add.at(weights, (rows, low), 1 - share)
     np.add.at(weights, (rows, high), share)
+    return weights
+
+
+def _cubic_weights(n_in: int, scale: float) -> np.ndarray:
+    """The (floor(n_in * scale), n_in) matrix of one axis: Keys' kernel with torch's a = -0.75.
+
+    Four neighbours a row; those beyond a border are the border's pixel.
+    """
+    a = -0.75
+    rows = np.arange(int(n_in * scale))
+    source = (rows + 0.5) / scale - 0.5
+    low = np.floor(source).astype(np.int64)
+    weights = np.zeros((len(rows), n_in), np.float32)
+    for neighbour in (low - 1, low, low + 1, low + 2):
+        d = np.abs(source - neighbour)
+        near = ((a + 2) * d - (a + 3)) * d**2 + 1
+        far = ((d - 5) * d + 8) * a * d - 4 * a
+        share = np.where(d <= 1, near, far)
+        np.add.at(weights, (rows, np.clip(neighbour, 0, n_in - 1)), share)
     return weights
 
 
@@ -74,5 +118,5 @@ def linear_table(table: Float[Array, "n c"], length: int) -> Float[Array, "m c"]
     """Linear interpolation of a table to `length` rows, torch's `align_corners=False`."""
     if table.shape[0] == length:
         return table
-    weights = jnp.asarray(_weights(table.shape[0], length, align_corners=False))
+    weights = jnp.asarray(bilinear_weights(table.shape[0], length, align_corners=False))
     return jnp.matmul(weights, table, precision=HIGHEST)

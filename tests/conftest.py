@@ -5,19 +5,35 @@ import os
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from jaxtyping import install_import_hook
-
-with install_import_hook("prosam_jax", "beartype.beartype"):
-    import prosam_jax  # noqa: F401
-
 import pathlib
 
 import jax
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
+
+# All that handles arrays. For good, not as a context: the tests import it later.
+install_import_hook(
+    [
+        f"prosam_jax.{name}"
+        for name in (
+            "backbone",
+            "data",
+            "equations",
+            "layers",
+            "model",
+            "prompt",
+            "resize",
+            "sam",
+            "training",
+            "types",
+        )
+    ],
+    "typecheck.checked",
+)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

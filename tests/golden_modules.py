@@ -7,9 +7,12 @@ import numpy as np
 from flax import nnx
 from golden_recipe import torch_weights
 
-from convert import backbone_to_flax, engine, sam_to_flax, vrp_sam_to_flax
+from convert import engine, sam_rules, vrp_sam_to_flax
+from convert import resnet as resnet_rules
+from convert import vgg as vgg_rules
 from prosam_jax import weights
 from prosam_jax.backbone.resnet import resnet50
+from prosam_jax.backbone.vgg import vgg16_bn
 from prosam_jax.config import Config, DistributionConfig, PromptConfig, SAMConfig
 from prosam_jax.model import ProSAM
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
@@ -18,28 +21,44 @@ from prosam_jax.sam.model import Sam
 VRP = DistributionConfig(name="vrp")
 
 
-def _filled(build, source, rules, ignored=()):
+def filled(build, source, rules, ignored=()):
+    """The module that `build` makes with the torch tensors `source`."""
     module = weights.abstract(build)
     arrays = engine.convert(source, rules, ignored, weights.leaves(module))
     return weights.fill(module, arrays.__getitem__)
 
 
 @functools.cache
-def vrp_weights():
-    return torch_weights("params_vrp_resnet50")
+def vrp_weights(backbone):
+    return torch_weights(f"params_vrp_{backbone}")
 
 
 def resnet():
-    learned = engine.Ignored(r"(downsample_query|merge_1|transformer_decoder)\..*", "not its own")
-    rules = backbone_to_flax.RULES
-    return _filled(lambda rngs: resnet50(rngs=rngs), vrp_weights(), rules, [learned])
+    return filled(
+        lambda rngs: resnet50(rngs=rngs),
+        vrp_weights("resnet50"),
+        resnet_rules.RULES,
+        resnet_rules.IGNORED,
+    )
 
 
-def prompt_encoder():
+def vgg():
+    return filled(
+        lambda rngs: vgg16_bn(rngs=rngs),
+        vrp_weights("vgg16"),
+        vgg_rules.RULES["vgg16_bn"],
+        vgg_rules.IGNORED,
+    )
+
+
+def prompt_encoder(backbone="resnet50"):
+    channels = {"resnet50": 1536, "vgg16": 768}[backbone]
+
     def build(rngs):
-        return ReferencePromptEncoder(PromptConfig(), VRP, 1536, rngs=rngs)
+        return ReferencePromptEncoder(PromptConfig(), VRP, channels, rngs=rngs)
 
-    return _filled(build, vrp_weights(), vrp_sam_to_flax.RULES, vrp_sam_to_flax.IGNORED)
+    source = vrp_weights(backbone)
+    return filled(build, source, vrp_sam_to_flax.RULES, vrp_sam_to_flax.IGNORED)
 
 
 def sam(embedding_size):
@@ -55,7 +74,7 @@ def sam(embedding_size):
     encoder = {n: s for n, s in specs.items() if n.startswith("image_encoder.")}
     heads = {n: s for n, s in specs.items() if n not in encoder}
     source = torch_weights("params_sam_heads")
-    arrays = engine.convert(source, sam_to_flax.RULES, (), heads)
+    arrays = engine.convert(source, sam_rules.META_RULES, (), heads)
     arrays |= {n: np.zeros(s.shape, np.float32) for n, s in encoder.items()}
     return weights.fill(module, arrays.__getitem__)
 

@@ -3,9 +3,13 @@
 import dataclasses
 import functools
 
-import torch_sam
+import torch
 
+from convert import engine, sam_rules
+from prosam_jax import weights
 from prosam_jax.config import SAMConfig
+from prosam_jax.sam.model import Sam
+from torch_models import sam
 
 # 5 x 5 windows on a grid of 7 x 12, which is padded both ways to 2 x 3 windows
 CFG = dataclasses.replace(SAMConfig.tiny(), image_size=(112, 192))
@@ -13,5 +17,21 @@ CFG = dataclasses.replace(SAMConfig.tiny(), image_size=(112, 192))
 
 @functools.cache
 def pair(cfg, seed):
-    oracle = torch_sam.build_torch_sam(cfg, seed)
-    return oracle, torch_sam.convert_to_flax(oracle, cfg)
+    oracle = sam.build(cfg, seed)
+    return oracle, convert(oracle, cfg)
+
+
+def convert(oracle, cfg):
+    """The same SAM in JAX, through the rules of the conversion command."""
+    module = weights.abstract(lambda rngs: Sam(cfg, rngs=rngs))
+    source = {name: tensor.numpy() for name, tensor in oracle.state_dict().items()}
+    arrays = engine.convert(source, sam_rules.META_RULES, (), weights.leaves(module))
+    return weights.fill(module, arrays.__getitem__)
+
+
+@functools.cache
+def published_shapes(model):
+    """Names and shapes of the tensors in the published checkpoint of "vit_b", "vit_l", "vit_h"."""
+    with torch.device("meta"):
+        state = sam.published(model).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}

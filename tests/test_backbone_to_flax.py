@@ -3,11 +3,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 from golden_recipe import torch_weights
 
-from convert import backbone_to_flax
-from prosam_jax import weights
+from convert import backbone_to_flax, engine
+from prosam_jax import backbone, weights
 from prosam_jax.backbone.resnet import resnet50
+from prosam_jax.config import BackboneConfig
+from torch_models import dinov2, resnet, vgg
 
 LEARNED = ("downsample_query.", "merge_1.", "transformer_decoder.")
 STEM = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2", "6": "conv3", "7": "bn3"}
@@ -97,33 +100,36 @@ def test_torchvisions_stem_is_recognised(resnet50_v2, tmp_path, capsys):
     state = {n: x for n, x in resnet50_v2.items() if not n.startswith(stem)}
     state["conv1.weight"] = torch.zeros(64, 3, 7, 7)
     assert _error(capsys, tmp_path, state) == (
-        "is torchvision's ResNet-50: its stem is one 7x7 convolution, that of --model resnet50 "
-        "three of 3x3; pass resnet50_v2.pth"
+        "is torchvision's ResNet-50 (one 7x7 convolution in its stem), not backbone resnet50; "
+        "pass --model resnet50_torchvision, or resnet50_v2.pth"
     )
 
 
-@pytest.mark.parametrize(
-    ("blocks", "name"),
-    [((3, 4, 23, 3), "ResNet-101"), ((3, 8, 36, 3), "ResNet-152"), ((3, 4, 5, 3), "no ResNet-50")],
-)
-def test_other_depth_is_recognised(tmp_path, capsys, blocks, name):
-    state = {
-        f"layer{stage}.{i}.conv3.weight": torch.zeros(1)
-        for stage, count in enumerate(blocks, 1)
-        for i in range(count)
-    }
-    assert _error(capsys, tmp_path, state) == (
-        f"is {name}: layer1 to layer4 have {blocks} blocks, a ResNet-50 has (3, 4, 6, 3); "
-        "pass resnet50_v2.pth"
-    )
+TWINS = {
+    "resnet50": lambda: resnet.ResNet((3, 4, 6, 3), deep_stem=True),
+    "resnet101": lambda: resnet.ResNet((3, 4, 23, 3), deep_stem=True),
+    "resnet50_torchvision": lambda: resnet.ResNet((3, 4, 6, 3), deep_stem=False),
+    "resnet101_torchvision": lambda: resnet.ResNet((3, 4, 23, 3), deep_stem=False),
+    "vgg16": lambda: vgg.VGG(batch_norm=False),
+    "vgg16_bn": lambda: vgg.VGG(batch_norm=True),
+    "dinov2_vits14": lambda: dinov2.DINOv2(384, 12, 6),
+    "dinov2_vitb14": lambda: dinov2.DINOv2(768, 12, 12),
+    "efficientnet_lite0": lambda: EfficientNet.from_name("efficientnet-lite0"),
+}
 
 
-def test_other_network_is_recognised(tmp_path, capsys):
-    state = {f"features.{i}.weight": torch.zeros(1) for i in range(9)}
-    assert _error(capsys, tmp_path, state) == (
-        "is no ResNet-50: it has no layer1.0.conv3.weight, but features.0.weight, "
-        "features.1.weight, features.2.weight ..."
+@pytest.mark.parametrize("model", backbone_to_flax.MODELS)
+def test_every_published_name_has_its_place(model):
+    with torch.device("meta"):
+        state = TWINS[model]().state_dict()
+    # Names and shapes only: one number stands for each tensor.
+    source = {name: np.broadcast_to(np.float32(0), tuple(x.shape)) for name, x in state.items()}
+    table = backbone_to_flax.TABLES[model]
+    specs = weights.leaves(
+        weights.abstract(lambda rngs: backbone.build(BackboneConfig(name=model), rngs=rngs))
     )
+    arrays = engine.convert(source, table.rules, table.ignored, specs)
+    assert arrays.keys() == specs.keys()
 
 
 def test_missing_and_unknown_tensors_are_reported(resnet50_v2, tmp_path, capsys):
@@ -149,4 +155,7 @@ def test_stem_of_both_namings_at_once_is_refused(resnet50_v2, tmp_path, capsys):
 
 def test_unknown_model_is_named(tmp_path, capsys):
     assert _run(tmp_path / "r.pth", tmp_path / "r.safetensors", "resnet") == 1
-    assert capsys.readouterr().err == "error: --model='resnet' is not known; nearest: resnet50\n"
+    assert (
+        capsys.readouterr().err
+        == "error: --model='resnet' is not known; nearest: resnet50, resnet101\n"
+    )

@@ -62,14 +62,18 @@ def test_saved_settings_are_read_with_changes(tmp_path):
     cfg = Config.from_dict({"data": {"fold": 2}})
     config.write_config(cfg, path)
     assert config.read_config(path) == cfg
-    changed = config.read_config(path, {"eval.episodes": 10})
+    changed = config.replaced(cfg, {"eval.episodes": 10})
     assert changed.eval.episodes == 10
     assert config.changed(cfg, changed, ()) == ["eval.episodes: 1000 -> 10"]
     assert config.changed(cfg, changed, ("eval.episodes",)) == []
-    moved = config.read_config(path, {"sam.weights": "elsewhere.safetensors"})
+    moved = config.replaced(cfg, {"sam.weights": "elsewhere.safetensors"})
     assert config.changed(cfg, moved, ()) == []
-    drawn = config.read_config(path, {"sam.weights": "random"})
+    drawn = config.replaced(cfg, {"sam.weights": "random"})
     assert len(config.changed(cfg, drawn, ())) == 1
+    tuned = config.replaced(cfg, {"prompt.weights": "a.safetensors"})
+    assert config.changed(cfg, tuned, ()) == ["prompt.weights:  -> a.safetensors"]
+    elsewhere = config.replaced(cfg, {"prompt.weights": "b.safetensors"})
+    assert config.changed(tuned, elsewhere, ()) == []
     path.write_text(json.dumps({"evla": {}}))
     with pytest.raises(ValueError, match="unknown setting evla"):
         config.read_config(path)

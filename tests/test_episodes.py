@@ -108,6 +108,9 @@ class _Painted:
         labels[:, 5:] = 255
         return labels
 
+    def class_name(self, class_id):
+        return f"class {class_id}"
+
 
 def _source(shots, length=12):
     entries = {1: tuple("147"), 2: tuple("258"), 3: (), 4: (), 5: ()}

@@ -7,7 +7,10 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
+from PIL import Image
 
 import prosam_jax
 from prosam_jax.config import Config
@@ -21,6 +24,13 @@ def test_every_module_imports_and_says_what_it_is():
         module = importlib.import_module(info.name)
         if not info.ispkg:
             assert module.__doc__, info.name
+
+
+def test_shapes_and_types_are_checked_in_tests():
+    from prosam_jax import resize
+
+    with pytest.raises(TypeCheckError):
+        resize.nearest(np.zeros((3, 5)), (2, 2))
 
 
 @pytest.mark.parametrize("recipe", sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py")))
@@ -63,12 +73,35 @@ def test_settings_named_in_the_readme_exist():
         check_setting(name)
 
 
-def test_the_readmes_example_runs():
-    code = README.partition("```python\n")[2].partition("```")[0]
+def _run_example(number, replacements=()):
+    code = re.findall(r"```python\n(.+?)```", README, re.DOTALL)[number]
+    for old, new in replacements:
+        assert old in code
+        code = code.replace(old, new)
     names = {}
     exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+def test_the_readmes_example_runs():
+    names = _run_example(0)
     assert names["posterior"].mean.shape == (2, 50, 256)
     assert names["logits"].shape == (2, 128, 128)
+
+
+def test_the_readmes_sam_example_runs(tmp_path):
+    from prosam_jax import weights
+    from prosam_jax.config import SAMConfig
+    from prosam_jax.sam.model import Sam
+
+    sam = weights.random(lambda rngs: Sam(SAMConfig.tiny(), rngs=rngs), 0)
+    file, photo = tmp_path / "tiny.safetensors", tmp_path / "photo.jpg"
+    weights.save(file, weights.leaves(sam), {"kind": "sam", "architecture": "tiny"})
+    Image.new("RGB", (61, 47)).save(photo)
+    files = [("weights/sam_vit_h.safetensors", str(file)), ("photo.jpg", str(photo))]
+    names = _run_example(1, files)
+    assert names["masks"].shape == (3, 47, 61)
+    assert names["iou"].shape == (3,)
 
 
 def test_importing_the_run_time_needs_no_torch():

@@ -1,3 +1,4 @@
+import functools
 import json
 
 import golden_modules
@@ -9,6 +10,7 @@ from flax import nnx
 from golden_recipe import check_input, image, unpack_bits
 
 from prosam_jax import backbone, equations, resize
+from prosam_jax.backbone.vgg import VGG
 from prosam_jax.config import DISTRIBUTIONS, DistributionConfig, PromptConfig
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.prompt.posterior import PosteriorHead
@@ -16,14 +18,17 @@ from prosam_jax.prompt.query_decoder import _keys_and_values
 from prosam_jax.types import Taps
 
 
-@pytest.fixture(scope="module")
-def resnet():
-    return golden_modules.resnet()
+@functools.cache
+def _networks(name):
+    make = {"resnet50": golden_modules.resnet, "vgg16": golden_modules.vgg}[name]
+    return make(), golden_modules.prompt_encoder(name)
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    return golden_modules.prompt_encoder()
+def _layer2(network, images, merged):
+    """Layer 2 in its own size; that of VGG is merged in layer 3's."""
+    if isinstance(network, VGG):
+        return network.layer2(network.layer1(network.layer0(images)))
+    return merged[..., :512]
 
 
 def _tokens(golden, meta, name, x, atol):
@@ -32,10 +37,11 @@ def _tokens(golden, meta, name, x, atol):
     np.testing.assert_allclose(x[:, ::stride], golden[f"{name}_sub"], rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("case", ["vrp_resnet50", "vrp_edge_masks"])
-def test_every_step_matches_torch(golden, resnet, encoder, case):
+@pytest.mark.parametrize("case", ["vrp_resnet50", "vrp_edge_masks", "vrp_vgg16"])
+def test_every_step_matches_torch(golden, case):
     arrays = golden(case)
     meta = json.loads(str(arrays["meta"]))
+    networks = _networks(meta["backbone"])
     b, h, w = meta["batch"], meta["H"], meta["W"]
     query_image = image(meta["query_seed"], b, h, w)
     support_image = image(meta["support_seed"], b, h, w)
@@ -44,10 +50,12 @@ def test_every_step_matches_torch(golden, resnet, encoder, case):
     mask = unpack_bits(arrays, "support_mask")
 
     @jax.jit
-    def steps(query_image, support_image, mask):
-        small = resize.nearest(mask[..., None], (h // 8, w // 8))[..., 0]
-        query = backbone.query_taps(resnet, query_image)
-        support = backbone.support_taps(resnet, support_image, small)
+    def steps(networks, query_image, support_image, mask):
+        network, encoder = networks
+        query = backbone.query_taps(network, query_image)
+        small = resize.nearest(mask[..., None], query.merged.shape[1:3])[..., 0]
+        support = backbone.support_taps(network, support_image, small)
+        support_layer3 = network.trunk(support_image)[1]
         features, decoder = encoder.features, encoder.decoder
         query_reduced, support_reduced = (features.reduced(t.merged) for t in (query, support))
         prototype = equations.masked_average(support_reduced, small)
@@ -62,13 +70,13 @@ def test_every_step_matches_torch(golden, resnet, encoder, case):
         dec3 = decoder.query_cross_norm(dec2 + dec3)
         dec4 = decoder.query_self_norm(dec3 + decoder.query_self(dec3, dec3, dec3))
         maps = {
-            "query_layer2": query.merged[..., :512],
-            "query_layer3": query.merged[..., 512:],
+            "query_layer2": _layer2(network, query_image, query.merged),
+            "query_layer3": query.merged[..., -support_layer3.shape[-1] :],
             "query_layer4": query.prior,
-            "support_layer2": support.merged[..., :512],
-            "support_layer3": support.merged[..., 512:],
+            "support_layer2": _layer2(network, support_image, support.merged),
+            "support_layer3": support_layer3,
             # The file keeps layer 4 of the masked layer 3 before it is masked again.
-            "support_layer4": resnet.tail(support.merged[..., 512:] * small[..., None]),
+            "support_layer4": network.tail(support_layer3 * small[..., None]),
             "query_reduced": query_reduced,
             "support_reduced": support_reduced,
             "query_merged": query_merged,
@@ -84,6 +92,7 @@ def test_every_step_matches_torch(golden, resnet, encoder, case):
         return maps, decoded, small, pseudo_mask, prototype, whole
 
     maps, decoded, small, pseudo_mask, prototype, whole = steps(
+        networks,
         golden_modules.nhwc(query_image),
         golden_modules.nhwc(support_image),
         mask.astype(np.float32),

@@ -42,6 +42,17 @@ def test_bilinear_is_torchs(align_corners, size, seed):
     np.testing.assert_allclose(found, np.moveaxis(expected.numpy(), 1, -1), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [(12.1 / 5, 9.1 / 7), (3.1 / 5, 4.1 / 7), (1.1 / 5, 7.9 / 7)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_bicubic_is_torchs(scale, seed):
+    x = np.random.default_rng(seed).standard_normal((2, 5, 7, 3)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(np.moveaxis(x, -1, 1).copy()), scale_factor=scale, mode="bicubic"
+    )
+    found = resize.bicubic(jnp.asarray(x), scale)
+    np.testing.assert_allclose(found, np.moveaxis(expected.numpy(), 1, -1), rtol=0, atol=5e-6)
+
+
 @pytest.mark.parametrize("length", [3, 5, 9, 1])
 def test_linear_table_is_torchs(length):
     table = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)

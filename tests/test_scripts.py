@@ -61,9 +61,10 @@ def test_missing_weights_get_one_line_and_the_command(tmp_path):
         "--config.data.fold=1", "--config.sam.weights=none.safetensors",
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr == (
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(
         "error: none.safetensors is missing; make it with: python convert/sam_to_flax.py "
-        "--model vit_h --checkpoint CHECKPOINT.pth --out none.safetensors\n"
+        "--model vit_h --checkpoint CHECKPOINT --out none.safetensors (`python -m prosam_jax."
     )
 
 
@@ -71,6 +72,22 @@ def test_evaluation_without_a_run_gets_one_line(tmp_path):
     done = _run("evaluate.py", f"--workdir={tmp_path}")
     assert done.returncode == 1
     assert "config.json is missing: --workdir must name the workdir" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint=latest"], "--checkpoint picks from a run, --prompt_encoder is a file"),
+        ([], "none.safetensors is missing; make it with: python -m prosam_jax.prompt_file export"),
+    ],
+    ids=["two", "missing"],
+)
+def test_mistakes_about_a_file_get_one_line(tmp_path, arguments, message):
+    command = [f"--workdir={tmp_path}", "--prompt_encoder=none.safetensors", *arguments]
+    done = _run("evaluate.py", *command)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
 
 
@@ -116,3 +133,26 @@ def test_train_stop_resume_evaluate(tmp_path):
     assert unknown.returncode == 1
     assert "--checkpoint=worst" in unknown.stderr
     assert os.listdir(tmp_path / "run" / "checkpoints")
+    _scores_of_the_file_are_the_same(tmp_path, results)
+
+
+def _scores_of_the_file_are_the_same(tmp_path, results):
+    """Exports the run in `tmp_path` and scores the file without it."""
+    file = tmp_path / "encoder.safetensors"
+    exported = subprocess.run(
+        [sys.executable, "-m", "prosam_jax.prompt_file", "export",
+         f"--workdir={tmp_path / 'run'}", f"--out={file}"],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert exported.returncode == 0, exported.stderr
+    assert f"mIoU {results['miou']:.2f}, FB-IoU {results['fb_iou']:.2f} on 2 epi" in exported.stdout
+    (tmp_path / "voc").rename(tmp_path / "moved")
+    done = _run(
+        "evaluate.py", f"--prompt_encoder={file}", f"--workdir={tmp_path / 'scored'}",
+        f"--config.data.root={tmp_path / 'moved'}", "--config.eval.episodes=2", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"student_t, {file}" in done.stdout
+    found = json.loads((tmp_path / "scored" / "results.json").read_text())
+    for name in ("miou", "fb_iou", "per_class", "episodes", "episode_list_sha256", "step"):
+        assert found[name] == results[name]

@@ -3,43 +3,62 @@ import pytest
 import torch
 from golden_recipe import torch_weights
 
-from convert import vrp_sam_to_flax
-from prosam_jax import weights
-from prosam_jax.config import DistributionConfig, PromptConfig
-from prosam_jax.prompt.encoder import ReferencePromptEncoder
+from convert import torch_files, vrp_sam_to_flax
+from prosam_jax import config, weights
+from prosam_jax.prompt import weight_file
 
 DECODER = "transformer_decoder.transformer_"
+QUERIES = "transformer_decoder.supp_q_feat.weight"
+HEADS = ("mu_head", "transformer_decoder.fc_log_sigma")
+LINEAR = {"weight": (256, 256), "bias": (256,)}
+PROBABILISTIC = (("--mean-head", "--scale-head"), ("mean", "log_scale"))
 
 
-def _build(rngs):
-    cfg = DistributionConfig(name="vrp")
-    return ReferencePromptEncoder(PromptConfig(), cfg, 1536, rngs=rngs)
+def _checkpoint(json_name):
+    """VRP-SAM's checkpoint; one number stands for each tensor of the backbone."""
+    return {
+        name: torch.zeros(()).expand(x.shape) if name.startswith("layer") else torch.from_numpy(x)
+        for name, x in torch_weights(json_name).items()
+    }
 
 
 @pytest.fixture(scope="module")
 def state():
-    tensors = torch_weights("params_vrp_resnet50")
-    backbone = {
-        n: x[:1, :1] if x.ndim > 1 else x[:1] for n, x in tensors.items() if n[:5] == "layer"
-    }
-    return {name: torch.tensor(x) for name, x in (tensors | backbone).items()}
+    return _checkpoint("params_vrp_resnet50")
 
 
-def _run(state, tmp_path):
-    torch.save({f"module.{name}": x for name, x in state.items()}, tmp_path / "vrp.pt")
+@pytest.fixture(scope="module")
+def learned(state):
+    return {name: x for name, x in state.items() if not name.startswith("layer")}
+
+
+@pytest.fixture(scope="module")
+def with_heads(state):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {f"{head}.{leaf}": shape for head in HEADS for leaf, shape in LINEAR.items()}
+    return state | {name: torch.randn(x, generator=generator) for name, x in shapes.items()}
+
+
+def _run(state, tmp_path, *flags):
+    torch.save(state, tmp_path / "vrp.pt")
     out = tmp_path / "vrp.safetensors"
-    flags = ["--checkpoint", str(tmp_path / "vrp.pt"), "--out", str(out)]
-    return vrp_sam_to_flax.main(flags), out
+    command = ["--checkpoint", str(tmp_path / "vrp.pt"), "--out", str(out), *flags]
+    return vrp_sam_to_flax.main(command), out
+
+
+def _leaves(out):
+    """The arrays, read as a run reads them."""
+    trained = weight_file.read(out)
+    return weights.leaves(weight_file.load(out, trained.config, trained.merged_channels))
 
 
 def test_learned_part_is_converted(state, tmp_path, capsys):
-    status, out = _run(state, tmp_path)
+    status, out = _run({f"module.{name}": x for name, x in state.items()}, tmp_path)
     assert status == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("ignored 275 tensors layer[0-4]\\..*: the frozen backbone")
     assert lines[2] == "converted 43 arrays, 1,592,064 parameters"
-    encoder = weights.load(_build, out, kind="prompt_encoder", architecture="vrp", made_by="")
-    held = weights.leaves(encoder)
+    held = _leaves(out)
     reduce = state["downsample_query.0.weight"][:, :, 0, 0].T
     np.testing.assert_array_equal(held["features.reduce.kernel"], reduce)
     packed = state[f"{DECODER}cross_attention_layers_0.0.multihead_attn.in_proj_weight"]
@@ -48,6 +67,139 @@ def test_learned_part_is_converted(state, tmp_path, capsys):
         np.testing.assert_array_equal(kernel, packed[256 * i : 256 * (i + 1)].T)
     gain = state[f"{DECODER}self_attention_layers.0.norm.weight"]
     np.testing.assert_array_equal(held["decoder.query_self_norm.scale"], gain)
+
+
+def test_the_file_says_what_is_known_and_no_more(state, tmp_path):
+    _, out = _run({"state_dict": state}, tmp_path, "--sam", "vit_b")
+    trained = weight_file.read(out)
+    assert trained.config == config.replaced(
+        config.Config(), {"distribution.name": "vrp", "sam.model": "vit_b"}
+    )
+    unknown = (trained.benchmark, trained.fold, trained.step, trained.results)
+    assert unknown == (None, None, None, None)
+    assert trained.frozen == {
+        "sam": {"architecture": "vit_b", "arrays_sha256": None},
+        "backbone": {"architecture": "resnet50", "arrays_sha256": None},
+    }
+    assert trained.source_name == "vrp.pt"
+    assert trained.source_sha256 == torch_files.sha256(tmp_path / "vrp.pt")
+
+
+def _resnet101(state):
+    block = {name: x for name, x in state.items() if name.startswith("layer3.5.")}
+    return state | {
+        name.replace("layer3.5.", f"layer3.{i}."): x
+        for i in range(6, 23)
+        for name, x in block.items()
+    }
+
+
+def test_resnet101_is_recognised(state, tmp_path):
+    status, out = _run(_resnet101(state), tmp_path)
+    assert status == 0
+    assert weight_file.read(out).config.backbone.name == "resnet101"
+
+
+def test_vgg_is_recognised(tmp_path):
+    state = _checkpoint("params_vrp_vgg16")
+    status, out = _run({"model": state}, tmp_path)
+    assert status == 0
+    trained = weight_file.read(out)
+    assert (trained.config.backbone.name, trained.merged_channels) == ("vgg16_bn", 768)
+    reduce = state["downsample_query.0.weight"][:, :, 0, 0].T
+    np.testing.assert_array_equal(_leaves(out)["features.reduce.kernel"], reduce)
+
+
+def test_a_backbone_that_is_not_there_is_named_and_the_prompts_are_counted(learned, tmp_path):
+    fewer = learned | {QUERIES: learned[QUERIES][:7].clone()}
+    status, out = _run(fewer, tmp_path, "--backbone", "dinov2_vitb14")
+    assert status == 0
+    cfg = weight_file.read(out).config
+    assert (cfg.backbone.name, cfg.prompt.num_queries) == ("dinov2_vitb14", 7)
+    assert _leaves(out)["decoder.queries"].shape == (7, 256)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "flags", "leaves"),
+    [
+        ("student_t", *PROBABILISTIC),
+        pytest.param("gaussian", *PROBABILISTIC, marks=pytest.mark.slow),
+        pytest.param("t3vae", *PROBABILISTIC, marks=pytest.mark.slow),
+        ("vrp_2linear", ("--linear1", "--linear2"), ("linear1", "linear2")),
+    ],
+)
+def test_heads_are_converted(with_heads, tmp_path, distribution, flags, leaves):
+    named = [x for pair in zip(flags, HEADS, strict=True) for x in pair]
+    status, out = _run(with_heads, tmp_path, "--distribution", distribution, *named)
+    assert status == 0
+    held = _leaves(out)
+    for leaf, module in zip(leaves, HEADS, strict=True):
+        np.testing.assert_array_equal(held[f"head.{leaf}.kernel"], with_heads[f"{module}.weight"].T)
+        np.testing.assert_array_equal(held[f"head.{leaf}.bias"], with_heads[f"{module}.bias"])
+    assert weight_file.read(out).config.distribution.name == distribution
+
+
+@pytest.mark.parametrize(
+    ("which", "flags", "message"),
+    [
+        (
+            "with_heads",
+            [],
+            "holds linear layers that VRP-SAM does not have: mu_head, "
+            "transformer_decoder.fc_log_sigma; name them with --distribution student_t, gaussian",
+        ),
+        (
+            "with_heads",
+            ["--distribution", "student_t", "--mean-head", "mu_head"],
+            "does not have: transformer_decoder.fc_log_sigma; name them",
+        ),
+        (
+            "state",
+            ["--distribution", "student_t"],
+            "--distribution student_t takes --mean-head, --scale-head",
+        ),
+        (
+            "with_heads",
+            ["--mean-head", HEADS[0], "--scale-head", HEADS[1]],
+            "--distribution vrp takes none of the heads' flags",
+        ),
+        (
+            "state",
+            ["--distribution", "vrp_2linear", "--linear1", "mu", "--linear2", "sigma"],
+            "--linear1='mu' is not known",
+        ),
+        ("state", ["--distribution", "student"], "--distribution='student' is not known; nearest"),
+        ("state", ["--sam", "vit_x"], "--sam='vit_x' is not known; nearest: vit_l"),
+        ("learned", [], "holds no backbone that is known here: say with --backbone which one"),
+        ("learned", ["--backbone", "resnet"], "--backbone='resnet' is not known; nearest"),
+        (
+            "learned",
+            ["--backbone", "vgg16_bn"],
+            "reduces features as downsample_query.0.weight (256, 1536, 1, 1) does, but vgg16_bn "
+            "has 768 merged channels: pass the right --backbone",
+        ),
+        (
+            "state",
+            ["--backbone", "vgg16_bn"],
+            "holds the backbone resnet50, but --backbone says vgg16_bn: leave --backbone out",
+        ),
+    ],
+)
+def test_mistakes_get_one_line(request, tmp_path, capsys, which, flags, message):
+    status, out = _run(request.getfixturevalue(which), tmp_path, *flags)
+    assert status == 1
+    assert not out.exists()
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_another_width_is_refused(learned, tmp_path, capsys):
+    status, _ = _run(learned | {QUERIES: torch.zeros(50, 128)}, tmp_path, "--backbone", "resnet50")
+    assert status == 1
+    message = "is of a size unknown here: prompt.dim=128 must be 256, as wide as SAM's\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
 def test_problems_are_reported(state, tmp_path, capsys):

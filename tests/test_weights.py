@@ -109,7 +109,9 @@ def test_other_programs_can_read_the_file(path, arrays):
     for name, x in held.items():
         np.testing.assert_array_equal(x, arrays[name])
     with safetensors.safe_open(path, framework="numpy") as file:
-        assert weights.read_metadata(file) == {"format": weights.FORMAT, **METADATA}
+        facts = weights.read_metadata(file)
+        assert len(facts.pop("arrays_sha256")) == 64
+        assert facts == {"format": weights.FORMAT, **METADATA}
 
 
 def test_views_are_saved_by_value(tmp_path):
@@ -134,6 +136,12 @@ def test_save_makes_the_folder_and_replaces_the_file(tmp_path, path, arrays):
     weights.save(new, arrays, METADATA)
     assert new.read_bytes() == path.read_bytes()
     assert os.listdir(new.parent) == ["w.safetensors"]
+
+
+def test_others_may_read_the_file_as_any_new_one(tmp_path, arrays):
+    weights.save(tmp_path / "w.safetensors", arrays, {})
+    (tmp_path / "any").touch()
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 def test_failed_save_leaves_the_old_file_alone(tmp_path, path, arrays, monkeypatch):
@@ -215,3 +223,11 @@ def test_another_type_is_reported(path, arrays):
     held["mean"] = held["mean"].astype(np.float16)
     safetensors.numpy.save_file(held, path, metadata=_metadata(**METADATA))
     assert "  1 of another type: mean is F16, not float32" in _error(path).splitlines()
+
+
+def test_metadata_may_be_nested(tmp_path, arrays):
+    nested = METADATA | {"frozen": {"sam": {"seed": 3}}, "fold": None, "classes": ["bus", "car"]}
+    weights.save(tmp_path / "w", arrays, nested)
+    assert nested.items() <= weights.metadata(tmp_path / "w", made_by=MADE_BY).items()
+    with pytest.raises(ValueError, match=f"none is missing; make it with: {MADE_BY}"):
+        weights.metadata("none", made_by=MADE_BY)

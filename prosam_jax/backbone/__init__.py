@@ -1,16 +1,18 @@
 """Frozen semantic backbones and the one interface that the prompt encoder sees."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Float
 
 from prosam_jax import resize
-from prosam_jax.backbone import resnet
+from prosam_jax.backbone import dinov2, efficientnet_lite, resnet, vgg
 from prosam_jax.config import BackboneConfig
 from prosam_jax.types import Taps
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A network cut in two, because the reference's high-level features are made of masked ones."""
 
@@ -29,8 +31,20 @@ class Backbone(Protocol):
 
 def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:
     """The backbone called `cfg.name`, with random weights."""
-    networks = {"resnet50": resnet.resnet50, "shapes": resnet.shapes, "tiny": resnet.tiny}
-    return networks[cfg.name](rngs=rngs)
+    builders: dict[str, Callable[..., Backbone]] = {
+        "resnet50": resnet.resnet50,
+        "resnet101": resnet.resnet101,
+        "resnet50_torchvision": resnet.resnet50_torchvision,
+        "resnet101_torchvision": resnet.resnet101_torchvision,
+        "vgg16": vgg.vgg16,
+        "vgg16_bn": vgg.vgg16_bn,
+        "dinov2_vits14": dinov2.vits14,
+        "dinov2_vitb14": dinov2.vitb14,
+        "efficientnet_lite0": efficientnet_lite.lite0,
+        "shapes": resnet.shapes,
+        "tiny": resnet.tiny,
+    }
+    return builders[cfg.name](rngs=rngs)
 
 
 def query_taps(backbone: Backbone, images: Float[Array, "b H W 3"]) -> Taps:

@@ -1,7 +1,8 @@
-"""ResNet with the deep stem, dilated to stride 8, as a frozen backbone.
+"""ResNet dilated to stride 8, as a frozen backbone.
 
-`resnet50` is the network of semseg's and PFENet's `resnet50_v2` checkpoint, on which VRP-SAM
-stands: three 3x3 convolutions in the stem instead of torchvision's single 7x7.
+`resnet50` and `resnet101` are the networks of semseg's and PFENet's `resnet50_v2` and
+`resnet101_v2` checkpoints, on which VRP-SAM stands: the stem is deep, three 3x3 convolutions.
+`resnet50_torchvision` and `resnet101_torchvision` have torchvision's stem, a single 7x7.
 """
 
 import jax
@@ -10,9 +11,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from prosam_jax import layers
-
-# torchvision's start for convolutions before a ReLU, so that random features keep their size.
-_kaiming = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class ConvBN(nnx.Module):
@@ -36,7 +34,7 @@ class ConvBN(nnx.Module):
             padding=dilation * (kernel_size // 2),
             dilation=dilation,
             use_bias=False,
-            kernel_init=_kaiming,
+            kernel_init=layers.kaiming_kernel,
             dtype=jnp.float32,
             rngs=rngs,
         )
@@ -71,7 +69,7 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Deep-stem ResNet of bottlenecks whose layers 2, 3 and 4 all have stride 8.
+    """ResNet of bottlenecks whose layers 2, 3 and 4 all have stride 8.
 
     Stages 3 and 4 are dilated by torchvision's convention: the first block keeps the previous
     stage's dilation, the other ones double it.
@@ -80,16 +78,25 @@ class ResNet(nnx.Module):
         merged_channels: Channels of layers 2 and 3 together.
     """
 
-    def __init__(self, blocks: tuple[int, int, int, int], width: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        blocks: tuple[int, int, int, int],
+        width: int,
+        *,
+        deep_stem: bool = True,
+        rngs: nnx.Rngs,
+    ):
         w = width
-        self.stem = nnx.List(
-            [
+        if deep_stem:
+            stem = [
                 ConvBN(3, w, 3, stride=2, rngs=rngs),
                 ConvBN(w, w, 3, rngs=rngs),
                 ConvBN(w, 2 * w, 3, rngs=rngs),
             ]
-        )
-        self.layer1 = _stage(2 * w, w, blocks[0], rngs=rngs)
+        else:
+            stem = [ConvBN(3, w, 7, stride=2, rngs=rngs)]
+        self.stem = nnx.List(stem)
+        self.layer1 = _stage(2 * w if deep_stem else w, w, blocks[0], rngs=rngs)
         self.layer2 = _stage(4 * w, 2 * w, blocks[1], stride=2, rngs=rngs)
         self.layer3 = _stage(8 * w, 4 * w, blocks[2], dilations=(1, 2), rngs=rngs)
         self.layer4 = _stage(16 * w, 8 * w, blocks[3], dilations=(2, 4), rngs=rngs)
@@ -120,8 +127,23 @@ class ResNet(nnx.Module):
 
 
 def resnet50(*, rngs: nnx.Rngs) -> ResNet:
-    """The paper's backbone; 1,536 merged channels."""
+    """The paper's backbone; 1,536 merged channels, as the three below."""
     return ResNet((3, 4, 6, 3), 64, rngs=rngs)
+
+
+def resnet101(*, rngs: nnx.Rngs) -> ResNet:
+    """`resnet50` with 17 more blocks in stage 3."""
+    return ResNet((3, 4, 23, 3), 64, rngs=rngs)
+
+
+def resnet50_torchvision(*, rngs: nnx.Rngs) -> ResNet:
+    """ResNet-50 as torchvision's, with `replace_stride_with_dilation=[False, True, True]`."""
+    return ResNet((3, 4, 6, 3), 64, deep_stem=False, rngs=rngs)
+
+
+def resnet101_torchvision(*, rngs: nnx.Rngs) -> ResNet:
+    """ResNet-101 as torchvision's, with `replace_stride_with_dilation=[False, True, True]`."""
+    return ResNet((3, 4, 23, 3), 64, deep_stem=False, rngs=rngs)
 
 
 def shapes(*, rngs: nnx.Rngs) -> ResNet:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -96,6 +96,7 @@ def _order(seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
     return np.argsort(_bits(seed, _ORDER, epoch, n), kind="stable")
 
 
+@runtime_checkable
 class Images(Protocol):
     """A dataset: images and label maps by id. Workers receive it pickled."""
 

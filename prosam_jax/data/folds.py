@@ -8,7 +8,6 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Self
 
 import numpy as np
 from jaxtyping import Integer
@@ -87,7 +86,7 @@ class FoldIndex:
                 found[image_id] = (*found.get(image_id, ()), class_id)
         return found
 
-    def drawable(self, shots: int) -> Self:
+    def drawable(self, shots: int) -> "FoldIndex":
         """The index with only those classes filled that have an image more than `shots`.
 
         Raises:

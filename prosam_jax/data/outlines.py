@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-Outline = Float[np.ndarray, "n 2"]
+Outline = Float[np.ndarray, "_ 2"]
 """A closed polygon of points (x, y), y pointing down."""
 
 Form = tuple[Outline, ...]

@@ -3,6 +3,7 @@
 from prosam_jax.sam.image_encoder import ImageEncoderViT
 from prosam_jax.sam.mask_decoder import MaskDecoder
 from prosam_jax.sam.model import Sam, SamOutput
+from prosam_jax.sam.predictor import SamPredictor
 from prosam_jax.sam.prompt_encoder import PromptEncoder
 from prosam_jax.sam.two_way_transformer import TwoWayTransformer
 
@@ -12,5 +13,6 @@ __all__ = [
     "PromptEncoder",
     "Sam",
     "SamOutput",
+    "SamPredictor",
     "TwoWayTransformer",
 ]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from prosam_jax import layers
 from prosam_jax.config import SAMConfig
@@ -52,6 +52,7 @@ class MaskDecoder(nnx.Module):
         sparse: Float[Array, "b n c"],
         dense: Float[Array, "b h w c"],
         *,
+        token_mask: Bool[Array, "b n"] | None = None,
         multimask_output: bool = False,
     ) -> tuple[Float[Array, "b m H W"], Float[Array, "b m"]]:
         """Predicts masks of a batch of images, each image with its own prompts.
@@ -61,13 +62,14 @@ class MaskDecoder(nnx.Module):
             image_pe: Positions of the embeddings' cells, `PromptEncoder.dense_pe`.
             sparse: Prompt tokens.
             dense: Mask prompts.
+            token_mask: False for prompt tokens that are padding and change nothing.
             multimask_output: True for masks 1 and up, False for mask 0 alone.
 
         Returns:
             Mask logits at four times the size of the image embeddings and the IoU that the
             decoder expects of each, both float32.
         """
-        tokens, image = self.attend(image_embeddings, image_pe, sparse, dense)
+        tokens, image = self.attend(image_embeddings, image_pe, sparse, dense, token_mask)
         which = range(1, self.num_masks) if multimask_output else range(1)
         masks = self.predict_masks(tokens, self.upscale(image), which)
         return masks, self.predict_iou(tokens)[:, which.start : which.stop]
@@ -78,6 +80,7 @@ class MaskDecoder(nnx.Module):
         image_pe: Float[Array, "1 h w c"],
         sparse: Float[Array, "b n c"],
         dense: Float[Array, "b h w c"],
+        token_mask: Bool[Array, "b n"] | None = None,
     ) -> tuple[Float[Array, "b m c"], Float[Array, "b h w c"]]:
         """Lets output tokens, prompts and image attend to each other.
 
@@ -87,10 +90,13 @@ class MaskDecoder(nnx.Module):
         output = jnp.concatenate([self.iou_token.embedding[...], self.mask_tokens.embedding[...]])
         output = jnp.broadcast_to(output[None], (sparse.shape[0], *output.shape))
         tokens = jnp.concatenate([output, sparse], axis=1)
+        if token_mask is not None:
+            before = ((0, 0), (output.shape[1], 0))
+            token_mask = jnp.pad(token_mask, before, constant_values=True)
         image, image_pe, tokens = (
             x.astype(self.dtype) for x in (image_embeddings + dense, image_pe, tokens)
         )
-        return self.transformer(image, image_pe, tokens)
+        return self.transformer(image, image_pe, tokens, token_mask)
 
     def upscale(self, image: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         """Makes the attended image four times as large, with an eighth of its channels."""

@@ -99,12 +99,18 @@ class Sam(nnx.Module):
         sparse: Float[Array, "b n c"],
         dense: Float[Array, "b h w c"],
         *,
+        token_mask: Bool[Array, "b n"] | None = None,
         multimask_output: bool = False,
     ) -> tuple[Float[Array, "b m H W"], Float[Array, "b m"]]:
         """Low-resolution mask logits and expected IoU, see `MaskDecoder`."""
         image_pe = self.prompt_encoder.dense_pe()
         return self.mask_decoder(
-            image_embeddings, image_pe, sparse, dense, multimask_output=multimask_output
+            image_embeddings,
+            image_pe,
+            sparse,
+            dense,
+            token_mask=token_mask,
+            multimask_output=multimask_output,
         )
 
     def postprocess_masks(

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from prosam_jax import layers
 from prosam_jax.config import SAMConfig
@@ -37,19 +37,21 @@ class TwoWayAttentionBlock(nnx.Module):
         image: Float[Array, "b m c"],
         token_pe: Float[Array, "b n c"],
         image_pe: Float[Array, "1 m c"],
+        token_mask: Bool[Array, "b n"] | None = None,
     ) -> tuple[Float[Array, "b n c"], Float[Array, "b m c"]]:
         """Returns the new tokens and the new image; positions are added to queries and keys."""
         if self.is_first:  # the tokens still are their own positions: neither added nor kept
-            tokens = self.self_attn(tokens, tokens, tokens)
+            tokens = self.self_attn(tokens, tokens, tokens, token_mask)
         else:
             q = tokens + token_pe
-            tokens = tokens + self.self_attn(q, q, tokens)
+            tokens = tokens + self.self_attn(q, q, tokens, token_mask)
         tokens = self.norm1(tokens)
         k = image + image_pe
         tokens = tokens + self.cross_attn_token_to_image(tokens + token_pe, k, image)
         tokens = self.norm2(tokens)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        image = image + self.cross_attn_image_to_token(k, tokens + token_pe, tokens)
+        q = tokens + token_pe
+        image = image + self.cross_attn_image_to_token(k, q, tokens, token_mask)
         return tokens, self.norm4(image)
 
 
@@ -71,6 +73,7 @@ class TwoWayTransformer(nnx.Module):
         image: Float[Array, "b h w c"],
         image_pe: Float[Array, "1 h w c"],
         tokens: Float[Array, "b n c"],
+        token_mask: Bool[Array, "b n"] | None = None,
     ) -> tuple[Float[Array, "b n c"], Float[Array, "b h w c"]]:
         """Lets tokens and image attend to each other.
 
@@ -78,6 +81,7 @@ class TwoWayTransformer(nnx.Module):
             image: Image embeddings.
             image_pe: Their positions, the same for all images.
             tokens: Output and prompt tokens, which are their own positions.
+            token_mask: False for tokens that nothing attends to; None for none such.
 
         Returns:
             The tokens and the image, both changed.
@@ -86,7 +90,7 @@ class TwoWayTransformer(nnx.Module):
         image, image_pe = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (image, image_pe))
         token_pe = tokens
         for layer in self.layers:
-            tokens, image = layer(tokens, image, token_pe, image_pe)
+            tokens, image = layer(tokens, image, token_pe, image_pe, token_mask)
         q, k = tokens + token_pe, image + image_pe
         tokens = tokens + self.final_attn_token_to_image(q, k, image)
         return self.norm_final_attn(tokens), image.reshape(shape)

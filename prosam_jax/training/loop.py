@@ -14,9 +14,10 @@ import numpy as np
 
 from prosam_jax import model
 from prosam_jax.checkpoint import Checkpoints
-from prosam_jax.config import Config, changed, read_config, write_config
+from prosam_jax.config import Config, changed, read_config, replaced, write_config
 from prosam_jax.data import benchmark
 from prosam_jax.data.loader import make_loader
+from prosam_jax.prompt import weight_file
 from prosam_jax.training import evaluation, report, sharding, state, step
 from prosam_jax.training.metrics import Areas, IoU
 
@@ -44,19 +45,25 @@ class Stopped(Exception):
 def train(cfg: Config, workdir: pathlib.Path) -> None:
     """Trains the prompt encoder, or goes on with a run that has a checkpoint in `workdir`.
 
-    Order of start: the latest checkpoint of `workdir`, else from the seed. Writes `config.json`,
-    `metrics.jsonl`, `tensorboard/` and `checkpoints/` there.
+    Order of start: the latest checkpoint of `workdir`, else the file `prompt.weights`, else from
+    the seed. Writes `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` there.
 
     Raises:
         ValueError: A setting, a file or an old run in `workdir` does not fit.
         FloatingPointError: The loss is not finite any more; names metric and step.
         Stopped: SIGTERM or SIGINT came; the state is saved.
     """
-    if any((workdir / "checkpoints").glob("[0-9]*")):
-        _check_settings(cfg, workdir)
-    trainer = Trainer(cfg)
+    if goes_on := _has_checkpoint(workdir):
+        began = _check_run(cfg, workdir)
+        # It has its own parameters: the file that it began from may have moved or be gone.
+        trainer = Trainer(replaced(cfg, {"prompt.weights": ""}))
+        cfg = replaced(cfg, {"prompt.weights": began.prompt.weights})
+    else:
+        trainer = Trainer(cfg)
     workdir.mkdir(parents=True, exist_ok=True)
     write_config(cfg, workdir / "config.json")
+    if not goes_on:
+        weight_file.write_frozen(cfg, workdir)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = checkpoints.latest or 0
         if start:
@@ -66,17 +73,31 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         if start >= trainer.total and not unscored:
             print(f"nothing to do: {workdir} is at step {start}, train.steps is {trainer.total}")
             return
-        print(f"{'going on' if start else 'starting'} at step {start} in {workdir}", flush=True)
+        origin = f" with {cfg.prompt.weights}" if cfg.prompt.weights else ""
+        begins = f"going on at step {start}" if start else f"starting{origin} at step 0"
+        print(f"{begins} in {workdir}", flush=True)
         trainer.run(start, workdir, checkpoints, validate_first=unscored)
 
 
-def _check_settings(cfg: Config, workdir: pathlib.Path) -> None:
+def _has_checkpoint(workdir: pathlib.Path) -> bool:
+    if not (workdir / "checkpoints").is_dir():
+        return False
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        return checkpoints.latest is not None
+
+
+def _check_run(cfg: Config, workdir: pathlib.Path) -> Config:
+    """The settings that the run in `workdir` began with; ValueError if `cfg` is another run's."""
+    began = read_config(workdir / "config.json")
     free = FREE if cfg.train.schedule == "cosine" else (*FREE, *LENGTH)
-    if differences := changed(read_config(workdir / "config.json"), cfg, free):
+    if differences := changed(began, cfg, free):
         raise ValueError(
             f"{workdir} holds a run with other settings ({'; '.join(differences)}): "
             "choose another --workdir, or the old settings to go on with it"
         )
+    trained_on = weight_file.read_frozen(workdir)
+    weight_file.check_frozen(workdir, trained_on, weight_file.frozen_weights(cfg))
+    return began
 
 
 class Interrupted(Exception):

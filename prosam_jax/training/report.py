@@ -166,7 +166,7 @@ def print_scores(result: Result) -> None:
     rich.console.Console().print(table)
 
 
-def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int) -> None:
+def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int | None) -> None:
     """Writes the scores (percent), the list of episodes and the settings they stand on, as JSON."""
     scores = result.scores
     results = {

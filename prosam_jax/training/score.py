@@ -1,12 +1,18 @@
-"""Scoring a checkpoint of a run, what `evaluate.py` does."""
+"""Scoring trained parameters, what `evaluate.py` does."""
 
 import contextlib
 import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
 
 from prosam_jax import model
 from prosam_jax.checkpoint import Checkpoints
-from prosam_jax.config import Config
+from prosam_jax.config import Config, changed, replaced
 from prosam_jax.data.benchmark import describe
+from prosam_jax.data.episodes import EpisodeSource
+from prosam_jax.prompt import weight_file
 from prosam_jax.training import evaluation, report, sharding, state, step
 
 # What may differ from the run's own settings without making its parameters mean something else.
@@ -21,13 +27,45 @@ FREE = (
     "eval.seed",
     "sam.dtype",
 )
+# What else may, where nobody knows what the parameters were trained on.
+BENCHMARK = ("data.name", "data.fold", "data.image_size", "data.train_list")
+
+
+def settings(trained: Config, overrides: Mapping[str, Any], free: tuple[str, ...] = FREE) -> Config:
+    """The settings of a training with the command line's changes.
+
+    Raises:
+        ValueError: A changed setting is none of `free`, or not valid.
+    """
+    cfg = replaced(trained, overrides)
+    if differences := changed(trained, cfg, free):
+        raise ValueError(
+            f"these settings belong to the run and cannot be changed: {'; '.join(differences)}; "
+            f"free are {', '.join(free)}"
+        )
+    return cfg
+
+
+def settings_of_file(file: pathlib.Path, overrides: Mapping[str, Any]) -> Config:
+    """The settings under which a file of a trained prompt encoder is scored.
+
+    Raises:
+        ValueError: As `settings`, or the file does not know its fold, nor does the command line.
+    """
+    trained = weight_file.read(file)
+    free = FREE
+    if trained.fold is None:
+        free += BENCHMARK
+        if "data.fold" not in overrides:
+            raise ValueError(
+                f"{file} does not say which fold it was trained on, and classes that it has seen "
+                "prove nothing: pass --config.data.fold=0, 1, 2 or 3"
+            )
+    return replaced(settings(trained.config, overrides, free), {"prompt.weights": str(file)})
 
 
 def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> evaluation.Result:
-    """Evaluates one checkpoint on the fold's fixed list of test episodes.
-
-    Prints mIoU, FB-IoU and the IoU of each class; writes `results.json` and, if
-    `eval.pictures` is above 0, `examples.png` into `workdir`.
+    """Evaluates one checkpoint of a run; see `score_file` for what comes of it.
 
     Args:
         cfg: Settings of the run (`config.read_config`).
@@ -37,46 +75,34 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> evaluation.Res
     Raises:
         ValueError: There is no such checkpoint, or settings and files do not fit.
     """
+    cfg = replaced(cfg, {"prompt.weights": ""})  # where the run began no longer matters
+    trained_on = weight_file.read_frozen(workdir)
+    weight_file.check_frozen(workdir, trained_on, weight_file.frozen_weights(cfg))
     source = evaluation.test_episodes(cfg)
-    mesh = sharding.make_mesh(cfg.eval.batch_size)
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        at = _find(checkpoints, checkpoint, workdir)
-        graph, params, frozen = step.split(model.build(cfg))
-        # The optimiser's state comes along; only its structure matters here.
-        tx = state.optimizer(cfg.train, state.schedule(cfg.train, images=1))
-        like = sharding.replicate(state.create(params, tx), mesh)
-        params = checkpoints.restore(at, like).params
-    frozen = sharding.replicate(frozen, mesh)
-    for line in (
-        f"devices: {mesh.size} of {report.device_line()}",
-        f"frozen: {report.frozen_line(cfg)}",
-        f"learned: {state.parameters(params):,} parameters, {cfg.distribution.name}, "
-        f"step {at} of {workdir}",
-        describe(cfg.data, source),
-    ):
-        print(line, flush=True)
-    with report.counting("evaluating", len(source)) as count:
-        result = evaluation.evaluate(
-            step.make_predict_step(graph),
-            params,
-            frozen,
-            source,
-            batch_size=cfg.eval.batch_size,
-            mesh=mesh,
-            workers=cfg.data.workers,
-            examples=cfg.eval.pictures,
-            on_batch=count,
-        )
-    report.print_scores(result)
-    report.write_results(workdir / "results.json", result, cfg, at)
-    print(f"wrote {workdir / 'results.json'}")
-    if cfg.eval.pictures:
-        report.draw_examples(workdir / "examples.png", result.examples)
-        print(f"wrote {workdir / 'examples.png'}")
-    return result
+        at = find_step(checkpoints, checkpoint, workdir)
+        parts = step.split(model.build(cfg))
+        parts = parts._replace(params=restore_params(checkpoints, at, cfg, parts.params))
+    return _score(cfg, workdir, source, parts, at, f"step {at} of {workdir}")
 
 
-def _find(checkpoints: Checkpoints, name: str, workdir: pathlib.Path) -> int:
+def score_file(cfg: Config, workdir: pathlib.Path) -> evaluation.Result:
+    """Evaluates the file `prompt.weights` on the fold's fixed list of test episodes.
+
+    Prints mIoU, FB-IoU and the IoU of each class; writes `results.json` and, if
+    `eval.pictures` is above 0, `examples.png` into `workdir`.
+
+    Raises:
+        ValueError: Settings and files do not fit.
+    """
+    file = cfg.prompt.weights
+    source = evaluation.test_episodes(cfg)
+    parts = step.split(model.build(cfg))
+    return _score(cfg, workdir, source, parts, weight_file.read(file).step, file)
+
+
+def find_step(checkpoints: Checkpoints, name: str, workdir: pathlib.Path) -> int:
+    """The step that `name` means: "best", "latest" or a number; ValueError if there is none."""
     known = checkpoints.steps
     step_of = {"best": checkpoints.best, "latest": checkpoints.latest} | {
         str(step): step for step in known
@@ -88,3 +114,50 @@ def _find(checkpoints: Checkpoints, name: str, workdir: pathlib.Path) -> int:
             "pass best, latest or one of these steps, or train first with train.py"
         )
     return found
+
+
+def restore_params(checkpoints: Checkpoints, at: int, cfg: Config, like: nnx.State) -> nnx.State:
+    """The parameters of a checkpoint, in the structure of `like`."""
+    # The optimiser's state comes along; only its structure matters here.
+    tx = state.optimizer(cfg.train, state.schedule(cfg.train, images=1))
+    whole = sharding.replicate(state.create(like, tx), sharding.make_mesh(cfg.eval.batch_size))
+    return checkpoints.restore(at, whole).params
+
+
+def _score(
+    cfg: Config,
+    workdir: pathlib.Path,
+    source: EpisodeSource,
+    parts: step.Parts,
+    at: int | None,
+    name: str,
+) -> evaluation.Result:
+    mesh = sharding.make_mesh(cfg.eval.batch_size)
+    params, frozen = sharding.replicate((parts.params, parts.frozen), mesh)
+    for line in (
+        f"devices: {mesh.size} of {report.device_line()}",
+        f"frozen: {report.frozen_line(cfg)}",
+        f"learned: {state.parameters(params):,} parameters, {cfg.distribution.name}, {name}",
+        describe(cfg.data, source),
+    ):
+        print(line, flush=True)
+    with report.counting("evaluating", len(source)) as count:
+        result = evaluation.evaluate(
+            step.make_predict_step(parts.graph),
+            params,
+            frozen,
+            source,
+            batch_size=cfg.eval.batch_size,
+            mesh=mesh,
+            workers=cfg.data.workers,
+            examples=cfg.eval.pictures,
+            on_batch=count,
+        )
+    report.print_scores(result)
+    workdir.mkdir(parents=True, exist_ok=True)
+    report.write_results(workdir / "results.json", result, cfg, at)
+    print(f"wrote {workdir / 'results.json'}")
+    if cfg.eval.pictures:
+        report.draw_examples(workdir / "examples.png", result.examples)
+        print(f"wrote {workdir / 'examples.png'}")
+    return result

@@ -3,6 +3,7 @@
 torch is not needed here; `convert/` makes such files from torch's.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -78,17 +79,19 @@ def random(build: Callable[[nnx.Rngs], Module], seed: int) -> Module:
 def save(
     path: str | os.PathLike[str],
     arrays: Mapping[str, np.ndarray | jax.Array],
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, Any],
 ) -> None:
     """Writes a weight file; equal input makes equal bytes.
 
     The file appears under its name when it is complete, and a failure leaves nothing behind. The
-    metadata is one JSON text, because safetensors shuffles several entries.
+    metadata is one JSON text, because safetensors shuffles several entries; a checksum of the
+    arrays' names and bytes joins it as "arrays_sha256".
 
     Args:
         path: The file; its folder is made if it is missing, an older file is replaced.
         arrays: float32 arrays by NNX path, such as `leaves` gives.
-        metadata: What the file is; `load` wants "kind" and "architecture".
+        metadata: What the file is, values that JSON knows; `load` wants "kind" and
+            "architecture".
 
     Raises:
         ValueError: An array is not of type float32.
@@ -100,11 +103,15 @@ def save(
             raise ValueError(f"{name} has type {array.dtype}; weight files hold float32 only")
     # safetensors takes the bytes as they lie in memory, which those of a transposed view do not.
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    text = json.dumps({"format": FORMAT, **metadata}, sort_keys=True)
+    facts = {"format": FORMAT, "arrays_sha256": _checksum(contiguous), **metadata}
+    text = json.dumps(facts, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(contiguous, temporary, metadata={NAMESPACE: text})
+        temporary.chmod(mode)  # as for any new file: safetensors makes them the owner's alone
         os.replace(temporary, path)
     except safetensors.SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
@@ -112,9 +119,23 @@ def save(
         temporary.unlink(missing_ok=True)
 
 
-def read_metadata(file: Any) -> dict[str, str]:
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def read_metadata(file: Any) -> dict[str, Any]:
     """The metadata of an open weight file, empty if it is some other file."""
     return json.loads((file.metadata() or {}).get(NAMESPACE, "{}"))
+
+
+def metadata(path: str | os.PathLike[str], *, made_by: str) -> dict[str, Any]:
+    """The metadata of a weight file, as `read_metadata`; errors as those of `load`."""
+    with _open(path, made_by) as file:
+        return read_metadata(file)
 
 
 def load(
@@ -141,15 +162,7 @@ def load(
         ValueError: The file is missing, is no weight file, is of another kind or architecture,
             or its names, shapes or types are not exactly those of the module.
     """
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"{path} is missing; make it with: {made_by}")
-    try:
-        opened = safetensors.safe_open(path, framework="numpy")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is no complete safetensors file ({error}); make it again with: {made_by}"
-        ) from error
-    with opened as file:
+    with _open(path, made_by) as file:
         _check_metadata(path, read_metadata(file), kind, architecture, made_by)
         module = abstract(build)
         problems = _misfits(file, leaves(module))
@@ -161,6 +174,16 @@ def load(
         return fill(module, file.get_tensor)
 
 
+def made_by(kind: str, architecture: str, out: str | os.PathLike[str]) -> str:
+    """The command that makes the weight file `out` of a frozen network, for messages."""
+    if architecture == "shapes":
+        return f"python tools/train_shapes_{kind}.py --out {out}"
+    return (
+        f"python convert/{kind}_to_flax.py --model {architecture} --checkpoint CHECKPOINT "
+        f"--out {out} (`python -m prosam_jax.weights list` knows the checkpoints)"
+    )
+
+
 def listing(problems: Mapping[str, Sequence[str]]) -> str:
     """One line for each group of problems: their number, its name and the first few."""
     lines = []
@@ -170,9 +193,20 @@ def listing(problems: Mapping[str, Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def _open(path: str | os.PathLike[str], made_by: str) -> Any:
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"{path} is missing; make it with: {made_by}")
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is no complete safetensors file ({error}); make it again with: {made_by}"
+        ) from error
+
+
 def _check_metadata(
     path: str | os.PathLike[str],
-    found: Mapping[str, str],
+    found: Mapping[str, Any],
     kind: str,
     architecture: str,
     made_by: str,

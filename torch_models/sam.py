@@ -1,4 +1,4 @@
-"""The torch oracle: `segment_anything`'s SAM at any size, with random weights."""
+"""SAM of the package `segment_anything` at any size, with random weights."""
 
 import functools
 import importlib.util
@@ -6,36 +6,36 @@ import sys
 import types
 
 import torch
+from PIL import Image
 
-from convert import engine, sam_to_flax
-from prosam_jax import weights
 from prosam_jax.config import SAMConfig
-from prosam_jax.sam.model import Sam
 
 
-def _stub_torchvision():
-    """Lets `segment_anything` be imported: parts of it unused here want torchvision."""
-    names = {
-        "torchvision.ops.boxes": ("batched_nms", "box_area"),
-        "torchvision.transforms.functional": ("resize", "to_pil_image"),
+def _stub_torchvision() -> list[str]:
+    """Lets `segment_anything` be imported without torchvision, of which it uses two functions."""
+    functions = {
+        "torchvision.ops.boxes": {"batched_nms": None, "box_area": None},  # for its mask generator
+        "torchvision.transforms.functional": {
+            "to_pil_image": Image.fromarray,
+            "resize": lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR),
+        },
     }
-    for name, functions in names.items():
-        parts = name.split(".")
-        for end in range(1, len(parts) + 1):
-            parent = ".".join(parts[:end])
-            sys.modules.setdefault(parent, types.ModuleType(parent))
-        for function in functions:
-            setattr(sys.modules[name], function, None)
+    parents = ["torchvision", "torchvision.ops", "torchvision.transforms"]
+    for name in [*parents, *functions]:
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(functions.get(name, {}))
+    return [*parents, *functions]
 
 
-if importlib.util.find_spec("torchvision") is None:
-    _stub_torchvision()
-
+stubs = _stub_torchvision() if importlib.util.find_spec("torchvision") is None else []
 from segment_anything import modeling, sam_model_registry  # noqa: E402
 
+for stub in stubs:  # transformers would take it for torchvision
+    del sys.modules[stub]
 
-def build_torch_sam(cfg: SAMConfig, seed: int) -> modeling.Sam:
-    """A torch SAM of the architecture `cfg`, in eval mode, every parameter drawn from `seed`.
+
+def build(cfg: SAMConfig, seed: int) -> modeling.Sam:
+    """A SAM of the architecture `cfg`, in eval mode, every parameter drawn from `seed`.
 
     `segment_anything` builds square image encoders only; for other image sizes the position
     embedding and the global blocks' relative positions get tables of the right lengths.
@@ -76,7 +76,7 @@ def build_torch_sam(cfg: SAMConfig, seed: int) -> modeling.Sam:
         ),
     )
     _fit_positions(sam.image_encoder, cfg)
-    _draw(sam, seed)
+    draw(sam, seed)
     return sam.eval().requires_grad_(False)
 
 
@@ -93,10 +93,12 @@ def _fit_positions(encoder: modeling.ImageEncoderViT, cfg: SAMConfig) -> None:
 
 
 @torch.no_grad()
-def _draw(sam: modeling.Sam, seed: int) -> None:
+def draw(sam: torch.nn.Module, seed: int) -> None:
+    """Draws every parameter of a SAM from `seed`, so that no activation vanishes or explodes."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = {m.weight for m in sam.modules() if isinstance(m, torch.nn.Embedding)}
-    for name, tensor in [*sam.named_parameters(), *sam.prompt_encoder.pe_layer.named_buffers()]:
+    buffers = [(n, x) for n, x in sam.named_buffers() if n.endswith("gaussian_matrix")]
+    for name, tensor in [*sam.named_parameters(), *buffers]:
         tensor.normal_(generator=generator)
         if name.endswith("bias"):
             tensor.mul_(0.1)
@@ -110,16 +112,6 @@ def _draw(sam: modeling.Sam, seed: int) -> None:
             tensor.mul_(0.3)
 
 
-def published_shapes(model: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in the published checkpoint of "vit_b", "vit_l", "vit_h"."""
-    with torch.device("meta"):
-        state = sam_model_registry[model]().state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def convert_to_flax(torch_sam: modeling.Sam, cfg: SAMConfig) -> Sam:
-    """The same SAM in JAX, through the rules of the conversion command."""
-    module = weights.abstract(lambda rngs: Sam(cfg, rngs=rngs))
-    source = {name: tensor.numpy() for name, tensor in torch_sam.state_dict().items()}
-    arrays = engine.convert(source, sam_to_flax.RULES, (), weights.leaves(module))
-    return weights.fill(module, arrays.__getitem__)
+def published(model: str) -> modeling.Sam:
+    """The network of the published checkpoint of "vit_b", "vit_l" or "vit_h", not trained."""
+    return sam_model_registry[model]()

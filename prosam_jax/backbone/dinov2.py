@@ -1,0 +1,168 @@
+"""DINOv2 vision transformers with patches of 14 pixels (arXiv 2304.07193) as frozen backbones.
+
+Attribute names are those of the published checkpoints without registers, such as
+dinov2_vitb14_pretrain.pth.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from prosam_jax import layers, resize
+
+PATCH = 14
+# Side of the position table: the last phase of the pretraining saw 518 x 518 pixels.
+GRID = 37
+NORM_EPS = 1e-6
+# The original adds it to the wanted size before it divides by the table's.
+POSITION_OFFSET = 0.1
+
+
+class PatchEmbed(nnx.Module):
+    """One linear map of every patch."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.proj = layers.conv(3, dim, PATCH, stride=PATCH, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w c"]:
+        """Turns pixels into patches."""
+        return self.proj(x)
+
+
+class Attention(nnx.Module):
+    """Self-attention with one projection for queries, keys and values."""
+
+    def __init__(self, dim: int, num_heads: int, *, rngs: nnx.Rngs):
+        self.qkv = layers.linear(dim, 3 * dim, dtype=jnp.float32, rngs=rngs)
+        self.proj = layers.linear(dim, dim, dtype=jnp.float32, rngs=rngs)
+        self.num_heads = num_heads
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Mixes all tokens of each image."""
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        return self.proj(layers.attend(q, k, v, self.num_heads))
+
+
+class MLP(nnx.Module):
+    """Two linear layers with the exact GELU between them."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.fc1 = layers.linear(dim, 4 * dim, dtype=jnp.float32, rngs=rngs)
+        self.fc2 = layers.linear(4 * dim, dim, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Keeps the shape."""
+        return self.fc2(layers.gelu(self.fc1(x)))
+
+
+class LayerScale(nnx.Module):
+    """A learned factor for each channel."""
+
+    def __init__(self, dim: int):
+        self.gamma = nnx.Param(jnp.ones((dim,)))
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Scales the channels."""
+        return x * self.gamma[...].reshape(1, 1, -1)
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer block whose residual branches are scaled."""
+
+    def __init__(self, dim: int, num_heads: int, *, rngs: nnx.Rngs):
+        self.norm1 = layers.layer_norm(dim, NORM_EPS, dtype=jnp.float32, rngs=rngs)
+        self.attn = Attention(dim, num_heads, rngs=rngs)
+        self.ls1 = LayerScale(dim)
+        self.norm2 = layers.layer_norm(dim, NORM_EPS, dtype=jnp.float32, rngs=rngs)
+        self.mlp = MLP(dim, rngs=rngs)
+        self.ls2 = LayerScale(dim)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Keeps the shape."""
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class DINOv2(nnx.Module):
+    """A ViT whose second, third and last quarter of blocks give the features.
+
+    DINOv2's own dense heads read the ends of all four quarters, blocks 2, 5, 8 and 11 of 12. The
+    middle two are merged here, as layers 2 and 3 of a ResNet are; for ViT-B these are 1,536
+    channels, exactly ResNet-50's, so that the learned part keeps its size when the backbone
+    changes. The last makes the prior. All go through the final norm, as the original's
+    `get_intermediate_layers` has it by default, and drop the class token.
+
+    `tail` is the identity, because attention mixes the whole picture from the first block on:
+    masked tokens before the last blocks would not hide the background, and DINOv2 never saw
+    zeros there. The mask hides the background in the prior's features instead.
+
+    Images are brought to the nearest whole number of patches, so 512 x 512 pixels become the
+    518 x 518 of the pretraining, with the position table as published.
+
+    Attributes:
+        merged_channels: Twice the width.
+    """
+
+    def __init__(self, dim: int, depth: int, num_heads: int, *, grid: int = GRID, rngs: nnx.Rngs):
+        init = nnx.initializers.truncated_normal(0.02)
+        self.cls_token = nnx.Param(init(rngs.params(), (1, 1, dim)))
+        self.pos_embed = nnx.Param(init(rngs.params(), (1, 1 + grid**2, dim)))
+        self.patch_embed = PatchEmbed(dim, rngs=rngs)
+        self.blocks = nnx.List(Block(dim, num_heads, rngs=rngs) for _ in range(depth))
+        self.norm = layers.layer_norm(dim, NORM_EPS, dtype=jnp.float32, rngs=rngs)
+        self.taps = (depth // 2 - 1, 3 * depth // 4 - 1, depth - 1)
+        self.grid = grid
+        self.merged_channels = 2 * dim
+
+    def trunk(
+        self, images: Float[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w d"]]:
+        """Normalised images -> (two middle blocks concatenated, the last block)."""
+        height, width = (max(1, (n + PATCH // 2) // PATCH) for n in images.shape[1:3])
+        x = self.tokens(images, (height, width))
+        maps = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.taps:
+                maps.append(self.norm(x)[:, 1:].reshape(-1, height, width, x.shape[-1]))
+        return jnp.concatenate(maps[:2], axis=-1), maps[2]
+
+    def tail(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        """The identity, see the class."""
+        return x
+
+    def tokens(
+        self, images: Float[Array, "b H W 3"], size: tuple[int, int]
+    ) -> Float[Array, "b n c"]:
+        """The class token and, row by row, `size` patches, each with its position."""
+        pixels = (size[0] * PATCH, size[1] * PATCH)
+        x = self.patch_embed(resize.bilinear(images, pixels, align_corners=False))
+        b, _, _, c = x.shape
+        cls_token = jnp.broadcast_to(self.cls_token[...], (b, 1, c))
+        x = jnp.concatenate([cls_token, x.reshape(b, -1, c)], axis=1)
+        return x + self.positions(size)
+
+    def positions(self, size: tuple[int, int]) -> Float[Array, "1 n c"]:
+        """The position table, interpolated to `size` patches by the original's rule.
+
+        The original asks for 0.1 patches more than there are, so that the size survives
+        rounding, and torch maps coordinates with that factor.
+        """
+        table = self.pos_embed[...]
+        if size == (self.grid, self.grid):
+            return table
+        c = table.shape[-1]
+        rows, cols = ((n + POSITION_OFFSET) / self.grid for n in size)
+        patches = table[:, 1:].reshape(1, self.grid, self.grid, c)
+        patches = resize.bicubic(patches, (rows, cols))
+        return jnp.concatenate([table[:, :1], patches.reshape(1, -1, c)], axis=1)
+
+
+def vits14(*, rngs: nnx.Rngs) -> DINOv2:
+    """ViT-S/14 of dinov2_vits14_pretrain.pth; 768 merged channels."""
+    return DINOv2(384, 12, 6, rngs=rngs)
+
+
+def vitb14(*, rngs: nnx.Rngs) -> DINOv2:
+    """ViT-B/14 of dinov2_vitb14_pretrain.pth; 1,536 merged channels."""
+    return DINOv2(768, 12, 12, rngs=rngs)

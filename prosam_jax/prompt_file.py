@@ -1,0 +1,153 @@
+"""Trained prompt encoders as single files: export from a run, show, share on a hub.
+
+    python -m prosam_jax.prompt_file export --workdir=runs/x --out=FILE [--checkpoint best]
+    python -m prosam_jax.prompt_file show FILE
+    python -m prosam_jax.prompt_file push FILE --repo USER/NAME [--private]
+    python -m prosam_jax.prompt_file pull USER/NAME --out=FILE [--revision REVISION]
+
+Training begins from such a file with `--config.prompt.weights=FILE`, and
+`evaluate.py --prompt_encoder=FILE` scores it.
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+from flax import nnx
+
+import prosam_jax
+from prosam_jax import backbone, hub, weights
+from prosam_jax.checkpoint import Checkpoints
+from prosam_jax.config import RANDOM, Config, changed, read_config, replaced
+from prosam_jax.prompt import weight_file
+from prosam_jax.prompt.encoder import ReferencePromptEncoder
+from prosam_jax.prompt.weight_file import Trained
+from prosam_jax.training import score
+
+# Settings of an evaluation that say nothing about its result.
+SILENT = ("data.root", "data.workers", "eval.batch_size", "eval.pictures")
+
+
+def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained:
+    """Writes the prompt encoder of a run's checkpoint to the file `out`.
+
+    The scores of `results.json` come along if they are those of this checkpoint. Paths of this
+    machine do not: they mean nothing elsewhere, and files are made to be shared.
+
+    Args:
+        workdir: Folder of the run.
+        checkpoint: "best", "latest" or a step.
+        out: The `.safetensors` file.
+
+    Raises:
+        ValueError: There is no such run or checkpoint.
+    """
+    cfg = read_config(workdir / "config.json")
+    features = nnx.eval_shape(lambda: backbone.build(cfg.backbone, rngs=nnx.Rngs(0)))
+    channels = features.merged_channels
+    encoder = ReferencePromptEncoder(cfg.prompt, cfg.distribution, channels, rngs=nnx.Rngs(0))
+    learned = nnx.Dict(prompt_encoder=encoder)
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        at = score.find_step(checkpoints, checkpoint, workdir)
+        nnx.update(learned, score.restore_params(checkpoints, at, cfg, nnx.state(learned)))
+    trained = Trained(
+        config=_without_paths(cfg),
+        merged_channels=channels,
+        frozen=weight_file.read_frozen(workdir),
+        version=prosam_jax.__version__,
+        benchmark=cfg.data.name,
+        fold=cfg.data.fold,
+        step=at,
+        results=_results(workdir / "results.json", cfg, at),
+    )
+    weight_file.save(out, weights.leaves(encoder), trained)
+    return trained
+
+
+def _without_paths(cfg: Config) -> Config:
+    default, paths = Config(), {"data.root": "", "prompt.weights": ""}
+    if cfg.sam.weights != RANDOM:
+        paths["sam.weights"] = default.sam.weights
+    if cfg.backbone.weights != RANDOM:
+        paths["backbone.weights"] = default.backbone.weights
+    return replaced(cfg, paths)
+
+
+def _results(path: pathlib.Path, run: Config, at: int) -> dict[str, Any] | None:
+    """The scores in `results.json`, or None if they belong to other parameters."""
+    if not path.is_file():
+        return None
+    run = replaced(run, {"prompt.weights": ""})  # as `score` writes it for a checkpoint
+    try:
+        held = json.loads(path.read_text())
+        scored = Config.from_dict(held["config"])
+        if held["step"] != at or changed(run, scored, score.FREE):
+            return None
+        return {name: held[name] for name in weight_file.SCORES} | {
+            "settings": changed(run, scored, SILENT)
+        }
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); run evaluate.py again") from error
+
+
+def describe(path: pathlib.Path, trained: Trained) -> str:
+    """What a file says, in lines for people."""
+    rows = {"file": f"{path}, {path.stat().st_size:,} bytes"} | weight_file.facts(trained)
+    width = max(map(len, rows))
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    args = _parser().parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of reading only what is only read
+    try:
+        if args.command == "export":
+            print(describe(args.out, export(args.workdir, args.checkpoint, args.out)))
+        elif args.command == "show":
+            trained = weight_file.read(args.file)
+            print(describe(args.file, trained))
+            print("settings that differ from the defaults:")
+            for line in changed(Config(), trained.config, ()):
+                print(f"  {line}")
+        elif args.command == "push":
+            print(hub.push(args.file, args.repo, private=args.private))
+        else:
+            print(describe(args.out, hub.pull(args.repo, args.out, revision=args.revision)))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m prosam_jax.prompt_file",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    exporting = commands.add_parser("export", help="write a run's checkpoint to a file")
+    exporting.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run")
+    exporting.add_argument("--out", type=pathlib.Path, required=True, help="the .safetensors file")
+    exporting.add_argument("--checkpoint", default="best", help="best, latest or a step")
+    showing = commands.add_parser("show", help="say what a file is")
+    showing.add_argument("file", type=pathlib.Path)
+    pushing = commands.add_parser("push", help="upload a file to a hub")
+    pushing.add_argument("file", type=pathlib.Path)
+    pushing.add_argument("--repo", required=True, help="USER/NAME, made if it is missing")
+    pushing.add_argument("--private", action="store_true", help="make the repository private")
+    pulling = commands.add_parser("pull", help="download a file from a hub")
+    pulling.add_argument("repo", help="USER/NAME")
+    pulling.add_argument("--out", type=pathlib.Path, required=True, help="the .safetensors file")
+    pulling.add_argument("--revision", help="branch, tag or commit; the newest if not given")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

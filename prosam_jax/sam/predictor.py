@@ -1,0 +1,259 @@
+"""SAM as it is used: images of any size, prompts and masks in their own pixels."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from prosam_jax import weights
+from prosam_jax.config import SAM_MODELS, SAMConfig, check_at_least, check_choice
+from prosam_jax.sam.frame import Frame, ImageLike, Numbers, Prompts, rgb, stack
+from prosam_jax.sam.model import Sam
+
+
+class SamPredictor:
+    """Embeds images once, then answers any number of prompts.
+
+    Names, arguments and results are those of `segment_anything.SamPredictor`, those for batches
+    of `sam2.SAM2ImagePredictor`. Unlike theirs, batches are encoded and decoded at once.
+
+    Nothing is compiled anew for another image size, other kinds of prompts or up to seven
+    clicks; beyond, the number of clicks is padded to the next power of two. Padding is left out
+    of every attention and changes no result.
+    """
+
+    def __init__(self, sam: Sam):
+        self.model = sam
+        # Flattened once: to walk the modules at every call takes longer than to decode.
+        self._leaves, self._tree = jax.tree.flatten(sam)
+        self.reset_image()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, dtype: str = "float32") -> "SamPredictor":
+        """Reads a weight file of `convert/sam_to_flax.py`; the file says which SAM it is.
+
+        Args:
+            path: The `.safetensors` file.
+            dtype: Type of the activations, "float32" or "bfloat16".
+
+        Raises:
+            ValueError: The file is missing, damaged or not of a SAM, or `dtype` is unknown.
+        """
+        made_by = weights.made_by("sam", "|".join(SAM_MODELS), path)
+        found = weights.metadata(path, made_by=made_by)
+        if found.get("kind") != "sam":
+            raise ValueError(f"{path} holds no weights of SAM; make such a file with: {made_by}")
+        architecture = found["architecture"]
+        cfg = dataclasses.replace(SAMConfig.named(architecture), dtype=dtype)
+        sam = weights.load(
+            lambda rngs: Sam(cfg, rngs=rngs),
+            path,
+            kind="sam",
+            architecture=architecture,
+            made_by=weights.made_by("sam", architecture, path),
+        )
+        return cls(sam)
+
+    def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
+        """Embeds an image, to which `predict` then refers.
+
+        Args:
+            image: H x W x 3 array of uint8, 0-255, or a Pillow image or the path of one, whose
+                EXIF orientation is not applied.
+            image_format: "RGB" or "BGR", the order of an array's channels.
+
+        Raises:
+            ValueError: The array has another shape or type, or the format is unknown.
+            OSError: The path leads to no image.
+        """
+        self.set_image_batch([image], image_format)
+
+    def set_image_batch(
+        self,
+        images: Sequence[ImageLike],
+        image_format: str = "RGB",
+        *,
+        micro_batch: int | None = None,
+    ) -> None:
+        """Embeds several images, to which `predict_batch` then refers.
+
+        Args:
+            images: As for `set_image`; their sizes may differ.
+            image_format: "RGB" or "BGR", the order of the arrays' channels.
+            micro_batch: Images that the encoder takes at a time, to bound its memory; None for
+                all. The last ones are padded to as many.
+
+        Raises:
+            ValueError: As for `set_image`; no images; or `micro_batch` is less than 1.
+            OSError: A path leads to no image.
+        """
+        check_choice("image_format", image_format, ("RGB", "BGR"))
+        if not images:
+            raise ValueError("images is empty: pass at least one")
+        step = len(images) if micro_batch is None else micro_batch
+        check_at_least("micro_batch", step, 1)
+        frames = []
+        squares = np.zeros(
+            (-(-len(images) // step) * step, *self.model.cfg.image_size, 3), np.uint8
+        )
+        sizes = np.zeros((len(squares), 2), np.int32)
+        for i, image in enumerate(images):
+            pixels = rgb(image, image_format)
+            frames.append(Frame.fit((pixels.shape[0], pixels.shape[1]), self.model.cfg))
+            height, width = sizes[i] = frames[i].inner
+            squares[i, :height, :width] = frames[i].scaled(pixels)
+        parts = [
+            _encode(self._tree, self._leaves, squares[i : i + step], sizes[i : i + step])
+            for i in range(0, len(squares), step)
+        ]
+        self._embeddings = jnp.concatenate(parts)[: len(images)]
+        self._frames = frames
+
+    def reset_image(self) -> None:
+        """Forgets the images and frees their embeddings."""
+        self._embeddings: Array | None = None
+        self._frames: list[Frame] = []
+
+    def get_image_embedding(self) -> Float[Array, "b h w c"]:
+        """Embeddings of the images that are set, channels last; ValueError if there are none."""
+        if self._embeddings is None:
+            raise ValueError("no image is set: call set_image first")
+        return self._embeddings
+
+    def predict(
+        self,
+        point_coords: Numbers | None = None,
+        point_labels: Numbers | None = None,
+        box: Numbers | None = None,
+        mask_input: Numbers | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[
+        Bool[np.ndarray, "c H W"] | Float[np.ndarray, "c H W"],
+        Float[np.ndarray, " c"],
+        Float[np.ndarray, "c h w"],
+    ]:
+        """Segments what the prompts point at in the image of `set_image`.
+
+        Every prompt may be left out, even all. Points may lie outside the image.
+
+        Args:
+            point_coords: N x 2, x and y in pixels of the image.
+            point_labels: N labels, 1 for foreground and 0 for background.
+            box: x0, y0, x1, y1 in pixels of the image; 4 or 1 x 4.
+            mask_input: 1 x h x w, one of the low-resolution logits of an earlier call.
+            multimask_output: True for several masks (better for a single click), False for one.
+            return_logits: True for the logits of the masks instead of whether they exceed 0.
+
+        Returns:
+            The masks at the size of the image, the IoU that SAM expects of each, and their
+            logits in low resolution.
+
+        Raises:
+            ValueError: No image or more than one is set, or a prompt has the wrong shape or range.
+        """
+        if len(self._frames) > 1:
+            raise ValueError(f"{len(self._frames)} images are set: call predict_batch")
+        masks, iou, logits = self.predict_batch(
+            [point_coords], [point_labels], [box], [mask_input], multimask_output, return_logits
+        )
+        return masks[0], iou[0], logits[0]
+
+    def predict_batch(
+        self,
+        point_coords_batch: Sequence[Numbers | None] | None = None,
+        point_labels_batch: Sequence[Numbers | None] | None = None,
+        box_batch: Sequence[Numbers | None] | None = None,
+        mask_input_batch: Sequence[Numbers | None] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+        """`predict` for every image of `set_image_batch`, in one call of the decoder.
+
+        Args:
+            point_coords_batch: `point_coords` or None for each image; None for no points at all.
+            point_labels_batch: `point_labels` or None for each image.
+            box_batch: `box` or None for each image.
+            mask_input_batch: `mask_input` or None for each image.
+            multimask_output: As for `predict`.
+            return_logits: As for `predict`.
+
+        Returns:
+            Lists of masks, expected IoU and low-resolution logits, one entry for each image.
+
+        Raises:
+            ValueError: No image is set, a list has another length than there are images, or a
+                prompt has the wrong shape or range.
+        """
+        embeddings = self.get_image_embedding()
+        columns = []
+        for name, values in (
+            ("point_coords_batch", point_coords_batch),
+            ("point_labels_batch", point_labels_batch),
+            ("box_batch", box_batch),
+            ("mask_input_batch", mask_input_batch),
+        ):
+            values = [None] * len(self._frames) if values is None else values
+            if len(values) != len(self._frames):
+                raise ValueError(
+                    f"{name} has {len(values)} entries for {len(self._frames)} images: pass one "
+                    "for each, None for no such prompt"
+                )
+            columns.append(values)
+        prompts = [x.prompt(*row) for x, *row in zip(self._frames, *columns, strict=True)]
+        height, width = self.model.cfg.embedding_size
+        found = _decode(
+            self._tree,
+            self._leaves,
+            embeddings,
+            stack(prompts, (4 * height, 4 * width)),
+            multimask_output=multimask_output,
+        )
+        logits, iou = map(np.array, found)
+        masks = [frame.masks(x) for frame, x in zip(self._frames, logits, strict=True)]
+        if not return_logits:
+            masks = [x > 0 for x in masks]
+        return masks, list(iou), list(logits)
+
+
+@functools.partial(jax.jit, static_argnames="tree")
+def _encode(
+    tree: Any, leaves: list[Array], images: UInt8[Array, "b H W 3"], sizes: Int[Array, "b 2"]
+) -> Float[Array, "b h w c"]:
+    """Embeds images that lie at the top left, in `sizes`; sizes are data, so one compilation."""
+    sam = jax.tree.unflatten(tree, leaves)
+    height, width = images.shape[1:3]
+    rows = jnp.arange(height).reshape(1, -1, 1, 1) < sizes[:, 0].reshape(-1, 1, 1, 1)
+    cols = jnp.arange(width).reshape(1, 1, -1, 1) < sizes[:, 1].reshape(-1, 1, 1, 1)
+    # SAM pads after it normalises: the padding is the mean colour, not black
+    return sam.encode_image(jnp.where(rows & cols, sam.preprocess(images), 0.0))
+
+
+@functools.partial(jax.jit, static_argnames=("tree", "multimask_output"))
+def _decode(
+    tree: Any,
+    leaves: list[Array],
+    embeddings: Float[Array, "b h w c"],
+    prompts: Prompts,
+    *,
+    multimask_output: bool,
+) -> tuple[Float[Array, "b m H W"], Float[Array, "b m"]]:
+    sam = jax.tree.unflatten(tree, leaves)
+    sparse, dense = sam.prompt_encoder(
+        points=prompts.points, labels=prompts.labels, boxes=prompts.boxes, masks=prompts.masks
+    )
+    _, no_mask = sam.prompt_encoder(boxes=prompts.boxes)
+    dense = jnp.where(prompts.has_mask.reshape(-1, 1, 1, 1), dense, no_mask)
+    return sam.decode(
+        embeddings,
+        sparse,
+        dense,
+        token_mask=prompts.token_mask,
+        multimask_output=multimask_output,
+    )

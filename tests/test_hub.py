@@ -1,0 +1,210 @@
+"""Pushing and pulling with the real client, against a hub on this machine."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import fake_hub
+import huggingface_hub
+import pytest
+from flax import nnx
+from huggingface_hub import constants
+
+from prosam_jax import hub, prompt_file, weights
+from prosam_jax.config import Config
+from prosam_jax.prompt import weight_file
+from prosam_jax.prompt.encoder import ReferencePromptEncoder
+from prosam_jax.prompt.weight_file import Trained
+
+ROOT = pathlib.Path(__file__).parents[1]
+REPO = "somebody/vrp-tiny"
+RESULTS = {
+    "miou": 41.234,
+    "fb_iou": 63.5,
+    "per_class": {"bus": 40.0, "car": 42.468},
+    "episodes": 1000,
+    "episode_list_sha256": "d" * 64,
+    "settings": ["data.shots: 1 -> 5"],
+}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("hub") / "encoder.safetensors"
+    cfg = Config.from_dict({"prompt": {"num_queries": 3}, "backbone": {"name": "tiny"}})
+    encoder = ReferencePromptEncoder(cfg.prompt, cfg.distribution, 192, rngs=nnx.Rngs(0))
+    frozen = {
+        "sam": {"architecture": "vit_h", "arrays_sha256": "a" * 64},
+        "backbone": {"architecture": "tiny", "seed": 321},
+    }
+    known = {"benchmark": "pascal", "fold": 1, "step": 1200, "results": RESULTS}
+    trained = Trained(config=cfg, merged_channels=192, frozen=frozen, version="0.1.0", **known)
+    weight_file.save(path, weights.leaves(encoder), trained)
+    return path
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A hub; the client is logged in there, with a cache of its own."""
+    monkeypatch.setenv("HF_TOKEN", fake_hub.TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    with fake_hub.running() as running:
+        yield running
+    huggingface_hub.utils.close_session()
+
+
+def test_what_is_pushed_is_pulled(file, server, tmp_path):
+    address = hub.push(file, REPO, endpoint=server.url)
+    assert address == f"{server.url}/{REPO}/commit/{server.sha(REPO)}"
+    assert server.private == {REPO: False}
+    out = tmp_path / "new" / "pulled.safetensors"
+    trained = hub.pull(REPO, out, endpoint=server.url)
+    assert out.read_bytes() == file.read_bytes()
+    assert trained == weight_file.read(file)
+    assert os.listdir(out.parent) == [out.name]
+
+
+def test_the_card_says_what_the_file_says(file, server):
+    hub.push(file, REPO, endpoint=server.url)
+    card = server.files[REPO]["README.md"].decode()
+    assert server.cards == [card]
+    assert card.startswith("---\nlibrary_name: prosam_jax\n")
+    for row in (
+        "| results | mIoU 41.23, FB-IoU 63.50 on 1,000 episodes, list sha256 " + "d" * 64,
+        "| evaluated with | data.shots: 1 -> 5 |",
+        "| IoU of the classes | bus 40.00, car 42.47 |",
+        "| trained on | pascal, fold 1 kept for testing |",
+        "| steps | 1,200 |",
+        "| SAM | vit_h, weights of sha256 " + "a" * 64,
+    ):
+        assert row in card
+    assert f"prompt_file pull {REPO} --out" in card
+
+
+def test_unknowns_stay_unknown_in_the_card(file):
+    cfg = weight_file.read(file).config
+    frozen = {x: {"architecture": "tiny", "arrays_sha256": None} for x in ("sam", "backbone")}
+    source = {"source_name": "vrp.pt", "source_sha256": "e" * 64}
+    card = hub.card(Trained(cfg, 192, frozen, "0.1.0", **source), REPO)
+    for name in ("results", "steps", "trained on"):
+        assert f"| {name} | unknown |" in card
+    assert "| SAM | vit_h, weights of sha256 nobody knows |" in card
+    assert f"| converted from | vrp.pt, sha256 {'e' * 64} |" in card
+    assert "--config.data.fold=FOLD" in card
+
+
+def test_private_repositories_are_private(file, server, tmp_path):
+    hub.push(file, REPO, private=True, endpoint=server.url)
+    assert server.private == {REPO: True}
+    hub.push(file, REPO, private=True, endpoint=server.url)
+    server.private[REPO] = False
+    server.files[REPO] = {}
+    with pytest.raises(ValueError, match=f"{REPO} exists and is public"):
+        hub.push(file, REPO, private=True, endpoint=server.url)
+    assert server.files == {REPO: {}}
+
+
+def test_a_file_of_another_kind_is_not_put_in_place(file, server, tmp_path):
+    hub.push(file, REPO, endpoint=server.url)
+    out = tmp_path / "out.safetensors"
+    out.write_text("older")
+    whole = server.files[REPO][hub.FILE]
+    weights.save(tmp_path / "sam", {}, {"kind": "sam", "architecture": "tiny"})
+    trained = weight_file.read(file)
+    weight_file.save(tmp_path / "hollow", {}, trained)
+    for content, reason in (
+        (whole[:-7], "is no complete safetensors file"),
+        ((tmp_path / "sam").read_bytes(), "is no file of a trained prompt encoder"),
+        ((tmp_path / "hollow").read_bytes(), "does not fit"),
+    ):
+        server.files[REPO][hub.FILE] = content
+        with pytest.raises(ValueError, match=f"{REPO} holds no prompt encoder .*: .*{reason}"):
+            hub.pull(REPO, out, endpoint=server.url)
+        assert out.read_text() == "older"
+    assert not list(tmp_path.glob(".*.part"))
+    with pytest.raises(ValueError, match="is no file of a trained prompt encoder"):
+        hub.push(tmp_path / "sam", REPO, endpoint=server.url)
+
+
+def _one_line(error, message):
+    assert "\n" not in str(error.value)
+    assert message in str(error.value)
+
+
+def test_who_is_not_logged_in_is_told(file, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(ValueError) as error:
+        hub.push(file, REPO, endpoint=server.url)
+    _one_line(error, f"{server.url} refuses access to {REPO}: check the name, or log in with: hf")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ValueError) as error:
+        hub.push(file, REPO, endpoint=server.url)
+    _one_line(error, f"not logged in to {server.url}; log in with: hf auth login, or set HF_TOKEN")
+    server.files[REPO], server.private[REPO] = {}, True
+    with pytest.raises(ValueError) as error:
+        hub.pull(REPO, tmp_path / "x", endpoint=server.url)
+    _one_line(error, f"{server.url} refuses access to {REPO}")
+
+
+def test_what_is_not_there_is_named(file, server, tmp_path):
+    with pytest.raises(ValueError) as error:
+        hub.pull(REPO, tmp_path / "x", endpoint=server.url)
+    _one_line(error, f"{server.url} has no repository {REPO} that you may see: check the name")
+    server.files[REPO], server.private[REPO] = {}, False
+    with pytest.raises(ValueError) as error:
+        hub.pull(REPO, tmp_path / "x", endpoint=server.url)
+    _one_line(error, f"{REPO} at {server.url} has no file prompt_encoder.safetensors")
+    with pytest.raises(ValueError) as error:
+        hub.pull(REPO, tmp_path / "x", revision="v9", endpoint=server.url)
+    _one_line(error, f"{REPO} at {server.url} has no revision 'v9'")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_named(file, server, tmp_path):
+    nowhere = "http://127.0.0.1:9"  # the discard port, where nothing listens
+    with pytest.raises(ValueError) as error:
+        hub.push(file, REPO, endpoint=nowhere)
+    _one_line(error, f"cannot reach {nowhere}: ")
+    with pytest.raises(ValueError) as error:
+        hub.pull(REPO, tmp_path / "x", endpoint=nowhere)
+    _one_line(error, f"cannot reach {nowhere}: ")
+
+
+def test_the_missing_package_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert prompt_file.main(["pull", REPO, "--out=x"]) == 1
+    assert capsys.readouterr().err == (
+        "error: the package huggingface_hub is missing; install it with: "
+        "pip install 'prosam_jax[hub]'\n"
+    )
+
+
+@pytest.mark.slow
+def test_the_commands_take_the_hub_from_the_environment(file, server, tmp_path):
+    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "prosam_jax.prompt_file", *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    pushed = run("push", str(file), "--repo", REPO, "--private")
+    assert pushed.returncode == 0, pushed.stderr
+    sha = server.sha(REPO)
+    assert pushed.stdout == f"{server.url}/{REPO}/commit/{sha}\n"
+    pulled = run("pull", REPO, "--out", str(tmp_path / "x"), "--revision", sha)
+    assert pulled.returncode == 0, pulled.stderr
+    assert "mIoU 41.23" in pulled.stdout
+    assert (tmp_path / "x").read_bytes() == file.read_bytes()
+    missing = run("pull", "somebody/else", "--out", str(tmp_path / "y"))
+    assert missing.returncode == 1
+    assert missing.stderr.startswith(f"error: {server.url} has no repository somebody/else")
+    assert missing.stderr.count("\n") == 1

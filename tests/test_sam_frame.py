@@ -1,0 +1,93 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from sam_pairs import CFG, pair
+
+from prosam_jax.sam.frame import Frame, rgb, stack
+
+FRAME = Frame.fit((90, 205), CFG)
+NAMES = "point_coords", "point_labels", "box", "mask_input"
+
+
+@pytest.mark.parametrize("size", [(50, 300), (333, 190), (7, 9)])
+def test_frames_of_models_that_are_not_square(size):
+    _, sam = pair(CFG, 0)
+    frame = Frame.fit(size, CFG)
+    assert any(x == whole for x, whole in zip(frame.inner, CFG.image_size, strict=True))
+    assert all(x <= whole for x, whole in zip(frame.inner, CFG.image_size, strict=True))
+    logits = np.random.default_rng(0).standard_normal((2, 28, 48)).astype(np.float32)
+    expected = sam.postprocess_masks(jnp.asarray(logits)[None], frame.inner, size)[0]
+    np.testing.assert_allclose(frame.masks(logits), expected, atol=5e-6)
+
+
+def test_lines_are_no_thinner_than_a_pixel():
+    assert Frame.fit((1, 1000), CFG).inner == (1, 192)
+
+
+@pytest.mark.parametrize(
+    ("clicks", "with_box", "places"),
+    [(0, False, 8), (0, True, 8), (7, False, 8), (8, True, 8), (8, False, 16), (33, True, 64)],
+)
+def test_points_are_padded_to_few_sizes(clicks, with_box, places):
+    box = [1, 2, 3, 4] if with_box else None
+    prompt = FRAME.prompt(np.ones((clicks, 2)), np.ones(clicks), box, None)
+    padded = stack([prompt, FRAME.prompt(None, None, None, None)], (28, 48))
+    assert padded.points.shape == (2, places, 2)
+    assert padded.token_mask.shape == (2, places + 2)
+    # without a box, SAM has a padding point of its own that does take part
+    assert padded.token_mask.sum(axis=1).tolist() == [clicks + (2 if with_box else 1), 0]
+    assert (padded.labels == 1).sum() == clicks
+    assert not padded.has_mask.any()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"point_coords": [[1, 2]]}, "point_coords without point_labels"),
+        ({"point_labels": [1]}, "point_labels without point_coords"),
+        ({"point_coords": [1, 2], "point_labels": [1]}, "point_coords is 2: pass N x 2"),
+        ({"point_coords": [[1, 2, 3]], "point_labels": [1]}, "is 1 x 3: pass N x 2"),
+        ({"point_coords": [[1, 2]], "point_labels": [1, 0]}, "point_labels is 2: pass 1"),
+        ({"point_coords": [[1, 2]], "point_labels": [2]}, r"point_labels=\[2.0\]: pass 1 for"),
+        ({"point_coords": [[1, 2]], "point_labels": [-1]}, r"point_labels=\[-1.0\]: pass 1 for"),
+        ({"point_coords": [[1, np.nan]], "point_labels": [1]}, "holds NaN or infinity"),
+        ({"point_coords": [["a", "b"]], "point_labels": [1]}, "must be N x 2 numbers: could"),
+        ({"box": [1, 2, 3]}, "box is 3: pass 4"),
+        ({"box": [[1, 2, 3, 4], [1, 2, 3, 4]]}, "box is 2 x 4: pass 4"),
+        ({"box": [9, 2, 3, 4]}, r"box=\[9.0, 2.0, 3.0, 4.0\] ends before it begins"),
+        ({"mask_input": np.zeros((1, 36, 35))}, "mask_input is 1 x 36 x 35: pass 28 x 48"),
+    ],
+)
+def test_wrong_prompts_are_named(given, words):
+    with pytest.raises(ValueError, match=words):
+        FRAME.prompt(*(given.get(name) for name in NAMES))
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((5, 6, 3), np.float32), r"image is float32 \(5, 6, 3\): pass uint8"),
+        (np.zeros((5, 6), np.uint8), r"image is uint8 \(5, 6\)"),
+        (np.zeros((3, 5, 6), np.uint8), r"image is uint8 \(3, 5, 6\)"),
+        (np.zeros((5, 0, 3), np.uint8), r"image is uint8 \(5, 0, 3\)"),
+    ],
+)
+def test_wrong_images_are_named(image, words):
+    with pytest.raises(ValueError, match=words):
+        rgb(image, "RGB")
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_of_more_than_8_bits_are_refused_not_clipped(tmp_path, mode):
+    deep = Image.new(mode, (5, 4))
+    with pytest.raises(ValueError, match=f"mode {mode}, 16 or 32 bits: bring it to 8 bits"):
+        rgb(deep, "RGB")
+    deep.save(tmp_path / "deep.tif")
+    with pytest.raises(ValueError, match="bring it to 8 bits"):
+        rgb(tmp_path / "deep.tif", "RGB")
+
+
+def test_what_is_no_image_array_is_named():
+    with pytest.raises(ValueError, match=r"image is int64 \(2, 2\): pass uint8"):
+        rgb(np.array([[1, 2], [3, 4]]), "RGB")

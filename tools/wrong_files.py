@@ -1,0 +1,187 @@
+"""Wrong checkpoints, tried one by one: what each command says of them."""
+
+import contextlib
+import io
+import pathlib
+import pickle
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from convert import backbone_to_flax, sam_to_flax, vrp_sam_to_flax
+from torch_models import dinov2, resnet, sam, vgg
+
+COMMANDS = {
+    "backbone": backbone_to_flax.main,
+    "sam": sam_to_flax.main,
+    "vrp_sam": vrp_sam_to_flax.main,
+}
+
+
+class Case(NamedTuple):
+    """A wrong file.
+
+    Attributes:
+        what: What it is.
+        command: A key of `COMMANDS`.
+        model: Value of its `--model`, "" if it has no such flag.
+        name: Name of the file.
+        write: Writes the file.
+    """
+
+    what: str
+    command: str
+    model: str
+    name: str
+    write: Callable[[pathlib.Path], object]
+
+
+def _named(build: Callable[[], torch.nn.Module], **changes: torch.Tensor | None):
+    """Writes a checkpoint of the right names and shapes, in which one zero stands for a tensor."""
+
+    def write(path: pathlib.Path) -> None:
+        with torch.device("meta"):
+            state = build().state_dict()
+        zeros = {name: torch.zeros(()).expand(x.shape) for name, x in state.items()}
+        torch.save({name: x for name, x in (zeros | changes).items() if x is not None}, path)
+
+    return write
+
+
+class _Trainer:
+    """Stands for what careless training scripts save whole."""
+
+
+CASES = (
+    Case(
+        "torchvision's ResNet-50 for the deep stem",
+        "backbone",
+        "resnet50",
+        "resnet50-0676ba61.pth",
+        _named(lambda: resnet.ResNet((3, 4, 6, 3), deep_stem=False)),
+    ),
+    Case(
+        "the deep stem for torchvision's",
+        "backbone",
+        "resnet50_torchvision",
+        "resnet50_v2.pth",
+        _named(lambda: resnet.ResNet((3, 4, 6, 3), deep_stem=True)),
+    ),
+    Case(
+        "another depth",
+        "backbone",
+        "resnet50",
+        "resnet101_v2.pth",
+        _named(lambda: resnet.ResNet((3, 4, 23, 3), deep_stem=True)),
+    ),
+    Case(
+        "batch norm where none is",
+        "backbone",
+        "vgg16",
+        "vgg16_bn-6c64b313.pth",
+        _named(lambda: vgg.VGG(batch_norm=True)),
+    ),
+    Case(
+        "DINOv2 with registers",
+        "backbone",
+        "dinov2_vitb14",
+        "dinov2_vitb14_reg4_pretrain.pth",
+        _named(lambda: dinov2.DINOv2(768, 12, 12), register_tokens=torch.zeros(1, 4, 768)),
+    ),
+    Case(
+        "another size of SAM",
+        "sam",
+        "vit_h",
+        "sam_vit_b_01ec64.pth",
+        _named(lambda: sam.published("vit_b")),
+    ),
+    Case(
+        "SAM 2",
+        "sam",
+        "vit_b",
+        "sam2_hiera_base_plus.pt",
+        lambda path: torch.save(
+            {"model": {"image_encoder.trunk.patch_embed.proj.weight": torch.zeros(112, 3, 7, 7)}},
+            path,
+        ),
+    ),
+    Case(
+        "a SAM as a backbone",
+        "backbone",
+        "resnet50",
+        "sam_vit_b_01ec64.pth",
+        _named(lambda: sam.published("vit_b")),
+    ),
+    Case(
+        "a backbone as a prompt encoder",
+        "vrp_sam",
+        "",
+        "resnet50_v2.pth",
+        _named(lambda: resnet.ResNet((3, 4, 6, 3), deep_stem=True)),
+    ),
+    Case(
+        "a tensor is missing, another is unknown",
+        "backbone",
+        "resnet50",
+        "resnet50_v2.pth",
+        _named(
+            lambda: resnet.ResNet((3, 4, 6, 3), deep_stem=True),
+            **{"layer2.1.bn3.bias": None, "extra.weight": torch.zeros(3)},
+        ),
+    ),
+    Case(
+        "NaN",
+        "backbone",
+        "vgg16_bn",
+        "vgg16_bn.pth",
+        _named(
+            lambda: vgg.VGG(batch_norm=True), **{"features.0.bias": torch.full((64,), torch.nan)}
+        ),
+    ),
+    Case(
+        "half a download",
+        "backbone",
+        "resnet50",
+        "resnet50_v2.pth",
+        lambda path: (torch.save({"w": torch.zeros(999)}, path), _halve(path)),
+    ),
+    Case(
+        "a web page",
+        "backbone",
+        "resnet50",
+        "resnet50_v2.pth",
+        lambda path: path.write_text("<!DOCTYPE html><html>Sign in</html>"),
+    ),
+    Case(
+        "a pickled object",
+        "vrp_sam",
+        "",
+        "last.pt",
+        lambda path: torch.save({"trainer": _Trainer()}, path),
+    ),
+    Case("a pickle of something else", "vrp_sam", "", "log.pt", lambda path: path.write_bytes(
+        pickle.dumps([1, 2, 3], protocol=2)
+    )),
+    Case("no file", "sam", "vit_h", "sam_vit_h_4b8939.pth", lambda path: None),
+)  # fmt: skip
+
+
+def message(case: Case, folder: pathlib.Path) -> str:
+    """Writes the wrong file into `folder` and runs its command; what it printed as its error."""
+    path = folder / case.name
+    case.write(path)
+    flags = ["--checkpoint", str(path), "--out", str(folder / "out.safetensors")]
+    if case.model:
+        flags += ["--model", case.model]
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        status = COMMANDS[case.command](flags)
+    path.unlink(missing_ok=True)
+    if status != 1 or (folder / "out.safetensors").exists():
+        raise AssertionError(f"{case.what} was taken")
+    return errors.getvalue().replace(f"{folder}/", "").strip()
+
+
+def _halve(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
