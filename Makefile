@@ -10,7 +10,7 @@ demo: .venv/runtime
 	$(BIN)/python evaluate.py --workdir=$(DEMO)
 
 test: .venv/workflow
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/workflow
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from prosam_jax import weights
 
@@ -108,6 +109,17 @@ def convert(
     if problems:
         raise ValueError(f"the checkpoint does not fit the model\n{weights.listing(problems)}")
     return filled
+
+
+def filled(
+    build: Callable[[nnx.Rngs], Any],
+    source: Mapping[str, np.ndarray],
+    rules: Sequence[Rule],
+    ignored: Sequence[Ignored] = (),
+) -> Any:
+    """The module that `build` makes, with a checkpoint's tensors; errors as `convert`."""
+    module = weights.abstract(build)
+    return weights.fill(module, convert(source, rules, ignored, weights.leaves(module)).__getitem__)
 
 
 def _parts(rule: Rule, match: re.Match[str], array: np.ndarray) -> list[tuple[str, np.ndarray]]:

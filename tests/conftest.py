@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import collections
 import pathlib
 
 import jax
@@ -41,6 +42,12 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that no worker is left alone with one of them at the end."""
+    slow = collections.Counter(x.path for x in items if x.get_closest_marker("slow"))
+    items.sort(key=lambda x: -slow[x.path])
 
 
 @pytest.fixture

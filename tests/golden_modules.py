@@ -10,6 +10,7 @@ from golden_recipe import torch_weights
 from convert import engine, sam_rules, vrp_sam_to_flax
 from convert import resnet as resnet_rules
 from convert import vgg as vgg_rules
+from convert.engine import filled
 from prosam_jax import weights
 from prosam_jax.backbone.resnet import resnet50
 from prosam_jax.backbone.vgg import vgg16_bn
@@ -19,13 +20,6 @@ from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.sam.model import Sam
 
 VRP = DistributionConfig(name="vrp")
-
-
-def filled(build, source, rules, ignored=()):
-    """The module that `build` makes with the torch tensors `source`."""
-    module = weights.abstract(build)
-    arrays = engine.convert(source, rules, ignored, weights.leaves(module))
-    return weights.fill(module, arrays.__getitem__)
 
 
 @functools.cache

@@ -6,7 +6,6 @@ import functools
 import torch
 
 from convert import engine, sam_rules
-from prosam_jax import weights
 from prosam_jax.config import SAMConfig
 from prosam_jax.sam.model import Sam
 from torch_models import sam
@@ -23,10 +22,8 @@ def pair(cfg, seed):
 
 def convert(oracle, cfg):
     """The same SAM in JAX, through the rules of the conversion command."""
-    module = weights.abstract(lambda rngs: Sam(cfg, rngs=rngs))
     source = {name: tensor.numpy() for name, tensor in oracle.state_dict().items()}
-    arrays = engine.convert(source, sam_rules.META_RULES, (), weights.leaves(module))
-    return weights.fill(module, arrays.__getitem__)
+    return engine.filled(lambda rngs: Sam(cfg, rngs=rngs), source, sam_rules.META_RULES)
 
 
 @functools.cache

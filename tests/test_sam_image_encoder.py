@@ -1,5 +1,4 @@
 import dataclasses
-import time
 
 import jax
 import jax.numpy as jnp
@@ -109,14 +108,10 @@ def test_wrong_sizes_are_named(name, size, words):
 
 
 @pytest.mark.slow
-def test_vit_b_at_1024_is_torchs():
-    oracle, sam = pair(SAMConfig.vit_b(), 0)
-    x = random(14, 1, 1024, 1024, 3)
-    start = time.perf_counter()
-    got = np.asarray(apply(sam.image_encoder, x))
-    middle = time.perf_counter()
+def test_published_width_and_depth_are_torchs():
+    cfg = dataclasses.replace(SAMConfig.vit_b(), image_size=(512, 640))
+    oracle, sam = pair(cfg, 0)
+    x = random(14, 1, 512, 640, 3)
     expected = torch_encode(oracle.image_encoder, x)
-    seconds = f"{middle - start:.0f} s with compilation, torch {time.perf_counter() - middle:.0f} s"
-    difference = np.abs(got - expected).max() / np.abs(expected).max()
-    print(f"ViT-B at 1024 px: max |difference| / max |value| {difference:.1e}; {seconds}")
-    assert difference < 1e-4
+    difference = np.abs(apply(sam.image_encoder, x) - expected).max() / np.abs(expected).max()
+    assert difference < 2e-5

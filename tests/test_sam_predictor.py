@@ -77,7 +77,9 @@ def check(oracle, ours, given, multimask):
         np.testing.assert_allclose(x, y, atol=atol)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    "name", ["small", *(pytest.param(x, marks=pytest.mark.slow) for x in SIZES if x != "small")]
+)
 def test_every_mix_of_prompts_is_segment_anythings(name):
     which = list(SIZES).index(name)
     oracle, ours = predictors(which % 2)
@@ -278,6 +280,7 @@ def test_bfloat16_stays_near_float32(ready):
     assert np.abs(got[1] - expected[1]).max() < 0.02
 
 
+@pytest.mark.slow
 def test_load_reads_the_architecture_from_the_file(tmp_path):
     specs = weights.leaves(weights.abstract(lambda rngs: Sam(SAMConfig.tiny(), rngs=rngs)))
     arrays = {n: np.full(x.shape, i, np.float32) for i, (n, x) in enumerate(specs.items())}

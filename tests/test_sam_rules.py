@@ -154,11 +154,11 @@ def test_both_layouts_have_the_same_parts():
         assert engine.convert(source, rules, (), module).keys() == module.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "count"),
     [
         ("vit_b", 314),
-        pytest.param("vit_l", 482, marks=pytest.mark.slow),
         pytest.param("vit_h", 594, marks=pytest.mark.slow),
     ],
 )

@@ -68,6 +68,7 @@ def test_only_the_prompt_encoder_is_saved_and_trained(finished):
     assert not any(path[0] == "prompt_encoder" for path, _ in nnx.to_flat_state(frozen))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "at",
     [
@@ -127,6 +128,7 @@ def test_another_run_is_not_continued(finished):
         loop.train(other, workdir)
 
 
+@pytest.mark.slow
 def test_evaluation_agrees_with_validation(finished, capsys):
     cfg, workdir, _ = finished
     result = score.score(cfg, workdir, "latest")
@@ -149,6 +151,7 @@ def test_evaluation_agrees_with_validation(finished, capsys):
         score.score(cfg, workdir, "5")
 
 
+@pytest.mark.slow
 def test_batch_size_and_short_batches_do_not_change_scores(finished):
     cfg, _, last = finished
     graph, _, frozen = step.split(model.build(cfg))

@@ -42,8 +42,7 @@ def test_every_stage_matches_torch(golden, i):
         golden_modules.check_map(arrays, f"in{i}_{name}", x, meta)
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["vgg16", "vgg16_bn"])
+@pytest.mark.parametrize(("name", "seed"), [("vgg16", 0), ("vgg16_bn", 1)])
 def test_features_match_torch(name, seed):
     twin = getattr(torch_vgg, name)(seed)
     model = backbone_pairs.of_twin(getattr(vgg, name), twin, RULES[name], IGNORED)

@@ -154,10 +154,8 @@ def convert_vit_h() -> str:
 
 
 def _filled(build, twin: torch.nn.Module, rules, ignored) -> Any:
-    module = weights.abstract(build)
     source = {name: x.numpy() for name, x in twin.state_dict().items()}
-    arrays = engine.convert(source, rules, ignored, weights.leaves(module))
-    return weights.fill(module, arrays.__getitem__)
+    return engine.filled(build, source, rules, ignored)
 
 
 def _nchw(images: np.ndarray) -> torch.Tensor:
