@@ -394,12 +394,15 @@ class EvalConfig:
         seed: Seed of that list; the same for every training seed.
         batch_size: Episodes decoded at once; it does not change the result.
         pictures: Episodes drawn in the picture.
+        controls: Whether `evaluate.py` also scores what the result is to be measured against
+            (`training.controls`).
     """
 
     episodes: int = 1000
     seed: int = 321
     batch_size: int = 2
     pictures: int = 6
+    controls: bool = False
 
     def __post_init__(self) -> None:
         """Checks ranges."""

@@ -30,7 +30,7 @@ from prosam_jax.prompt.weight_file import Trained
 from prosam_jax.training import score
 
 # Settings of an evaluation that say nothing about its result.
-SILENT = ("data.root", "data.workers", "eval.batch_size", "eval.pictures")
+SILENT = ("data.root", "data.workers", "eval.batch_size", "eval.controls", "eval.pictures")
 
 
 def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained:

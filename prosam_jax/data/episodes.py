@@ -22,7 +22,7 @@ from prosam_jax.types import Episode
 
 _T = TypeVar("_T")
 
-_TRAIN, _TEST, _ORDER = range(3)  # each purpose has its own stream of bits
+_TRAIN, _TEST, _ORDER, _WRONG = range(4)  # each purpose has its own stream of bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,26 @@ def draw_test(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec
     return _around(query_id, fold, index, _bits(seed, _TEST, index, 1 + shots))
 
 
+def draw_wrong(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
+    """The target of test episode `index`, with references of another class of the fold.
+
+    Class and references are uniform over those possible, whether the target shows that class too
+    or not: who follows the reference misses the right object in either case.
+
+    Raises:
+        ValueError: The fold has images of one class only.
+    """
+    right = draw_test(fold, seed, index, shots)
+    others = [c for c, ids in fold.entries.items() if ids and c != right.class_id]
+    if not others:
+        raise ValueError(
+            f"fold {fold.fold} {fold.split} shows one class only, so there is no reference of a "
+            "wrong class; set eval.controls=False, or choose a longer data.val_list"
+        )
+    bits = _bits(seed, _WRONG, index, 1 + shots)
+    return _references(right.query_id, _choose(bits[0], others), fold, index, bits[1:])
+
+
 def episode_list_digest(specs: Iterable[EpisodeSpec]) -> str:
     """SHA-256 of the lines "index class target references...", the name of a list of episodes."""
     lines = (
@@ -79,8 +99,14 @@ def episode_list_digest(specs: Iterable[EpisodeSpec]) -> str:
 
 def _around(query_id: str, fold: FoldIndex, index: int, bits: list[int]) -> EpisodeSpec:
     class_id = _choose(bits[0], fold.classes_of[query_id])
+    return _references(query_id, class_id, fold, index, bits[1:])
+
+
+def _references(
+    query_id: str, class_id: int, fold: FoldIndex, index: int, bits: list[int]
+) -> EpisodeSpec:
     others = [image_id for image_id in fold.entries[class_id] if image_id != query_id]
-    return EpisodeSpec(index, class_id, query_id, tuple(_choose(b, others) for b in bits[1:]))
+    return EpisodeSpec(index, class_id, query_id, tuple(_choose(b, others) for b in bits))
 
 
 def _choose(bits: int, items: Sequence[_T]) -> _T:
@@ -125,6 +151,7 @@ class EpisodeSource:
         shots: Reference images per episode.
         size: Side in pixels of the square that everything is brought to.
         length: Number of episodes.
+        wrong: Whether the references are followed by as many of a wrong class (`draw_wrong`).
     """
 
     images: Images
@@ -134,6 +161,7 @@ class EpisodeSource:
     shots: int
     size: int
     length: int
+    wrong: bool = False
 
     def __len__(self) -> int:
         return self.length
@@ -145,7 +173,10 @@ class EpisodeSource:
     def __getitem__(self, index: int) -> Episode:
         spec = self.spec(index)
         query_image, query_mask, query_ignore = self._read(spec.query_id, spec.class_id)
-        supports = [self._read(image_id, spec.class_id) for image_id in spec.support_ids]
+        specs = [spec]
+        if self.wrong:
+            specs.append(draw_wrong(self.fold, self.seed, index, self.shots))
+        supports = [self._read(i, marked.class_id) for marked in specs for i in marked.support_ids]
         support_image, support_mask, _ = map(np.stack, zip(*supports, strict=True))
         return Episode(
             support_image=support_image,

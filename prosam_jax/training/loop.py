@@ -26,6 +26,7 @@ FREE = (
     "data.root",
     "data.workers",
     "eval.batch_size",
+    "eval.controls",
     "eval.pictures",
     "train.checkpoint_every",
     "train.eval_every",

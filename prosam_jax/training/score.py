@@ -22,6 +22,7 @@ FREE = (
     "data.val_list",
     "data.workers",
     "eval.batch_size",
+    "eval.controls",
     "eval.episodes",
     "eval.pictures",
     "eval.seed",
