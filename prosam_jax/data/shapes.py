@@ -17,18 +17,18 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
 from prosam_jax.config import DataConfig, check_choice
+from prosam_jax.data.draws import Draws
 from prosam_jax.data.episodes import EpisodeSource, episode_source
 from prosam_jax.data.folds import SPLITS, FoldIndex, base_classes, novel_classes
 from prosam_jax.data.outlines import FORMS, PLAIN, Form, Outline, Window, fill
 
-_T = TypeVar("_T")
 _Colour = tuple[float, float, float]  # red, green and blue in 0-1
 
 PICTURES = {"train": 2000, "test": 500}
@@ -111,7 +111,7 @@ class Shapes:
             ValueError: `image_id` is none.
         """
         fold, split, number = _parts(image_id)
-        draws = _Draws(self.seed, fold, split, number, _CLASSES)
+        draws = Draws(self.seed, fold, split, number, _CLASSES)
         n = 3 + draws.below(4)
         distinct = n - draws.below(2) if n > 3 else n
         n_novel = 1 + draws.below(min(3, distinct - 1)) if SPLITS[split] == "test" else 0
@@ -159,32 +159,6 @@ def _parts(image_id: str) -> tuple[int, int, int]:
     return int(fold), SPLITS.index(split), int(number)
 
 
-class _Draws:
-    """A stream of random numbers, made of raw bits as in `episodes`."""
-
-    def __init__(self, *key: int) -> None:
-        self._bits = np.random.PCG64(np.random.SeedSequence(key))
-
-    def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * (self._bits.random_raw() >> 11) / 2**53
-
-    def below(self, n: int) -> int:
-        return self._bits.random_raw() * n >> 64
-
-    def choose(self, items: Sequence[_T]) -> _T:
-        return items[self.below(len(items))]
-
-    def sample(self, items: Sequence[_T], n: int) -> list[_T]:
-        """`n` different items in random order."""
-        order = np.argsort(self._bits.random_raw(len(items)), kind="stable")
-        return [items[i] for i in order[:n]]
-
-    def noise(self, *shape: int) -> UInt8[np.ndarray, "..."]:
-        """Uniform bytes."""
-        n = math.prod(shape)
-        return self._bits.random_raw(n // 8 + 1).astype("<u8").view(np.uint8)[:n].reshape(shape)
-
-
 @functools.lru_cache(maxsize=64)
 def _render(
     seed: int, size: int, image_id: str
@@ -209,9 +183,9 @@ def scene(
     Returns:
         The picture, RGB, and which object each pixel shows: 1 for the lowest, 0 for none.
     """
-    posed = _layout(_Draws(*key, _LAYOUT), [kind.form for kind in kinds])
+    posed = _layout(Draws(*key, _LAYOUT), [kind.form for kind in kinds])
     surfaces = [kind.surface for kind in kinds]
-    image = _painted(_Draws(*key, _COLOURS), posed, surfaces, size)
+    image = _painted(Draws(*key, _COLOURS), posed, surfaces, size)
     objects = np.zeros((size, size), np.uint8)
     for number, form in enumerate(posed, 1):
         window, inside = fill(form, size)
@@ -219,7 +193,7 @@ def scene(
     return image, objects
 
 
-def _layout(draws: _Draws, forms: Sequence[Form]) -> list[Form]:
+def _layout(draws: Draws, forms: Sequence[Form]) -> list[Form]:
     """Poses objects one on top of the other, each anew until all those so far show enough."""
     posed, needed, owner = [], [], np.zeros((_GRID, _GRID), np.uint8)
     for number, unposed in enumerate(forms, 1):
@@ -239,7 +213,7 @@ def _layout(draws: _Draws, forms: Sequence[Form]) -> list[Form]:
     return posed
 
 
-def _posed(draws: _Draws, form: Form, area: float) -> Form:
+def _posed(draws: Draws, form: Form, area: float) -> Form:
     """Mirrors, shears, stretches, turns and bends a form, and puts it somewhere."""
     turn, shear = draws.uniform(0, 2 * math.pi), draws.uniform(-0.2, 0.2)
     stretch = math.exp(draws.uniform(-0.15, 0.15)) * draws.choose((-1, 1))
@@ -257,7 +231,7 @@ def _posed(draws: _Draws, form: Form, area: float) -> Form:
 
 
 def _painted(
-    draws: _Draws, forms: Sequence[Form], surfaces: Sequence[Surface], size: int
+    draws: Draws, forms: Sequence[Form], surfaces: Sequence[Surface], size: int
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Paints background, clutter and objects at twice the size, lights them and shrinks them."""
     side = 2 * size
@@ -289,18 +263,18 @@ def _painted(
     return np.stack(tuple(np.clip(small + grain, 0, 255).astype(np.uint8)), axis=-1)
 
 
-def _any_surface(draws: _Draws) -> Surface:
+def _any_surface(draws: Draws) -> Surface:
     hue, other = draws.uniform(0, 1), draws.uniform(0, 1)
     return Surface(draws.choose(PATTERNS), hue, other, draws.uniform(0.04, 0.11))
 
 
 def _colour(
-    draws: _Draws, hue: float, saturation: tuple[float, float], value: tuple[float, float]
+    draws: Draws, hue: float, saturation: tuple[float, float], value: tuple[float, float]
 ) -> _Colour:
     return colorsys.hsv_to_rgb(hue % 1, draws.uniform(*saturation), draws.uniform(*value))
 
 
-def _toned(draws: _Draws, colour: _Colour, hue: float, contrast: float) -> _Colour:
+def _toned(draws: Draws, colour: _Colour, hue: float, contrast: float) -> _Colour:
     """A darker tone of a bright colour, or a brighter one of a dark colour."""
     signed = contrast if sum(colour) < 1.5 else -contrast
     change = _colour(draws, hue, saturation=(0, 0.7), value=(0.7, 1))
@@ -308,9 +282,7 @@ def _toned(draws: _Draws, colour: _Colour, hue: float, contrast: float) -> _Colo
     return r, g, b
 
 
-def _pattern(
-    draws: _Draws, surface: Surface, window: Window, side: int
-) -> Float[np.ndarray, "h w"]:
+def _pattern(draws: Draws, surface: Surface, window: Window, side: int) -> Float[np.ndarray, "h w"]:
     """Which of a piece's two tones a window of the canvas has: 0 for the first, 1 for the other."""
     turn, period = draws.uniform(0, 2 * math.pi), side * surface.period * draws.uniform(0.8, 1.25)
     cells = draws.noise(16, 16)
@@ -332,7 +304,7 @@ def _pattern(
     return np.zeros_like(u)
 
 
-def _light(draws: _Draws, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+def _light(draws: Draws, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     """Brightness that falls off away from the light, with the shadows of upper pieces on lower."""
     side, turn = len(owner), draws.uniform(0, 2 * math.pi)
     dy, dx = math.sin(turn), math.cos(turn)
@@ -345,7 +317,7 @@ def _light(draws: _Draws, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, 
     return light * np.where(above > owner, np.float32(0.6), np.float32(1))
 
 
-def _line(draws: _Draws) -> Form:
+def _line(draws: Draws) -> Form:
     """A bent line."""
     a, b, c = (np.array([[draws.uniform(0, 1), draws.uniform(0, 1)]]) for _ in range(3))
     t = np.linspace(0, 1, 15)[:, None]
