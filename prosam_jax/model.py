@@ -29,6 +29,7 @@ class ProSAM(nnx.Module):
             cfg.prompt, cfg.distribution, backbone.merged_channels, rngs=rngs
         )
         self.distribution = cfg.distribution
+        self.downsample = cfg.data.downsample
 
     def encode(self, episode: Episode) -> Features:
         """Runs the frozen networks.
@@ -40,10 +41,8 @@ class ProSAM(nnx.Module):
         b, s, h, w, _ = episode.support_image.shape
         support = resize.normalize(episode.support_image.reshape(b * s, h, w, 3))
         query_taps = backbone.query_taps(self.backbone, query)
-        mask = resize.nearest(
-            episode.support_mask.reshape(b * s, h, w, 1).astype(jnp.float32),
-            query_taps.merged.shape[1:3],
-        )[..., 0]
+        marked = episode.support_mask.reshape(b * s, h, w).astype(jnp.float32)
+        mask = _shrunk(marked, query_taps.merged.shape[1:3], self.downsample)
         return Features(
             image_embeddings=self.sam.encode_image(
                 resize.bilinear(query, self.sam.cfg.image_size, align_corners=True)
@@ -80,10 +79,13 @@ class ProSAM(nnx.Module):
 
     def predict(self, episode: Episode) -> Float[Array, "b h w"]:
         """Logits of the target masks from the mean prompts alone, the paper's inference."""
-        features = self.encode(episode)
-        mean = self.posterior(features).mean
         _, h, w, _ = episode.query_image.shape
-        return self.decode(features.image_embeddings, mean, (h, w))
+        return self.segment(self.encode(episode), (h, w))
+
+    def segment(self, features: Features, size: tuple[int, int]) -> Float[Array, "b h w"]:
+        """`predict` for features that are there already."""
+        mean = self.posterior(features).mean
+        return self.decode(features.image_embeddings, mean, size)
 
     def objective(
         self, features: Features, target: Bool[Array, "b h w"], key: PRNGKeyArray
@@ -134,6 +136,14 @@ class ProSAM(nnx.Module):
             posterior.mean, sigma
         )
         return value - cfg.entropy_weight * posterior.log_scale.mean(), aux
+
+
+def _shrunk(
+    marked: Float[Array, "r H W"], size: tuple[int, int], rule: str
+) -> Float[Array, "r h w"]:
+    if rule == "coverage":
+        return resize.coverage(marked, size)
+    return resize.nearest(marked[..., None], size)[..., 0]
 
 
 def _scale_statistics(mean: Array, sigma: Array) -> dict[str, Array]:
