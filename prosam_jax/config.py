@@ -54,7 +54,8 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
-def _packaged(kind: str, name: str) -> str:
+def packaged(kind: str, name: str) -> str:
+    """The weight file of a network that comes with the package."""
     return str(pathlib.Path(__file__).parent / "pretrained" / f"{kind}_{name}.safetensors")
 
 
@@ -209,7 +210,7 @@ class SAMSettings:
     def weight_file(self) -> str:
         """The file that `weights` stands for."""
         if self.weights == PACKAGED:
-            return _packaged("sam", self.model)
+            return packaged("sam", self.model)
         return self.weights.replace("{model}", self.model)
 
     def architecture(self) -> SAMConfig:
@@ -243,7 +244,7 @@ class BackboneConfig:
     def weight_file(self) -> str:
         """The file that `weights` stands for."""
         if self.weights == PACKAGED:
-            return _packaged("backbone", self.name)
+            return packaged("backbone", self.name)
         return self.weights.replace("{name}", self.name)
 
 

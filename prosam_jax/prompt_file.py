@@ -23,7 +23,7 @@ from flax import nnx
 import prosam_jax
 from prosam_jax import backbone, hub, weights
 from prosam_jax.checkpoint import Checkpoints
-from prosam_jax.config import RANDOM, Config, changed, read_config, replaced
+from prosam_jax.config import PACKAGED, RANDOM, Config, changed, read_config, replaced
 from prosam_jax.prompt import weight_file
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.prompt.weight_file import Trained
@@ -71,9 +71,9 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
 
 def _without_paths(cfg: Config) -> Config:
     default, paths = Config(), {"data.root": "", "prompt.weights": ""}
-    if cfg.sam.weights != RANDOM:
+    if cfg.sam.weights not in (RANDOM, PACKAGED):
         paths["sam.weights"] = default.sam.weights
-    if cfg.backbone.weights != RANDOM:
+    if cfg.backbone.weights not in (RANDOM, PACKAGED):
         paths["backbone.weights"] = default.backbone.weights
     return replaced(cfg, paths)
 

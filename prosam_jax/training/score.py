@@ -80,14 +80,19 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> evaluation.Res
         ValueError: There is no such checkpoint, or settings and files do not fit.
     """
     cfg = replaced(cfg, {"prompt.weights": ""})  # where the run began no longer matters
+    source = evaluation.test_episodes(cfg)
+    parts, at = restored(cfg, workdir, checkpoint)
+    return _score(cfg, workdir, source, parts, at, f"step {at} of {workdir}")
+
+
+def restored(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> tuple[step.Parts, int]:
+    """The model of a checkpoint, as `score` takes it, and the step; ValueError as there."""
     trained_on = weight_file.read_frozen(workdir)
     weight_file.check_frozen(workdir, trained_on, weight_file.frozen_weights(cfg))
-    source = evaluation.test_episodes(cfg)
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         at = find_step(checkpoints, checkpoint, workdir)
         parts = step.split(model.build(cfg))
-        parts = parts._replace(params=restore_params(checkpoints, at, cfg, parts.params))
-    return _score(cfg, workdir, source, parts, at, f"step {at} of {workdir}")
+        return parts._replace(params=restore_params(checkpoints, at, cfg, parts.params)), at
 
 
 def score_file(cfg: Config, workdir: pathlib.Path) -> evaluation.Result:
