@@ -1,5 +1,6 @@
 """What the scripts share: flags, settings by name, and errors of one line."""
 
+import functools
 import itertools
 import pathlib
 import re
@@ -16,15 +17,16 @@ from prosam_jax.config import check_setting
 DEFAULT_CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "pascal.py"
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Parses the command line and runs `main`.
+def run(main: Callable[[], None], config: pathlib.Path = DEFAULT_CONFIG) -> NoReturn:
+    """Parses the command line and runs `main`; `config` is taken where --config is not given.
 
     What a user can mend (ValueError, FloatingPointError, OSError, a bad flag) ends as one line
     on stderr and exit status 1.
     """
     # Orbax warns at every checkpoint without a metric, of which there are many on purpose.
     logging.set_verbosity(logging.ERROR)
-    app.run(_guarded(lambda argv: main()), flags_parser=_guarded(_parse))
+    parse = functools.partial(_parse, config)
+    app.run(_guarded(lambda argv: main()), flags_parser=_guarded(parse))
     sys.exit()  # not reached: app.run exits
 
 
@@ -44,7 +46,7 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(recipe: pathlib.Path, argv: Sequence[str]) -> list[str]:
     config = [value for flag, value in itertools.pairwise(argv) if flag in ("--config", "-config")]
     for argument in argv[1:]:
         if setting := re.match(r"--?(?:no)?config\.([\w.]+)", argument):
@@ -55,7 +57,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         if not pathlib.Path(path).is_file():
             known = ", ".join(map(str, sorted(pathlib.Path("configs").glob("*.py")))) or "none here"
             raise ValueError(f"--config={path}: there is no such file; configs: {known}")
-    default = [] if config else [f"--config={DEFAULT_CONFIG}"]
+    default = [] if config else [f"--config={recipe}"]
     name, *surplus = flags.FLAGS([argv[0], *default, *argv[1:]])
     if surplus:
         raise ValueError(

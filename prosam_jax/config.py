@@ -378,7 +378,8 @@ class TrainConfig:
         restart_epochs: Epochs from one warm restart to the next.
         log_every: Steps between two lines of the log.
         checkpoint_every: Steps between two checkpoints.
-        eval_every: Steps between two validations, 0 for once an epoch and at the end.
+        eval_every: Steps between two validations, 0 for once an epoch, and at the end; -1 for
+            none at all, which chooses no checkpoint by its score on the test list.
     """
 
     epochs: int = 100
@@ -395,8 +396,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Checks names and ranges."""
         check_choice("train.schedule", self.schedule, SCHEDULES)
-        for name in ("steps", "eval_every"):
-            check_at_least(f"train.{name}", getattr(self, name), 0)
+        check_at_least("train.steps", self.steps, 0)
+        check_at_least("train.eval_every", self.eval_every, -1)
         for name in ("epochs", "batch_size", "restart_epochs", "log_every", "checkpoint_every"):
             check_at_least(f"train.{name}", getattr(self, name), 1)
         check_at_least("train.learning_rate", self.learning_rate, 0)

@@ -96,7 +96,15 @@ def sampled_logits(
     samples: int,
     key: PRNGKeyArray,
 ) -> Float[Array, "k b h w"]:
-    """Masks of K prompts drawn from the posterior.
+    """Logits of the masks of K prompts drawn from the posterior (`sampled_prompts`)."""
+    prompts = sampled_prompts(model, posterior, samples, key)
+    return jax.vmap(lambda p: model.decode(targets.image_embeddings, p, size))(prompts)
+
+
+def sampled_prompts(
+    model: ProSAM, posterior: Posterior, samples: int, key: PRNGKeyArray
+) -> Float[Array, "k b q c"]:
+    """K prompts for each target.
 
     The noise is the same for every target, so that no result depends on the others of its batch.
 
@@ -111,8 +119,7 @@ def sampled_logits(
         )
 
     each = jax.tree.map(lambda x: x[:, None], posterior)
-    prompts = jax.vmap(draw, out_axes=1)(each)[:, :, 0]
-    return jax.vmap(lambda p: model.decode(targets.image_embeddings, p, size))(prompts)
+    return jax.vmap(draw, out_axes=1)(each)[:, :, 0]
 
 
 def disagreement(logits: Float[Array, "k b h w"]) -> Float[Array, "b h w"]:

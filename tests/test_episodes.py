@@ -9,7 +9,13 @@ import pytest
 from PIL import Image
 
 from prosam_jax.data import episodes
-from prosam_jax.data.episodes import EpisodeSource, draw_test, draw_train, episode_list_digest
+from prosam_jax.data.episodes import (
+    EpisodeSource,
+    draw_test,
+    draw_train,
+    draw_wrong,
+    episode_list_digest,
+)
 from prosam_jax.data.folds import FoldIndex, fold_index
 
 PINNED = {  # digests of 1000 episodes; another one means new results for the same seed
@@ -85,6 +91,23 @@ def test_classes_and_references_are_uniform():
     assert abs(repeating - 7 / 9) < 4 * (14 / 81 / len(references)) ** 0.5
 
 
+@pytest.mark.parametrize("shots", [1, 5])
+def test_wrong_references_are_of_another_class(shots):
+    fold = _fold()
+    seen = collections.Counter()
+    for i in range(400):
+        right, wrong = draw_test(fold, 321, i, shots), draw_wrong(fold, 321, i, shots)
+        assert (wrong.index, wrong.query_id) == (i, right.query_id)
+        assert wrong.class_id != right.class_id
+        assert len(wrong.support_ids) == shots
+        assert set(wrong.support_ids) <= set(fold.entries[wrong.class_id]) - {right.query_id}
+        seen[right.class_id, wrong.class_id] += 1
+    assert len(seen) == 20  # five classes, each with the four others
+    one_class = FoldIndex(0, "test", {1: ("a", "b", "c"), 2: (), 3: (), 4: (), 5: ()})
+    with pytest.raises(ValueError, match=r"fold 0 test shows one class only.*eval\.controls"):
+        draw_wrong(one_class, 321, 0, 1)
+
+
 def test_digest_knows_every_part_of_an_episode():
     spec = episodes.EpisodeSpec(0, 2, "a", ("b", "c"))
     others = [
@@ -137,6 +160,21 @@ def test_source_reads_the_images_of_its_episodes(shots):
     assert [x.dtype.name for x in source[0]] == [
         *("uint8", "bool", "uint8", "bool", "bool", "int32", "int32", "bool")
     ]
+
+
+def test_source_appends_wrong_references():
+    plain = _source(2)
+    source = dataclasses.replace(plain, wrong=True)
+    for i in range(len(source)):
+        right, both = plain[i], source[i]
+        ids = draw_wrong(source.fold, 321, i, 2).support_ids
+        assert both.support_image[2:, 0, 0, 0].tolist() == [int(image_id) for image_id in ids]
+        assert both.support_mask[2:].any((1, 2)).all()
+        halved = both._replace(
+            support_image=both.support_image[:2], support_mask=both.support_mask[:2]
+        )
+        for x, y in zip(halved, right, strict=True):
+            np.testing.assert_array_equal(x, y)
 
 
 class _Lost(_Painted):

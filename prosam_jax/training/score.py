@@ -1,19 +1,21 @@
 """Scoring trained parameters, what `evaluate.py` does."""
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
+from jax.sharding import Mesh
 
-from prosam_jax import model
+from prosam_jax import equations, model
 from prosam_jax.checkpoint import Checkpoints
 from prosam_jax.config import Config, changed, replaced
 from prosam_jax.data.benchmark import describe
 from prosam_jax.data.episodes import EpisodeSource
 from prosam_jax.prompt import weight_file
-from prosam_jax.training import evaluation, report, sharding, state, step
+from prosam_jax.training import controls, evaluation, report, sharding, state, step
 
 # What may differ from the run's own settings without making its parameters mean something else.
 FREE = (
@@ -31,6 +33,8 @@ FREE = (
     "eval.seed",
     "sam.dtype",
 )
+SAMPLES = 8
+"""Prompts drawn for a map of uncertainty."""
 # What else may, where nobody knows what the parameters were trained on.
 BENCHMARK = ("data.name", "data.fold", "data.image_size", "data.train_list")
 
@@ -150,9 +154,13 @@ def _score(
         describe(cfg.data, source),
     ):
         print(line, flush=True)
+    predict = step.make_predict_step(parts.graph)
+    if cfg.eval.controls:
+        predict = _with_controls(cfg, parts, mesh)
+        source = dataclasses.replace(source, wrong=True)
     with report.counting("evaluating", len(source)) as count:
         result = evaluation.evaluate(
-            step.make_predict_step(parts.graph),
+            predict,
             params,
             frozen,
             source,
@@ -162,6 +170,8 @@ def _score(
             examples=cfg.eval.pictures,
             on_batch=count,
         )
+    if cfg.eval.controls:
+        result = controls.chosen(result)
     report.print_scores(result)
     workdir.mkdir(parents=True, exist_ok=True)
     report.write_results(workdir / "results.json", result, cfg, at)
@@ -170,3 +180,10 @@ def _score(
         report.draw_examples(workdir / "examples.png", result.examples)
         print(f"wrote {workdir / 'examples.png'}")
     return result
+
+
+def _with_controls(cfg: Config, parts: step.Parts, mesh: Mesh) -> controls.Predict:
+    channels = nnx.merge(*parts).backbone.merged_channels
+    fresh = sharding.replicate(controls.untrained(cfg, channels), mesh)
+    sampled = cfg.eval.pictures and cfg.distribution.name in equations.SAMPLERS
+    return controls.make_step(parts.graph, fresh, samples=SAMPLES if sampled else 0)
