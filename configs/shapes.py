@@ -1,8 +1,8 @@
-"""The demo: Shapes-5i, generated pictures, with the small frozen networks of this package.
+"""Shapes-5i, generated pictures, with the small frozen networks of this package.
 
-    python train.py --config configs/shapes.py --workdir=runs/demo
+    python train.py --config configs/shapes.py --workdir=runs/shapes
 
-A few minutes on two CPU cores.
+`demo.py` takes its settings from here, too. A few minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict

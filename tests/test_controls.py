@@ -88,9 +88,9 @@ def test_the_baselines_use_the_prior_alone(compiled):
     features = built.encode(_plain(episode))
     likeness = np.asarray(controls.prior(built, features, (64, 64)))
     for i, threshold in ((0, 0.02), (30, 0.62), (48, 0.98)):
-        assert controls.THRESHOLDS[i] == np.float32(threshold)
+        assert controls.THRESHOLDS[i] == threshold
         areas = found.controls[f"cosine prior above {threshold:.2f}"]
-        cut = likeness > controls.THRESHOLDS[i]
+        cut = likeness > np.float32(threshold)
         inside = (cut & episode.query_mask).sum((1, 2))
         np.testing.assert_allclose(areas.intersection[:, 1], inside, atol=2)
     np.testing.assert_array_equal(
@@ -112,7 +112,7 @@ def test_the_prior_is_cut_where_its_score_is_best():
     given = {name: scores(0.1) for name in NAMES}
     result = evaluation.Result(scores(0.5), {}, 1, "", 0.0, [], 1, 0, swept | given)
     chosen = controls.chosen(result)
-    assert chosen.prior_threshold == np.float32(0.44)
+    assert chosen.prior_threshold == 0.44
     assert chosen.controls[controls.PRIOR].miou == pytest.approx(1)
     assert list(chosen.controls) == list(controls.MEANING)
     assert chosen.scores == result.scores

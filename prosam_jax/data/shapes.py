@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,7 @@ _AREAS = 0.026, 0.085  # share of the picture that an object covers before other
 _HUES = 0.06  # how far an object's hues lie from its class's at most
 _VISIBLE = 0.6  # least share of an object that is neither covered nor outside the picture
 _GRID = 96  # side of the raster on which layouts are judged, whatever size is rendered
+_KEPT = 2**28  # bytes of pictures that a process keeps: all of a fold at 128 pixels a side
 _CLASSES, _LAYOUT, _COLOURS = range(3)  # each purpose has its own stream of bits
 _ID = re.compile(r"f([0-3])-(train|test)-(\d{6})")
 
@@ -98,11 +99,11 @@ class Shapes:
 
     def image(self, image_id: str) -> Image.Image:
         """The picture, RGB."""
-        return Image.fromarray(_render(self.seed, self.size, image_id)[0])
+        return Image.fromarray(_renderer(self.size)(self.seed, image_id)[0])
 
     def labels(self, image_id: str) -> UInt8[np.ndarray, "{self.size} {self.size}"]:
         """Its class numbers, 0 for background, read-only."""
-        return _render(self.seed, self.size, image_id)[1]
+        return _renderer(self.size)(self.seed, image_id)[1]
 
     def objects(self, image_id: str) -> tuple[int, ...]:
         """The class of each object from the lowest to the topmost, known without rendering.
@@ -125,6 +126,7 @@ class Shapes:
         return CLASS_NAMES[class_id - 1]
 
 
+@functools.cache
 def shapes_index(fold: int, split: str) -> FoldIndex:
     """Which picture of a fold 0-3 shows which classes of the split; nothing is rendered."""
     check_choice("split", split, SPLITS)
@@ -159,15 +161,21 @@ def _parts(image_id: str) -> tuple[int, int, int]:
     return int(fold), SPLITS.index(split), int(number)
 
 
-@functools.lru_cache(maxsize=64)
-def _render(
-    seed: int, size: int, image_id: str
-) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
-    classes = Shapes(size, seed).objects(image_id)
-    image, objects = scene((seed, *_parts(image_id)), [KINDS[c - 1] for c in classes], size)
-    labels = np.array((0, *classes), np.uint8)[objects]
-    labels.flags.writeable = False  # the cache hands it out again
-    return image, labels
+@functools.cache
+def _renderer(size: int) -> Callable[[int, str], tuple[np.ndarray, np.ndarray]]:
+    """Renders pictures of one size and keeps the latest of them."""
+
+    @functools.lru_cache(maxsize=_KEPT // (4 * size**2))
+    def render(
+        seed: int, image_id: str
+    ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
+        classes = Shapes(size, seed).objects(image_id)
+        image, objects = scene((seed, *_parts(image_id)), [KINDS[c - 1] for c in classes], size)
+        labels = np.array((0, *classes), np.uint8)[objects]
+        labels.flags.writeable = False  # the cache hands it out again
+        return image, labels
+
+    return render
 
 
 def scene(

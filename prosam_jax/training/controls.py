@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -43,7 +42,7 @@ MEANING = {
 
 Predict = Callable[[nnx.State, nnx.State, Episode], step.Prediction]
 
-THRESHOLDS = np.linspace(0.02, 0.98, 49, dtype=np.float32)
+THRESHOLDS = tuple(round(0.02 * i, 2) for i in range(1, 50))
 """Where the prior is cut. The best one is chosen on the test list: an upper bound."""
 
 
@@ -93,7 +92,7 @@ def make_step(graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0) -> Pre
         masks[CLICK] = model.decode(embeddings, _click(model, likeness), size) >= 0
         masks[EVERYTHING] = jnp.ones_like(target)
         areas = {name: metrics.areas(mask, target, ignore) for name, mask in masks.items()}
-        cut = jax.vmap(lambda t: metrics.areas(likeness > t, target, ignore))(THRESHOLDS)
+        cut = jax.vmap(lambda t: metrics.areas(likeness > t, target, ignore))(jnp.array(THRESHOLDS))
         areas |= {_above(t): metrics.Areas(*(x[i] for x in cut)) for i, t in enumerate(THRESHOLDS)}
         return step.Prediction(
             areas=areas.pop(RESULT),
@@ -148,7 +147,7 @@ def _above(threshold: float) -> str:
 def chosen(result: Result) -> Result:
     """The result with the prior at its best threshold alone, in the order of `MEANING`."""
     scores = result.controls
-    threshold = max(THRESHOLDS.tolist(), key=lambda t: scores[_above(t)].miou)
+    threshold = max(THRESHOLDS, key=lambda t: scores[_above(t)].miou)
     scores = scores | {PRIOR: scores[_above(threshold)]}
     named = {name: scores[name] for name in MEANING}
     return dataclasses.replace(result, controls=named, prior_threshold=threshold)

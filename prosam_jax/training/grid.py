@@ -43,8 +43,8 @@ def runs(base: Config, workdir: pathlib.Path, seeds: int) -> list[Run]:
             },
         )
         for seed in range(base.seed, base.seed + seeds)
+        for fold in FOLDS  # its pictures stay in memory
         for annotation in ANNOTATIONS
-        for fold in FOLDS
         for method in METHODS
     ]
 
