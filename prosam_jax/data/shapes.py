@@ -168,7 +168,7 @@ def _renderer(size: int) -> Callable[[int, str], tuple[np.ndarray, np.ndarray]]:
     @functools.lru_cache(maxsize=_KEPT // (4 * size**2))
     def render(
         seed: int, image_id: str
-    ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
+    ) -> tuple[UInt8[np.ndarray, "n n 3"], UInt8[np.ndarray, "n n"]]:
         classes = Shapes(size, seed).objects(image_id)
         image, objects = scene((seed, *_parts(image_id)), [KINDS[c - 1] for c in classes], size)
         labels = np.array((0, *classes), np.uint8)[objects]

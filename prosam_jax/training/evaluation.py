@@ -1,5 +1,6 @@
 """The one evaluation, for validation in training and for `evaluate.py`."""
 
+import collections
 import contextlib
 import dataclasses
 import operator
@@ -90,7 +91,7 @@ def evaluate(
     """Scores the mean prompts on every episode of `source`.
 
     Args:
-        predict: Compiled by `step.make_predict_step`.
+        predict: Compiled by `step.make_predict_step` or `controls.make_step`.
         params: The prompt encoder's parameters.
         frozen: SAM and the backbone.
         source: The fixed list of episodes.
@@ -101,17 +102,15 @@ def evaluate(
         on_batch: Called with the number of episodes done so far.
     """
     start = time.monotonic()
-    iou, kept, done, references, cueless = IoU(), [], 0, 0, 0
-    others: dict[str, IoU] = {}
+    kept, done, references, cueless = [], 0, 0, 0
+    ious: dict[str, IoU] = collections.defaultdict(IoU)
     batch_size = -(-batch_size // mesh.size) * mesh.size
     with contextlib.closing(make_loader(source, batch_size=batch_size, workers=workers)) as loader:
         for episode in loader:
             found = jax.device_get(predict(params, frozen, split_batch(episode, mesh)))
             valid = episode.valid
-            iou.add(Areas(*(x[valid] for x in found.areas)), episode.class_id[valid])
-            for name, areas in found.controls.items():
-                other = others.setdefault(name, IoU())
-                other.add(Areas(*(x[valid] for x in areas)), episode.class_id[valid])
+            for name, areas in {"": found.areas, **found.controls}.items():
+                ious[name].add(Areas(*(x[valid] for x in areas)), episode.class_id[valid])
             done += int(valid.sum())
             references += found.cueless[valid].size
             cueless += int(found.cueless[valid].sum())
@@ -125,8 +124,9 @@ def evaluate(
             on_batch(done)
     digest = episode_list_digest(source.spec(i) for i in range(len(source)))
     classes = {c: source.images.class_name(c) for c in source.fold.classes}
+    scores = {name: iou.scores() for name, iou in ious.items()}
     return Result(
-        scores=iou.scores(),
+        scores=scores.pop(""),
         classes=classes,
         episodes=done,
         digest=digest,
@@ -134,5 +134,5 @@ def evaluate(
         examples=kept,
         references=references,
         cueless=cueless,
-        controls={name: other.scores() for name, other in others.items()},
+        controls=scores,
     )

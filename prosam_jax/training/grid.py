@@ -18,6 +18,7 @@ from multiprocessing import connection
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from prosam_jax.config import ANNOTATIONS, Config
 from prosam_jax.training import comparison, controls, loop, report
@@ -132,6 +133,7 @@ def _work(
     """One process: takes run after run until none is left or a signal comes."""
     if cores:
         os.sched_setaffinity(0, cores)
+    logging.set_verbosity(logging.ERROR)  # as `cli.run` does
     comparison.share_compiled(compiled)
     with contextlib.suppress(loop.Stopped, KeyboardInterrupt):
         while (run := _next(todo, counter)) is not None:
