@@ -1,13 +1,16 @@
-# Both targets set up .venv themselves; they need Python 3.11 or newer and nothing else.
+# All targets set up .venv themselves; they need Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
 
-.PHONY: demo test lint
+.PHONY: demo demo-full test lint
 
 demo: .venv/runtime
-	$(BIN)/python train.py --config configs/shapes.py --workdir=$(DEMO)
-	$(BIN)/python evaluate.py --workdir=$(DEMO)
+	$(BIN)/python demo.py --workdir=$(DEMO) $(ARGS)
+
+# Hours. ARGS="--jobs=2" does two runs at a time, each on half of the cores.
+demo-full: .venv/runtime
+	$(BIN)/python demo.py --full $(ARGS)
 
 test: .venv/workflow
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)

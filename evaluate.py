@@ -5,7 +5,9 @@
 
 The first form scores a checkpoint of a run, the second a file that `python -m
 prosam_jax.prompt_file` exported or fetched. Settings are those of the training; the command line
-changes some of them. Writes `results.json` and `examples.png` into the workdir.
+changes some of them. Writes `results.json` and `examples.png` into the workdir. With
+`--config.eval.controls=True` it also scores what the result is to be measured against: no prompt,
+an untrained prompt encoder, a reference of a wrong class, and three simpler methods.
 """
 
 import pathlib

@@ -1,9 +1,8 @@
-"""The demo: Shapes-5i, generated pictures, with small frozen networks at random.
+"""Shapes-5i, generated pictures, with the small frozen networks of this package.
 
-    python train.py --config configs/shapes.py --workdir=runs/demo
+    python train.py --config configs/shapes.py --workdir=runs/shapes
 
-A few minutes on two CPU cores. Frozen networks that never learnt to see cannot show what ProSAM
-can do; the recipe shows that the whole path works, from pictures to scores.
+`demo.py` takes its settings from here, too. A few minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -16,11 +15,11 @@ def get_config() -> ConfigDict:
     config = pascal.get_config()
     config.data.name = "shapes"
     config.data.image_size = 128
-    config.sam.model = "tiny"
-    config.sam.weights = "random"
-    config.sam.image_size = 128
-    config.backbone.name = "tiny"
-    config.backbone.weights = "random"
+    config.sam.model = "shapes"
+    config.sam.weights = "packaged"
+    config.backbone.name = "shapes"
+    config.backbone.weights = "packaged"
+    config.prompt.dim = 96
     config.distribution.samples = 4
     config.train.steps = 300
     config.train.batch_size = 4

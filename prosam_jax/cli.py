@@ -17,15 +17,22 @@ from prosam_jax.config import check_setting
 DEFAULT_CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "pascal.py"
 
 
-def run(main: Callable[[], None], *, command: str | None = None) -> NoReturn:
-    """Parses the command line, which must name the command if there is one, and runs `main`.
+def run(
+    main: Callable[[], None],
+    config: pathlib.Path = DEFAULT_CONFIG,
+    *,
+    command: str | None = None,
+) -> NoReturn:
+    """Parses the command line and runs `main`.
+
+    `config` is taken where --config is not given; `command`, if there is one, must be named first.
 
     What a user can mend (ValueError, FloatingPointError, OSError, a bad flag) ends as one line
     on stderr and exit status 1.
     """
     # Orbax warns at every checkpoint without a metric, of which there are many on purpose.
     logging.set_verbosity(logging.ERROR)
-    parse = functools.partial(_parse, command)
+    parse = functools.partial(_parse, config, command)
     app.run(_guarded(lambda argv: main()), flags_parser=_guarded(parse))
     sys.exit()  # not reached: app.run exits
 
@@ -46,7 +53,7 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def _parse(command: str | None, argv: Sequence[str]) -> list[str]:
+def _parse(recipe: pathlib.Path, command: str | None, argv: Sequence[str]) -> list[str]:
     config = [value for flag, value in itertools.pairwise(argv) if flag in ("--config", "-config")]
     for argument in argv[1:]:
         if setting := re.match(r"--?(?:no)?config\.([\w.]+)", argument):
@@ -57,7 +64,7 @@ def _parse(command: str | None, argv: Sequence[str]) -> list[str]:
         if not pathlib.Path(path).is_file():
             known = ", ".join(map(str, sorted(pathlib.Path("configs").glob("*.py")))) or "none here"
             raise ValueError(f"--config={path}: there is no such file; configs: {known}")
-    default = [] if config else [f"--config={DEFAULT_CONFIG}"]
+    default = [] if config else [f"--config={recipe}"]
     name, *surplus = flags.FLAGS([argv[0], *default, *argv[1:]])
     if command is not None:
         if surplus[:1] != [command]:

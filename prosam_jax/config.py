@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-SAM_MODELS = ("vit_b", "vit_l", "vit_h", "tiny")
+SAM_MODELS = ("vit_b", "vit_l", "vit_h", "shapes", "tiny")
 BACKBONES = (
     "resnet50",
     "resnet101",
@@ -20,6 +20,7 @@ BACKBONES = (
     "dinov2_vits14",
     "dinov2_vitb14",
     "efficientnet_lite0",
+    "shapes",
     "tiny",
 )
 DISTRIBUTIONS = ("vrp", "vrp_2linear", "gaussian", "student_t", "t3vae")
@@ -34,6 +35,7 @@ SCHEDULES = ("warm_restarts", "cosine")
 DTYPES = ("float32", "bfloat16")
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
 RANDOM = "random"
+PACKAGED = "packaged"
 
 
 def check_choice(setting: str, value: object, known: tuple[str, ...]) -> None:
@@ -54,6 +56,19 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     if near:
         return f"; nearest: {', '.join(near)}"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def packaged(kind: str, name: str) -> str:
+    """The weight file of a network that comes with the package."""
+    return str(pathlib.Path(__file__).parent / "pretrained" / f"{kind}_{name}.safetensors")
+
+
+def _check_packaged(setting: str, value: str, owner: str, name: str) -> None:
+    if value == PACKAGED and name != "shapes":
+        raise ValueError(
+            f"{setting}={PACKAGED} needs {owner}=shapes, not {name}: no other weights come with "
+            "the package"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +146,25 @@ class SAMConfig:
         return cls(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31))
 
     @classmethod
+    def shapes(cls) -> Self:
+        """The small one for pictures as in Shapes-5i, whose weights come with the package."""
+        return cls(
+            image_size=(128, 128),
+            patch_size=8,
+            embed_dim=96,
+            depth=5,
+            num_heads=3,
+            mlp_ratio=3.0,
+            window_size=8,
+            global_attn_indexes=(2, 4),
+            prompt_embed_dim=96,
+            mask_in_chans=8,
+            decoder_num_heads=4,
+            decoder_mlp_dim=160,
+            iou_head_hidden_dim=64,
+        )
+
+    @classmethod
     def tiny(cls) -> Self:
         """A few layers for tests and trials; nobody publishes weights of this size."""
         return cls(
@@ -157,7 +191,8 @@ class SAMSettings:
     Attributes:
         model: One of `SAM_MODELS`.
         weights: A `.safetensors` file of `convert/sam_to_flax.py` (`{model}` stands for the
-            model's name), or "random".
+            model's name), "packaged" for the file that comes with the package (model "shapes"
+            only), or "random".
         image_size: Side in pixels of the square that target images are brought to; 0 for the
             model's own. Published weights know 1024 only.
         dtype: Type of SAM's activations.
@@ -174,9 +209,12 @@ class SAMSettings:
         check_choice("sam.dtype", self.dtype, DTYPES)
         if self.image_size < 0 or self.image_size % 16:
             raise ValueError(f"sam.image_size={self.image_size} must be 0 or a multiple of 16")
+        _check_packaged("sam.weights", self.weights, "sam.model", self.model)
 
     def weight_file(self) -> str:
-        """`weights` with the model's name filled in."""
+        """The file that `weights` stands for."""
+        if self.weights == PACKAGED:
+            return packaged("sam", self.model)
         return self.weights.replace("{model}", self.model)
 
     def architecture(self) -> SAMConfig:
@@ -192,9 +230,11 @@ class BackboneConfig:
 
     Attributes:
         name: One of `BACKBONES`. "resnet50" and "resnet101" have the deep stem of semseg's and
-            PFENet's checkpoints, the paper's; "tiny" is for tests and trials.
+            PFENet's checkpoints, the paper's; "shapes" is small and comes with the package;
+            "tiny" is for tests and trials.
         weights: A `.safetensors` file of `convert/backbone_to_flax.py` (`{name}` stands for
-            the backbone's name), or "random".
+            the backbone's name), "packaged" for the file that comes with the package (name
+            "shapes" only), or "random".
     """
 
     name: str = "resnet50"
@@ -203,9 +243,12 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         """Checks names."""
         check_choice("backbone.name", self.name, BACKBONES)
+        _check_packaged("backbone.weights", self.weights, "backbone.name", self.name)
 
     def weight_file(self) -> str:
-        """`weights` with the backbone's name filled in."""
+        """The file that `weights` stands for."""
+        if self.weights == PACKAGED:
+            return packaged("backbone", self.name)
         return self.weights.replace("{name}", self.name)
 
 
@@ -363,7 +406,8 @@ class TrainConfig:
         restart_epochs: Epochs from one warm restart to the next.
         log_every: Steps between two lines of the log.
         checkpoint_every: Steps between two checkpoints.
-        eval_every: Steps between two validations, 0 for once an epoch and at the end.
+        eval_every: Steps between two validations, 0 for once an epoch, and at the end; -1 for
+            none at all, which chooses no checkpoint by its score on the test list.
     """
 
     epochs: int = 100
@@ -380,8 +424,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Checks names and ranges."""
         check_choice("train.schedule", self.schedule, SCHEDULES)
-        for name in ("steps", "eval_every"):
-            check_at_least(f"train.{name}", getattr(self, name), 0)
+        check_at_least("train.steps", self.steps, 0)
+        check_at_least("train.eval_every", self.eval_every, -1)
         for name in ("epochs", "batch_size", "restart_epochs", "log_every", "checkpoint_every"):
             check_at_least(f"train.{name}", getattr(self, name), 1)
         check_at_least("train.learning_rate", self.learning_rate, 0)
@@ -396,12 +440,15 @@ class EvalConfig:
         seed: Seed of that list; the same for every training seed.
         batch_size: Episodes decoded at once; it does not change the result.
         pictures: Episodes drawn in the picture.
+        controls: Whether `evaluate.py` also scores what the result is to be measured against
+            (`training.controls`).
     """
 
     episodes: int = 1000
     seed: int = 321
     batch_size: int = 2
     pictures: int = 6
+    controls: bool = False
 
     def __post_init__(self) -> None:
         """Checks ranges."""

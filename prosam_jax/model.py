@@ -10,7 +10,7 @@ from prosam_jax.config import RANDOM, Config
 from prosam_jax.prompt import weight_file
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.sam.model import Sam
-from prosam_jax.types import Episode, Features, Posterior
+from prosam_jax.types import Episode, Features, Posterior, Taps
 
 
 class ProSAM(nnx.Module):
@@ -40,20 +40,33 @@ class ProSAM(nnx.Module):
             episode: A batch.
             image_embeddings: What `embed` says of its targets, where that is known already.
         """
-        query = resize.normalize(episode.query_image)
         b, s, h, w, _ = episode.support_image.shape
-        support = resize.normalize(episode.support_image.reshape(b * s, h, w, 3))
-        query_taps = backbone.query_taps(self.backbone, query)
-        marked = episode.support_mask.reshape(b * s, h, w).astype(jnp.float32)
-        mask = _shrunk(marked, query_taps.merged.shape[1:3], self.downsample)
-        if image_embeddings is None:
-            image_embeddings = embed(self.sam, episode.query_image)
         return Features(
-            image_embeddings=image_embeddings,
-            query=query_taps,
-            support=backbone.support_taps(self.backbone, support, mask),
-            support_mask=mask,
+            *self.encode_targets(episode.query_image, image_embeddings),
+            *self.encode_references(
+                episode.support_image.reshape(b * s, h, w, 3),
+                episode.support_mask.reshape(b * s, h, w),
+            ),
         )
+
+    def encode_targets(
+        self,
+        images: UInt8[Array, "b h w 3"],
+        image_embeddings: Float[Array, "b i j e"] | None = None,
+    ) -> tuple[Float[Array, "b i j e"], Taps]:
+        """SAM's embedding of each target, unless it is known, and its backbone features."""
+        if image_embeddings is None:
+            image_embeddings = embed(self.sam, images)
+        return image_embeddings, backbone.query_taps(self.backbone, resize.normalize(images))
+
+    def encode_references(
+        self, images: UInt8[Array, "r h w 3"], annotations: Bool[Array, "r h w"]
+    ) -> tuple[Taps, Float[Array, "r i j"]]:
+        """Backbone features of references, and their annotations at the size of these."""
+        x = resize.normalize(images)
+        merged, _ = jax.eval_shape(self.backbone.trunk, x)
+        mask = _shrunk(annotations.astype(jnp.float32), merged.shape[1:3], self.downsample)
+        return backbone.support_taps(self.backbone, x, mask), mask
 
     def posterior(self, features: Features, dropout_key: PRNGKeyArray | None = None) -> Posterior:
         """q(p | I_r, A_r, I_t) of Eq. 5; with s references s times as many prompts per target."""
@@ -76,9 +89,19 @@ class ProSAM(nnx.Module):
         The prompts are SAM's only sparse tokens and the dense embedding is the no-mask one. The
         resize aligns corners, as VRP-SAM's does.
         """
+        return self.decode_with_iou(image_embeddings, prompts, size)[0]
+
+    def decode_with_iou(
+        self,
+        image_embeddings: Float[Array, "b i j c"],
+        prompts: Float[Array, "b q c"],
+        size: tuple[int, int],
+    ) -> tuple[Float[Array, "b h w"], Float[Array, " b"]]:
+        """`decode`, and the IoU that SAM expects of each mask."""
         sparse, dense = self.sam.prompt_encoder(prompts=prompts)
-        logits, _ = self.sam.decode(image_embeddings, sparse, dense)
-        return resize.bilinear(logits[:, 0, :, :, None], size, align_corners=True)[..., 0]
+        logits, iou = self.sam.decode(image_embeddings, sparse, dense)
+        logits = resize.bilinear(logits[:, 0, :, :, None], size, align_corners=True)[..., 0]
+        return logits, iou[:, 0]
 
     def predict(
         self, episode: Episode, image_embeddings: Float[Array, "b i j e"] | None = None

@@ -23,14 +23,21 @@ from flax import nnx
 import prosam_jax
 from prosam_jax import backbone, hub, weights
 from prosam_jax.checkpoint import Checkpoints
-from prosam_jax.config import RANDOM, Config, changed, read_config, replaced
+from prosam_jax.config import PACKAGED, RANDOM, Config, changed, read_config, replaced
 from prosam_jax.prompt import weight_file
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.prompt.weight_file import Trained
 from prosam_jax.training import score
 
 # Settings of an evaluation that say nothing about its result.
-SILENT = ("cache.dir", "data.root", "data.workers", "eval.batch_size", "eval.pictures")
+SILENT = (
+    "cache.dir",
+    "data.root",
+    "data.workers",
+    "eval.batch_size",
+    "eval.controls",
+    "eval.pictures",
+)
 
 
 def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained:
@@ -71,9 +78,9 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
 
 def _without_paths(cfg: Config) -> Config:
     default, paths = Config(), {"cache.dir": "", "data.root": "", "prompt.weights": ""}
-    if cfg.sam.weights != RANDOM:
+    if cfg.sam.weights not in (RANDOM, PACKAGED):
         paths["sam.weights"] = default.sam.weights
-    if cfg.backbone.weights != RANDOM:
+    if cfg.backbone.weights not in (RANDOM, PACKAGED):
         paths["backbone.weights"] = default.backbone.weights
     return replaced(cfg, paths)
 

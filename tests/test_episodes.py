@@ -16,6 +16,7 @@ from prosam_jax.data.episodes import (
     draw_by_class,
     draw_test,
     draw_train,
+    draw_wrong,
     episode_list_digest,
     episode_source,
 )
@@ -126,6 +127,24 @@ def test_the_benchmark_says_how_its_episodes_are_drawn(rule, test):
     assert len(source) == 3
 
 
+@pytest.mark.parametrize("shots", [1, 5])
+def test_wrong_references_are_of_another_class(shots):
+    fold = _fold()
+    seen = collections.Counter()
+    for i in range(400):
+        right = draw_test(fold, 321, i, shots)
+        wrong = draw_wrong(fold, 321, right)
+        assert (wrong.index, wrong.query_id) == (i, right.query_id)
+        assert wrong.class_id != right.class_id
+        assert len(wrong.support_ids) == shots
+        assert set(wrong.support_ids) <= set(fold.entries[wrong.class_id]) - {right.query_id}
+        seen[right.class_id, wrong.class_id] += 1
+    assert len(seen) == 20  # five classes, each with the four others
+    one_class = FoldIndex(PASCAL_5I, 0, "test", {1: ("a", "b", "c"), 2: (), 3: (), 4: (), 5: ()})
+    with pytest.raises(ValueError, match=r"fold 0 test shows one class only.*eval\.controls"):
+        draw_wrong(one_class, 321, draw_test(one_class, 321, 0, 1))
+
+
 def test_digest_knows_every_part_of_an_episode():
     spec = episodes.EpisodeSpec(0, 2, "a", ("b", "c"))
     others = [
@@ -178,6 +197,21 @@ def test_source_reads_the_images_of_its_episodes(shots):
     assert [x.dtype.name for x in source[0]] == [
         *("uint8", "bool", "uint8", "bool", "bool", "int32", "int32", "bool")
     ]
+
+
+def test_source_appends_wrong_references():
+    plain = _source(2)
+    source = dataclasses.replace(plain, wrong=True)
+    for i in range(len(source)):
+        right, both = plain[i], source[i]
+        ids = draw_wrong(source.fold, 321, i, 2).support_ids
+        assert both.support_image[2:, 0, 0, 0].tolist() == [int(image_id) for image_id in ids]
+        assert both.support_mask[2:].any((1, 2)).all()
+        halved = both._replace(
+            support_image=both.support_image[:2], support_mask=both.support_mask[:2]
+        )
+        for x, y in zip(halved, right, strict=True):
+            np.testing.assert_array_equal(x, y)
 
 
 class _Lost(_Painted):

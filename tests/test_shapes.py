@@ -111,11 +111,11 @@ def test_seed_and_number_give_other_pictures():
 
 
 def test_both_halves_of_a_picture_cost_one_rendering(monkeypatch):
-    shapes._render.cache_clear()
+    shapes._renderer(32).cache_clear()
     first = Shapes(32).image("f2-train-000003")
     first.putpixel((0, 0), (1, 2, 3))  # what a caller does to it must not reach the cache
     labels = Shapes(32).labels("f2-train-000003")
-    assert shapes._render.cache_info().misses == 1
+    assert shapes._renderer(32).cache_info().misses == 1
     assert Shapes(32).image("f2-train-000003").getpixel((0, 0)) != (1, 2, 3)
     with pytest.raises(ValueError, match="read-only"):
         labels[0, 0] = 1

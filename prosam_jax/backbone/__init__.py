@@ -41,6 +41,7 @@ def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:
         "dinov2_vits14": dinov2.vits14,
         "dinov2_vitb14": dinov2.vitb14,
         "efficientnet_lite0": efficientnet_lite.lite0,
+        "shapes": resnet.shapes,
         "tiny": resnet.tiny,
     }
     return builders[cfg.name](rngs=rngs)

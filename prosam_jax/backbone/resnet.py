@@ -146,6 +146,11 @@ def resnet101_torchvision(*, rngs: nnx.Rngs) -> ResNet:
     return ResNet((3, 4, 23, 3), 64, deep_stem=False, rngs=rngs)
 
 
+def shapes(*, rngs: nnx.Rngs) -> ResNet:
+    """A narrow one for pictures as in Shapes-5i; 384 merged channels."""
+    return ResNet((1, 1, 2, 1), 16, rngs=rngs)
+
+
 def tiny(*, rngs: nnx.Rngs) -> ResNet:
     """One narrow block per stage, for tests and trials."""
     return ResNet((1, 1, 1, 1), 8, rngs=rngs)

@@ -25,7 +25,7 @@ from prosam_jax.types import Episode
 _T = TypeVar("_T")
 
 # Each purpose has its own stream of bits.
-_TRAIN, _TEST, _ORDER, _TRAIN_MARKS, _TEST_MARKS = range(5)
+_TRAIN, _TEST, _ORDER, _TRAIN_MARKS, _TEST_MARKS, _WRONG = range(6)
 _ATTEMPTS = 20  # to find a reference on which something is marked
 
 
@@ -90,6 +90,27 @@ def draw_by_class(fold: FoldIndex, seed: int, index: int, shots: int) -> Episode
     return EpisodeSpec(index, class_id, query_id, _references(others, fold, class_id, query_id))
 
 
+def draw_wrong(fold: FoldIndex, seed: int, right: EpisodeSpec) -> EpisodeSpec:
+    """A test episode's target with references of another class of the fold.
+
+    Class and references are uniform over those possible, whether the target shows that class too
+    or not: who follows the reference misses the right object in either case.
+
+    Raises:
+        ValueError: The fold has images of one class only.
+    """
+    others = [c for c in fold.filled if c != right.class_id]
+    if not others:
+        raise ValueError(
+            f"fold {fold.fold} {fold.split} shows one class only, so there is no reference of a "
+            "wrong class; set eval.controls=False, or choose a longer data.val_list"
+        )
+    of_class, *bits = _bits(seed, _WRONG, right.index, 1 + len(right.support_ids))
+    class_id = _choose(of_class, others)
+    references = _references(bits, fold, class_id, right.query_id)
+    return dataclasses.replace(right, class_id=class_id, support_ids=references)
+
+
 def episode_list_digest(specs: Iterable[EpisodeSpec]) -> str:
     """SHA-256 of the specs' lines, the name of a list of episodes."""
     return hashlib.sha256("\n".join(map(str, specs)).encode()).hexdigest()
@@ -106,8 +127,9 @@ def _references(
     """Images of the class that are not the target."""
     ids = fold.entries[class_id]
     target = bisect.bisect_left(ids, query_id)
-    drawn = [_choose(b, range(len(ids) - 1)) for b in bits]
-    return tuple(ids[i + (i >= target)] for i in drawn)
+    shown = ids[target : target + 1] == (query_id,)
+    drawn = [_choose(b, range(len(ids) - shown)) for b in bits]
+    return tuple(ids[i + (shown and i >= target)] for i in drawn)
 
 
 def _choose(bits: int, items: Sequence[_T]) -> _T:
@@ -154,6 +176,7 @@ class EpisodeSource:
         length: Number of episodes.
         annotation: How references are marked, one of `config.ANNOTATIONS`.
         cueless: What becomes of a reference without a marked pixel, one of `config.CUELESS`.
+        wrong: Whether the references are followed by as many of a wrong class (`draw_wrong`).
     """
 
     images: Images
@@ -165,6 +188,7 @@ class EpisodeSource:
     length: int
     annotation: str = "mask"
     cueless: str = "redraw"
+    wrong: bool = False
 
     def __len__(self) -> int:
         return self.length
@@ -180,7 +204,10 @@ class EpisodeSource:
     def __getitem__(self, index: int) -> Episode:
         spec = self.spec(index)
         query_image, query_mask, query_ignore = self._read(spec.query_id, spec.class_id)
-        supports = [self._reference(spec, shot) for shot in range(self.shots)]
+        specs = [spec]
+        if self.wrong:
+            specs.append(draw_wrong(self.fold, self.seed, spec))
+        supports = [self._reference(of, shot) for of in specs for shot in range(self.shots)]
         support_image, support_mask = map(np.stack, zip(*supports, strict=True))
         return Episode(
             support_image=support_image,

@@ -51,7 +51,7 @@ def _points(*points: tuple[float, float]) -> Outline:
     return np.array(points, float)
 
 
-def _symmetric(*right: tuple[float, float]) -> Outline:
+def symmetric(*right: tuple[float, float]) -> Outline:
     """The right half of an outline from top to bottom, completed by its mirror image."""
     half = _points(*right)
     return np.concatenate([half, half[::-1] * (-1, 1)])
@@ -77,7 +77,7 @@ def _heart() -> Outline:
     return np.stack([16 * np.sin(t) ** 3, -y], axis=-1)
 
 
-def _unit(outlines: Form) -> Form:
+def unit(outlines: Form) -> Form:
     """Centres a form, scales it to area 1, and cuts its sides so short that they can bend."""
     centre = (outlines[0].min(0) + outlines[0].max(0)) / 2
     whole, *holes = map(_area, outlines)
@@ -99,7 +99,7 @@ def _cut(outline: Outline) -> Outline:
 _DRAWN: dict[str, Form] = {
     "star": (radial([1, 0.42] * 5),),
     "ring": (_disc(0, 0, 1), _disc(0, 0, 0.56)),
-    "house": (_symmetric((0, -1), (1.1, -0.1), (0.8, -0.1), (0.8, 1), (0.25, 1), (0.25, 0.35)),),
+    "house": (symmetric((0, -1), (1.1, -0.1), (0.8, -0.1), (0.8, 1), (0.25, 1), (0.25, 0.35)),),
     "drop": (np.concatenate([_arc(0, 0.4, 0.75, -25, 205), _points((0, -1.3))]),),
     "zigzag": (
         _points(
@@ -109,14 +109,14 @@ _DRAWN: dict[str, Form] = {
     ),
     "heart": (_heart(),),
     "gear": (radial([0.78, 1, 1, 0.78] * 8), _disc(0, 0, 0.36)),
-    "arrow": (_symmetric((0, -1.1), (0.85, -0.1), (0.3, -0.1), (0.3, 1.1)),),
+    "arrow": (symmetric((0, -1.1), (0.85, -0.1), (0.3, -0.1), (0.3, 1.1)),),
     "elbow": (_points((-0.8, -1), (-0.2, -1), (-0.2, 0.4), (0.8, 0.4), (0.8, 1), (-0.8, 1)),),
     "mushroom": (
         np.concatenate(
             [_arc(0, 0, 1, 180, 360), _points((0.3, 0), (0.36, 0.95), (-0.36, 0.95), (-0.3, 0))]
         ),
     ),
-    "cross": (_symmetric((0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1)),),
+    "cross": (symmetric((0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1)),),
     "crescent": (np.concatenate([_arc(0, 0, 1, 40, 320), _arc(0.46, 0, 0.713, 295, 65)]),),
     "window": (
         _square(-1, -1, 2),
@@ -127,7 +127,7 @@ _DRAWN: dict[str, Form] = {
             [_arc(-0.2, 0, 1, 30, 330) * (1, 0.55), _points((1.35, -0.6), (1.1, 0), (1.35, 0.6))]
         ),
     ),
-    "crown": (_symmetric((0, -0.85), (0.42, 0.05), (1, -0.65), (0.85, 0.75)),),
+    "crown": (symmetric((0, -0.85), (0.42, 0.05), (1, -0.65), (0.85, 0.75)),),
     "flower": (radial(0.5 + 0.5 * np.abs(np.cos(np.pi * np.arange(96) / 16))), _disc(0, 0, 0.22)),
     "key": (
         np.concatenate(
@@ -139,15 +139,15 @@ _DRAWN: dict[str, Form] = {
         ),
         _disc(-0.65, 0, 0.24),
     ),
-    "tee": (_symmetric((1, -1), (1, -0.45), (0.28, -0.45), (0.28, 1)),),
-    "hourglass": (_symmetric((0.8, -1), (0.15, 0), (0.8, 1)),),
+    "tee": (symmetric((1, -1), (1, -0.45), (0.28, -0.45), (0.28, 1)),),
+    "hourglass": (symmetric((0.8, -1), (0.15, 0), (0.8, 1)),),
     "hexagon": (radial([1] * 6),),
 }
 
-FORMS = {name: _unit(outlines) for name, outlines in _DRAWN.items()}
+FORMS = {name: unit(outlines) for name, outlines in _DRAWN.items()}
 """The form of each class, of area 1 and around the origin, in the order of the class numbers."""
 
 PLAIN = tuple(
-    _unit((form,)) for form in (radial([1] * 3), radial([1] * 4), _disc(0, 0, 1) * (1.5, 1))
+    unit((form,)) for form in (radial([1] * 3), radial([1] * 4), _disc(0, 0, 1) * (1.5, 1))
 )
 """Triangle, square and oval, which belong to no class, of area 1 and around the origin."""

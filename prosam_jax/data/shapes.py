@@ -1,9 +1,11 @@
 """Shapes-5i: a few-shot segmentation benchmark in the form of Pascal-5i that needs no files.
 
-A class is an outline. Colour, texture, size, place, rotation, shear and bending are drawn without
-regard to it, and a picture shows 3 to 6 objects of at least 3 classes, so that only the reference
-tells which of them is wanted. As in Pascal-5i, pictures for training show base classes only and
-pictures for testing novel and base ones. Lines, triangles, squares and ovals belong to no class.
+A class is an outline and a surface: a pattern and two hues, about which each object varies. Size,
+place, rotation, shear, bending, brightness and the colour of the light are drawn without regard to
+it, and a picture shows 3 to 6 objects of at least 3 classes, so that only the reference tells which
+of them is wanted. As in Pascal-5i, pictures for training show base classes only and pictures for
+testing novel and base ones. Lines, triangles, squares and ovals belong to no class, though half of
+them have the surface of an object beside them.
 
 A picture is a function of its id: which classes it shows is drawn first, so that an index needs no
 rendering, then the layout, then the colours, each from its own stream of bits, as in `episodes`.
@@ -14,7 +16,8 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -38,8 +41,10 @@ MIN_SHARE = 0.015
 """Least share of the picture that a class in it covers, with 32 pixels a side or more."""
 
 _AREAS = 0.026, 0.085  # share of the picture that an object covers before others cover it
+_HUES = 0.06  # how far an object's hues lie from its class's at most
 _VISIBLE = 0.6  # least share of an object that is neither covered nor outside the picture
 _GRID = 96  # side of the raster on which layouts are judged, whatever size is rendered
+_KEPT = 2**28  # bytes of pictures that a process keeps: all of a fold at 128 pixels a side
 _CLASSES, _LAYOUT, _COLOURS = range(3)  # each purpose has its own stream of bits
 _ID = re.compile(r"f([0-3])-(train|test)-(\d{6})")
 
@@ -49,6 +54,39 @@ SHAPES_5I = FoldRule(
     novel=tuple(tuple(range(5 * fold + 1, 5 * fold + 6)) for fold in range(4)),
 )
 """Classes 1-20, five after the other novel in each fold."""
+
+PATTERNS = ("plain", "stripes", "checks", "dots", "gradient", "noise")
+
+
+class Surface(NamedTuple):
+    """What objects of a class are painted with.
+
+    Attributes:
+        pattern: One of `PATTERNS`.
+        hue: Of the first tone, on the circle of 0-1.
+        other_hue: Of the second tone.
+        period: Of the pattern, as a share of the picture's side.
+    """
+
+    pattern: str
+    hue: float
+    other_hue: float
+    period: float
+
+
+class Kind(NamedTuple):
+    """What makes a class: an outline, as `outlines.unit` makes them, and a surface."""
+
+    form: Form
+    surface: Surface
+
+
+KINDS = tuple(
+    # Neighbours in number, which share a fold, differ in pattern and lie far apart on the circle.
+    Kind(form, Surface(PATTERNS[i % 6], 0.618 * i % 1, 0.382 * i % 1, 0.05 + 0.015 * (i % 4)))
+    for i, form in enumerate(FORMS.values())
+)
+"""The twenty classes in the order of their numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +103,11 @@ class Shapes:
 
     def image(self, image_id: str) -> Image.Image:
         """The picture, RGB."""
-        return Image.fromarray(_render(self.seed, self.size, image_id)[0])
+        return Image.fromarray(_renderer(self.size)(self.seed, image_id)[0])
 
     def labels(self, image_id: str) -> UInt8[np.ndarray, "{self.size} {self.size}"]:
         """Its class numbers, 0 for background, read-only."""
-        return _render(self.seed, self.size, image_id)[1]
+        return _renderer(self.size)(self.seed, image_id)[1]
 
     def objects(self, image_id: str) -> tuple[int, ...]:
         """The class of each object from the lowest to the topmost, known without rendering.
@@ -92,6 +130,7 @@ class Shapes:
         return SHAPES_5I.class_names[class_id - 1]
 
 
+@functools.cache
 def shapes_index(fold: int, split: str) -> FoldIndex:
     """Which picture of a fold 0-3 shows which classes of the split; nothing is rendered."""
     classes = SHAPES_5I.classes(fold, split)
@@ -126,29 +165,54 @@ def _parts(image_id: str) -> tuple[int, int, int]:
     return int(fold), SPLITS.index(split), int(number)
 
 
-@functools.lru_cache(maxsize=64)
-def _render(
-    seed: int, size: int, image_id: str
+@functools.cache
+def _renderer(size: int) -> Callable[[int, str], tuple[np.ndarray, np.ndarray]]:
+    """Renders pictures of one size and keeps the latest of them."""
+
+    @functools.lru_cache(maxsize=_KEPT // (4 * size**2))
+    def render(
+        seed: int, image_id: str
+    ) -> tuple[UInt8[np.ndarray, "n n 3"], UInt8[np.ndarray, "n n"]]:
+        classes = Shapes(size, seed).objects(image_id)
+        image, objects = scene((seed, *_parts(image_id)), [KINDS[c - 1] for c in classes], size)
+        labels = np.array((0, *classes), np.uint8)[objects]
+        labels.flags.writeable = False  # the cache hands it out again
+        return image, labels
+
+    return render
+
+
+def scene(
+    key: tuple[int, ...], kinds: Sequence[Kind], size: int
 ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
-    classes = Shapes(size, seed).objects(image_id)
-    forms = _layout(Draws(seed, *_parts(image_id), _LAYOUT), classes)
-    image = _painted(Draws(seed, *_parts(image_id), _COLOURS), forms, size)
-    labels = np.zeros((size, size), np.uint8)
-    for class_id, form in zip(classes, forms, strict=True):
+    """Draws objects of given kinds as every picture of the benchmark is drawn.
+
+    Args:
+        key: Names the streams of bits; equal keys and kinds make equal pictures.
+        kinds: Kind of each object, from the lowest to the topmost.
+        size: Side of the picture in pixels.
+
+    Returns:
+        The picture, RGB, and which object each pixel shows: 1 for the lowest, 0 for none.
+    """
+    posed = _layout(Draws(*key, _LAYOUT), [kind.form for kind in kinds])
+    surfaces = [kind.surface for kind in kinds]
+    image = _painted(Draws(*key, _COLOURS), posed, surfaces, size)
+    objects = np.zeros((size, size), np.uint8)
+    for number, form in enumerate(posed, 1):
         window, inside = fill(form, size)
-        labels[window][inside] = class_id
-    labels.flags.writeable = False  # the cache hands it out again
-    return image, labels
+        objects[window][inside] = number
+    return image, objects
 
 
-def _layout(draws: Draws, classes: Sequence[int]) -> list[Form]:
+def _layout(draws: Draws, forms: Sequence[Form]) -> list[Form]:
     """Poses objects one on top of the other, each anew until all those so far show enough."""
-    forms, needed, owner = [], [], np.zeros((_GRID, _GRID), np.uint8)
-    for number, class_id in enumerate(classes, 1):
+    posed, needed, owner = [], [], np.zeros((_GRID, _GRID), np.uint8)
+    for number, unposed in enumerate(forms, 1):
         while True:  # 21 poses in all for the hardest picture of the benchmark
             low, high = _AREAS
             area = low * (high / low) ** draws.uniform(0, 1)
-            form = _posed(draws, tuple(FORMS.values())[class_id - 1], area)
+            form = _posed(draws, unposed, area)
             window, inside = fill(form, _GRID)
             covered = owner.copy()
             covered[window][inside] = number
@@ -156,9 +220,9 @@ def _layout(draws: Draws, classes: Sequence[int]) -> list[Form]:
             least = [*needed, max(_VISIBLE * area, 1.3 * MIN_SHARE)]
             if (shown >= least).all():
                 break
-        forms.append(form)
+        posed.append(form)
         needed, owner = least, covered
-    return forms
+    return posed
 
 
 def _posed(draws: Draws, form: Form, area: float) -> Form:
@@ -179,51 +243,62 @@ def _posed(draws: Draws, form: Form, area: float) -> Form:
 
 
 def _painted(
-    draws: Draws, forms: Sequence[Form], size: int
+    draws: Draws, forms: Sequence[Form], surfaces: Sequence[Surface], size: int
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Paints background, clutter and objects at twice the size, lights them and shrinks them."""
     side = 2 * size
     clutter = [_line(draws) for _ in range(2 + draws.below(4))]
     clutter += [_posed(draws, draws.choose(PLAIN), 0.02) for _ in range(2 + draws.below(3))]
-    ground = _colour(draws, saturation=(0.05, 0.5), value=(0.35, 0.9))
-    colours, others = [ground], [_toned(draws, ground, 0.15)]
+    painted = [draws.choose(surfaces) if draws.below(2) else _any_surface(draws) for _ in clutter]
+    ground = _any_surface(draws)
+    colours = [_colour(draws, ground.hue, saturation=(0.05, 0.5), value=(0.35, 0.9))]
+    others = [_toned(draws, colours[0], ground.other_hue, 0.15)]
     owner = np.zeros((side, side), np.uint8)
-    tone = _pattern(draws, (slice(0, side), slice(0, side)), side)
-    for number, form in enumerate((*clutter, *forms), 1):
-        choices = [_colour(draws, saturation=(0.3, 1), value=(0.3, 1)) for _ in range(3)]
-        colours.append(max(choices, key=lambda colour: math.dist(colour, ground)))
-        others.append(_toned(draws, colours[-1], draws.uniform(0.2, 0.6)))
+    tone = _pattern(draws, ground, (slice(0, side), slice(0, side)), side)
+    pieces = zip((*clutter, *forms), (*painted, *surfaces), strict=True)
+    for number, (form, surface) in enumerate(pieces, 1):
+        hue, other = (h + draws.uniform(-_HUES, _HUES) for h in (surface.hue, surface.other_hue))
+        choices = [_colour(draws, hue, saturation=(0.4, 1), value=(0.4, 1)) for _ in range(3)]
+        colours.append(max(choices, key=lambda colour: math.dist(colour, colours[0])))
+        others.append(_toned(draws, colours[-1], other, draws.uniform(0.3, 0.6)))
         window, inside = fill(form, side)
         owner[window] = np.where(inside, np.uint8(number), owner[window])
-        tone[window] = np.where(inside, _pattern(draws, window, side), tone[window])
+        tone[window] = np.where(inside, _pattern(draws, surface, window, side), tone[window])
     # Channels lead, for NumPy is many times slower on a last axis of three.
     first, other = np.array(colours, np.float32).T, np.array(others, np.float32).T
     canvas = np.take(first, owner, axis=1) + tone[None] * np.take(other - first, owner, axis=1)
-    canvas *= _light(draws, owner)[None]
+    cast = np.array([draws.uniform(0.85, 1.05) for _ in range(3)], np.float32)
+    canvas *= _light(draws, owner)[None] * cast[:, None, None]
     rows = canvas[:, ::2] + canvas[:, 1::2]
     small = (rows[..., ::2] + rows[..., 1::2]) * (255 / 4)
     grain = draws.noise(3, size, size) * np.float32(0.05) - 6
     return np.stack(tuple(np.clip(small + grain, 0, 255).astype(np.uint8)), axis=-1)
 
 
-def _colour(draws: Draws, saturation: tuple[float, float], value: tuple[float, float]) -> _Colour:
-    hsv = draws.uniform(0, 1), draws.uniform(*saturation), draws.uniform(*value)
-    return colorsys.hsv_to_rgb(*hsv)
+def _any_surface(draws: Draws) -> Surface:
+    hue, other = draws.uniform(0, 1), draws.uniform(0, 1)
+    return Surface(draws.choose(PATTERNS), hue, other, draws.uniform(0.04, 0.11))
 
 
-def _toned(draws: Draws, colour: _Colour, contrast: float) -> _Colour:
+def _colour(
+    draws: Draws, hue: float, saturation: tuple[float, float], value: tuple[float, float]
+) -> _Colour:
+    return colorsys.hsv_to_rgb(hue % 1, draws.uniform(*saturation), draws.uniform(*value))
+
+
+def _toned(draws: Draws, colour: _Colour, hue: float, contrast: float) -> _Colour:
     """A darker tone of a bright colour, or a brighter one of a dark colour."""
     signed = contrast if sum(colour) < 1.5 else -contrast
-    change = _colour(draws, saturation=(0, 0.7), value=(0.7, 1))
+    change = _colour(draws, hue, saturation=(0, 0.7), value=(0.7, 1))
     r, g, b = (min(max(c + signed * d, 0), 1) for c, d in zip(colour, change, strict=True))
     return r, g, b
 
 
-def _pattern(draws: Draws, window: Window, side: int) -> Float[np.ndarray, "h w"]:
+def _pattern(draws: Draws, surface: Surface, window: Window, side: int) -> Float[np.ndarray, "h w"]:
     """Which of a piece's two tones a window of the canvas has: 0 for the first, 1 for the other."""
-    turn, period = draws.uniform(0, 2 * math.pi), side * draws.uniform(0.035, 0.1)
+    turn, period = draws.uniform(0, 2 * math.pi), side * surface.period * draws.uniform(0.8, 1.25)
     cells = draws.noise(16, 16)
-    pattern = draws.choose(("plain", "stripes", "checks", "dots", "gradient", "noise"))
+    pattern = surface.pattern
     y = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None] / period
     x = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None, :] / period
     u = math.cos(turn) * x + math.sin(turn) * y

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from prosam_jax import cli, model
 from prosam_jax.config import Config
-from prosam_jax.data import benchmark
+from prosam_jax.data import benchmark, folds
 from prosam_jax.feature_cache.build import build, missing
 from prosam_jax.feature_cache.cache import FeatureCache
 from prosam_jax.feature_cache.entries import size
@@ -36,8 +36,8 @@ def main() -> None:
     for line in (
         f"devices: {mesh.size} of {report.device_line()}",
         f"frozen: {report.frozen_line(cfg)}",
-        benchmark.describe(cfg.data, train),
-        benchmark.describe(cfg.data, test),
+        folds.describe(train.fold),
+        folds.describe(test.fold),
         f"feature cache: {entries.folder}",
     ):
         print(line, flush=True)

@@ -109,8 +109,8 @@ class Frame:
             raise ValueError(f"point_{given} without point_{missing}: pass both or neither")
         xy, marks = np.zeros((0, 2)), np.zeros(0)
         if points is not None and labels is not None:
-            xy = _numbers("point_coords", points, (None, 2))
-            marks = _numbers("point_labels", labels, (len(xy),))
+            xy = numbers("point_coords", points, (None, 2))
+            marks = numbers("point_labels", labels, (len(xy),))
             if not np.isin(marks, (0, 1)).all():
                 raise ValueError(
                     f"point_labels={marks.tolist()}: pass 1 for foreground, 0 for background"
@@ -118,7 +118,7 @@ class Frame:
             if box is None:
                 xy, marks = np.pad(xy, ((0, 1), (0, 0))), np.pad(marks, (0, 1), constant_values=-1)
         if box is not None:
-            corners = _numbers("box", box, (4,)).reshape(2, 2)
+            corners = numbers("box", box, (4,)).reshape(2, 2)
             if (corners[1] < corners[0]).any():
                 raise ValueError(
                     f"box={corners.ravel().tolist()} ends before it begins: pass x0, y0, x1, y1"
@@ -126,7 +126,7 @@ class Frame:
             box = self._scale(corners).ravel()
         if mask is not None:
             shape = self.rows.shape[1], self.cols.shape[1]
-            mask = _numbers("mask_input", mask, shape).astype(np.float32)
+            mask = numbers("mask_input", mask, shape).astype(np.float32)
         return Prompt(self._scale(xy), marks.astype(np.int32), box, mask)
 
     def masks(self, logits: Float[np.ndarray, "m h w"]) -> Float[np.ndarray, "m H W"]:
@@ -186,8 +186,12 @@ def stack(prompts: Sequence[Prompt], mask_size: tuple[int, int]) -> Prompts:
     return Prompts(points, labels, boxes, token_mask, masks, has_mask)
 
 
-def _numbers(name: str, value: Numbers, shape: tuple[int | None, ...]) -> Float[np.ndarray, "..."]:
-    """Finite numbers of a shape, in which None is any length; an axis of 1 before it is cut."""
+def numbers(name: str, value: Numbers, shape: tuple[int | None, ...]) -> Float[np.ndarray, "..."]:
+    """Finite numbers of a shape, in which None is any length; an axis of 1 before it is cut.
+
+    Raises:
+        ValueError: `value` has another shape, or holds something else; the message calls it `name`.
+    """
     wanted = " x ".join("N" if side is None else str(side) for side in shape)
     try:
         array = np.asarray(value, np.float64)

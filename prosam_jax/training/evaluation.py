@@ -1,7 +1,9 @@
 """The one evaluation, for validation in training and for `evaluate.py`."""
 
+import collections
 import contextlib
 import dataclasses
+import operator
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from prosam_jax.config import Config
 from prosam_jax.data import benchmark
@@ -24,11 +26,21 @@ from prosam_jax.types import Episode
 
 
 class Example(NamedTuple):
-    """An episode (no batch axis), its class and the mask predicted for it."""
+    """An episode (no batch axis), its class and what was predicted for it.
+
+    Attributes:
+        episode: The episode; where controls were scored, its references and as many wrong ones.
+        class_name: What its class is called.
+        prediction: The mask.
+        controls: Those of the controls, by name.
+        uncertainty: How far masks of sampled prompts disagree, if that was asked for.
+    """
 
     episode: Episode
     class_name: str
     prediction: Bool[np.ndarray, "h w"]
+    controls: dict[str, Bool[np.ndarray, "h w"]]
+    uncertainty: Float[np.ndarray, "h w"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +56,8 @@ class Result:
         examples: The first episodes, for pictures.
         references: How many references were shown.
         cueless: Of how many of them no mark was left at the size of the features.
+        controls: Scores of what this one is measured against, by name (`training.controls`).
+        prior_threshold: Where the cosine prior was cut for them.
     """
 
     scores: Scores
@@ -54,6 +68,8 @@ class Result:
     examples: list[Example]
     references: int
     cueless: int
+    controls: dict[str, Scores]
+    prior_threshold: float | None = None
 
 
 def test_episodes(cfg: Config) -> EpisodeSource:
@@ -77,7 +93,7 @@ def evaluate(
     """Scores the mean prompts on every episode of `source`.
 
     Args:
-        predict: Compiled by `step.make_predict_step`.
+        predict: Compiled by `step.make_predict_step` or `controls.make_step`.
         params: The prompt encoder's parameters.
         frozen: SAM and the backbone.
         source: The fixed list of episodes.
@@ -89,7 +105,8 @@ def evaluate(
         on_batch: Called with the number of episodes done so far.
     """
     start = time.monotonic()
-    iou, kept, done, references, cueless = IoU(), [], 0, 0, 0
+    kept, done, references, cueless = [], 0, 0, 0
+    ious: dict[str, IoU] = collections.defaultdict(IoU)
     batch_size = -(-batch_size // mesh.size) * mesh.size
     with contextlib.closing(make_loader(source, batch_size=batch_size, workers=workers)) as loader:
         for episode in loader:
@@ -97,15 +114,30 @@ def evaluate(
             batch = split_batch(episode, mesh)
             found = jax.device_get(predict(params, frozen, batch, embeddings))
             valid = episode.valid
-            iou.add(Areas(*(x[valid] for x in found.areas)), episode.class_id[valid])
+            for name, areas in {"": found.areas, **found.controls}.items():
+                ious[name].add(Areas(*(x[valid] for x in areas)), episode.class_id[valid])
             done += int(valid.sum())
             references += found.cueless[valid].size
             cueless += int(found.cueless[valid].sum())
             for i in range(min(examples - len(kept), int(valid.sum()))):
                 name = source.images.class_name(int(episode.class_id[i]))
-                kept.append(Example(Episode(*(x[i] for x in episode)), name, found.mask[i]))
+                mask, masks, uncertainty = jax.tree.map(
+                    operator.itemgetter(i), (found.mask, found.control_masks, found.uncertainty)
+                )
+                shown = Episode(*(x[i] for x in episode))
+                kept.append(Example(shown, name, mask, masks, uncertainty))
             on_batch(done)
     digest = episode_list_digest(source.spec(i) for i in range(len(source)))
     classes = {c: source.images.class_name(c) for c in source.fold.classes}
-    seconds = time.monotonic() - start
-    return Result(iou.scores(), classes, done, digest, seconds, kept, references, cueless)
+    scores = {name: iou.scores() for name, iou in ious.items()}
+    return Result(
+        scores=scores.pop(""),
+        classes=classes,
+        episodes=done,
+        digest=digest,
+        seconds=time.monotonic() - start,
+        examples=kept,
+        references=references,
+        cueless=cueless,
+        controls=scores,
+    )

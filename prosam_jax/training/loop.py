@@ -32,6 +32,7 @@ FREE = (
     "data.test_root",
     "data.workers",
     "eval.batch_size",
+    "eval.controls",
     "eval.pictures",
     "train.checkpoint_every",
     "train.eval_every",
@@ -152,7 +153,7 @@ class Trainer:
 
     def is_due(self, i: int) -> bool:
         """Whether step `i` is followed by a validation."""
-        return i % self.eval_every == 0 or i == self.total
+        return self.eval_every > 0 and (i % self.eval_every == 0 or i == self.total)
 
     def run(
         self, start: int, workdir: pathlib.Path, checkpoints: Checkpoints, *, validate_first: bool
@@ -190,7 +191,8 @@ class Trainer:
                 self.state, logs = self.train_step(self.state, self.frozen, batch, embeddings)
                 window.add(logs, episode.class_id)
                 bar.advance(i)
-                save = self.is_due(i) or i % cfg.checkpoint_every == 0 or bool(signals.received)
+                last = i == self.total
+                save = last or self.is_due(i) or i % cfg.checkpoint_every == 0 or signals.received
                 log = save or i % cfg.log_every == 0
                 if log:
                     # Looked at before anything is saved: no checkpoint holds a NaN.

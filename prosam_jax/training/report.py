@@ -2,9 +2,11 @@
 
 import json
 import pathlib
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import flax
 import jax
 import matplotlib
 import numpy as np
@@ -17,6 +19,7 @@ from matplotlib.figure import Figure
 import prosam_jax
 from prosam_jax.config import RANDOM, Config, to_dict
 from prosam_jax.training.evaluation import Example, Result
+from prosam_jax.types import Episode
 
 MARK = (1.0, 0.75, 0.0)
 """Colour of annotations in pictures."""
@@ -121,6 +124,16 @@ def counting(name: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
+def versions() -> dict[str, str]:
+    """The versions that numbers depend on."""
+    return {
+        "prosam_jax": prosam_jax.__version__,
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "python": platform.python_version(),
+    }
+
+
 def device_line() -> str:
     """What computes: number and kind of devices, and the versions that matter."""
     devices = jax.devices()
@@ -167,6 +180,10 @@ def print_scores(result: Result) -> None:
     over = "" if n == of else f" (over {n} of {of} classes)"
     table.add_row(f"mIoU{over}", f"{100 * result.scores.miou:.2f}")
     table.add_row("FB-IoU", f"{100 * result.scores.fb_iou:.2f}")
+    if result.controls:
+        table.add_section()
+    for name, scores in result.controls.items():
+        table.add_row(f"mIoU of {name}", f"{100 * scores.miou:.2f}")
     rich.console.Console().print(table)
     if result.cueless:
         print(
@@ -188,28 +205,67 @@ def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int | N
         "episode_list_sha256": result.digest,
         "seconds": round(result.seconds, 2),
         "step": step,
-        "versions": {"prosam_jax": prosam_jax.__version__, "jax": jax.__version__},
+        "versions": versions(),
         "config": to_dict(cfg),
     }
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    if result.controls:
+        results["controls"] = {
+            name: {"miou": 100 * scores.miou, "fb_iou": 100 * scores.fb_iou}
+            for name, scores in result.controls.items()
+        }
+        results["prior_threshold"] = result.prior_threshold
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(results, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def save_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
+    """Keeps examples as arrays, for pictures that are drawn later."""
+    arrays = {f"episode/{k}": [getattr(x.episode, k) for x in examples] for k in Episode._fields}
+    arrays["class_name"] = [x.class_name for x in examples]
+    arrays["prediction"] = [x.prediction for x in examples]
+    for name in examples[0].controls:
+        arrays[f"control/{name}"] = [x.controls[name] for x in examples]
+    if examples[0].uncertainty is not None:
+        arrays["uncertainty"] = [x.uncertainty for x in examples]
+    np.savez_compressed(path, **{name: np.stack(x) for name, x in arrays.items()})
+
+
+def load_examples(path: pathlib.Path) -> list[Example]:
+    """What `save_examples` kept."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    return [
+        Example(
+            episode=Episode(*(arrays[f"episode/{name}"][i] for name in Episode._fields)),
+            class_name=str(arrays["class_name"][i]),
+            prediction=arrays["prediction"][i],
+            controls={
+                name.removeprefix("control/"): x[i]
+                for name, x in arrays.items()
+                if name.startswith("control/")
+            },
+            uncertainty=arrays["uncertainty"][i] if "uncertainty" in arrays else None,
+        )
+        for i in range(len(arrays["prediction"]))
+    ]
 
 
 def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
     """Draws one row per episode: reference with its annotation, target, prediction, truth."""
     figure = Figure(figsize=(2.5 * 4, 2.6 * len(examples)), layout="constrained")
     axes = figure.subplots(len(examples), 4, squeeze=False)
-    for row, (episode, class_name, prediction) in zip(axes, examples, strict=True):
+    for row, example in zip(axes, examples, strict=True):
+        episode, prediction = example.episode, example.prediction
         target = episode.query_image
         panels = (
-            _overlay(episode.support_image[0], episode.support_mask[0], MARK),
+            overlay(episode.support_image[0], episode.support_mask[0], MARK),
             target,
-            _overlay(target, prediction, (0.1, 0.5, 1.0)),
-            _overlay(target, episode.query_mask, (0.1, 0.8, 0.3)),
+            overlay(target, prediction, (0.1, 0.5, 1.0)),
+            overlay(target, episode.query_mask, (0.1, 0.8, 0.3)),
         )
-        overlap = (prediction & episode.query_mask & ~episode.query_ignore).sum()
-        total = ((prediction | episode.query_mask) & ~episode.query_ignore).sum()
-        iou = f"IoU {100 * overlap / max(total, 1):.0f} %"
-        names = (f"reference: {class_name}", "target", f"prediction, {iou}", "truth")
+        iou = f"IoU {100 * iou_of(episode, prediction):.0f} %"
+        names = (f"reference: {example.class_name}", "target", f"prediction, {iou}", "truth")
         for axis, panel, name in zip(row, panels, names, strict=True):
             axis.imshow(panel)
             axis.set_title(name, fontsize=9)
@@ -220,6 +276,13 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
         figure.savefig(path)
 
 
+def iou_of(episode: Episode, mask: Bool[np.ndarray, "h w"]) -> float:
+    """The foreground's IoU of one episode."""
+    counted = ~episode.query_ignore
+    overlap = (mask & episode.query_mask & counted).sum()
+    return float(overlap / max(((mask | episode.query_mask) & counted).sum(), 1))
+
+
 def _lone(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Marked pixels without a marked neighbour, too small to be seen in a picture."""
     padded = np.pad(mask, 1)
@@ -227,7 +290,7 @@ def _lone(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return mask & ~beside
 
 
-def _overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
+def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
     """The image, dimmed outside the mask and tinted inside it."""
     image = image.astype(np.float32) / 255
     tinted = 0.35 * image + 0.65 * np.asarray(colour, np.float32).reshape(1, 1, 3)

@@ -1,20 +1,22 @@
 """Scoring trained parameters, what `evaluate.py` does."""
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
+from jax.sharding import Mesh
 
-from prosam_jax import model
+from prosam_jax import equations, model
 from prosam_jax.checkpoint import Checkpoints
 from prosam_jax.config import Config, changed, replaced
 from prosam_jax.data.episodes import EpisodeSource
 from prosam_jax.data.folds import describe
 from prosam_jax.feature_cache.cache import opened
 from prosam_jax.prompt import weight_file
-from prosam_jax.training import evaluation, report, sharding, state, step
+from prosam_jax.training import controls, evaluation, report, sharding, state, step
 
 # What may differ from the run's own settings without making its parameters mean something else.
 FREE = (
@@ -31,11 +33,14 @@ FREE = (
     "data.val_list",
     "data.workers",
     "eval.batch_size",
+    "eval.controls",
     "eval.episodes",
     "eval.pictures",
     "eval.seed",
     "sam.dtype",
 )
+SAMPLES = 8
+"""Prompts drawn for a map of uncertainty."""
 # What else may, where nobody knows what the parameters were trained on.
 BENCHMARK = ("data.name", "data.fold", "data.image_size", "data.novel", "data.train_list")
 
@@ -85,14 +90,19 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> evaluation.Res
         ValueError: There is no such checkpoint, or settings and files do not fit.
     """
     cfg = replaced(cfg, {"prompt.weights": ""})  # where the run began no longer matters
+    source = evaluation.test_episodes(cfg)
+    parts, at = restored(cfg, workdir, checkpoint)
+    return _score(cfg, workdir, source, parts, at, f"step {at} of {workdir}")
+
+
+def restored(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> tuple[step.Parts, int]:
+    """The model of a checkpoint, as `score` takes it, and the step; ValueError as there."""
     trained_on = weight_file.read_frozen(workdir)
     weight_file.check_frozen(workdir, trained_on, weight_file.frozen_weights(cfg))
-    source = evaluation.test_episodes(cfg)
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         at = find_step(checkpoints, checkpoint, workdir)
         parts = step.split(model.build(cfg))
-        parts = parts._replace(params=restore_params(checkpoints, at, cfg, parts.params))
-    return _score(cfg, workdir, source, parts, at, f"step {at} of {workdir}")
+        return parts._replace(params=restore_params(checkpoints, at, cfg, parts.params)), at
 
 
 def score_file(cfg: Config, workdir: pathlib.Path) -> evaluation.Result:
@@ -154,9 +164,13 @@ def _score(
     cache = opened(cfg.cache, sam, lambda x: sharding.split_batch(x, mesh))
     if cache:
         print(cache.announce(min(len(source), len(source.fold.images))), flush=True)
+    predict = step.make_predict_step(parts.graph)
+    if cfg.eval.controls:
+        predict = _with_controls(cfg, parts, mesh)
+        source = dataclasses.replace(source, wrong=True)
     with report.counting("evaluating", len(source)) as count:
         result = evaluation.evaluate(
-            step.make_predict_step(parts.graph),
+            predict,
             params,
             frozen,
             source,
@@ -167,6 +181,8 @@ def _score(
             examples=cfg.eval.pictures,
             on_batch=count,
         )
+    if cfg.eval.controls:
+        result = controls.chosen(result)
     report.print_scores(result)
     if cache:
         print(cache.summary())
@@ -177,3 +193,10 @@ def _score(
         report.draw_examples(workdir / "examples.png", result.examples)
         print(f"wrote {workdir / 'examples.png'}")
     return result
+
+
+def _with_controls(cfg: Config, parts: step.Parts, mesh: Mesh) -> controls.Predict:
+    channels = nnx.merge(*parts).backbone.merged_channels
+    fresh = sharding.replicate(controls.untrained(cfg, channels), mesh)
+    sampled = cfg.eval.pictures and cfg.distribution.name in equations.SAMPLERS
+    return controls.make_step(parts.graph, fresh, samples=SAMPLES if sampled else 0)

@@ -8,7 +8,7 @@ import jax
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from prosam_jax.model import ProSAM, learned
 from prosam_jax.training import metrics
@@ -56,7 +56,7 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         logs = {"loss": value, "grad_norm": optax.tree.norm(grads), **aux}
-        logs["cueless"] = _cueless(features).mean()
+        logs["cueless"] = cueless(features).mean()
         return TrainState(params, opt_state, state.step + 1), logs
 
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -70,14 +70,21 @@ class Prediction(NamedTuple):
         areas: To be added up to scores.
         mask: The predicted masks.
         cueless: References of which no mark is left at the size of the features.
+        controls: Areas of what the result is measured against, by name (`training.controls`).
+        control_masks: Their masks, where they have one.
+        uncertainty: How far masks of sampled prompts disagree, if that was asked for.
     """
 
     areas: metrics.Areas
     mask: Bool[Any, "b h w"]
     cueless: Bool[Any, "b s"]
+    controls: dict[str, metrics.Areas]
+    control_masks: dict[str, Bool[Any, "b h w"]]
+    uncertainty: Float[Any, "b h w"] | None
 
 
-def _cueless(features: Features) -> Bool[Array, " r"]:
+def cueless(features: Features) -> Bool[Array, " r"]:
+    """References of which no mark is left at the size of the features."""
     return ~features.support_mask.any((1, 2))
 
 
@@ -95,6 +102,13 @@ def make_predict_step(
         features = model.encode(episode, image_embeddings)
         mask = model.segment(features, episode.query_mask.shape[1:]) >= 0
         areas = metrics.areas(mask, episode.query_mask, episode.query_ignore)
-        return Prediction(areas, mask, _cueless(features).reshape(len(mask), -1))
+        return Prediction(
+            areas,
+            mask,
+            cueless(features).reshape(len(mask), -1),
+            controls={},
+            control_masks={},
+            uncertainty=None,
+        )
 
     return predict_step

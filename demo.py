@@ -1,0 +1,84 @@
+"""Trains VRP-SAM and ProSAM on generated pictures and compares them on classes never seen.
+
+    python demo.py [--workdir=runs/demo] [--config.NAME=VALUE ...]
+    python demo.py --full [--jobs=N] [--seeds=N] [--workdir=runs/full] [--results=docs/results.md]
+
+The first form takes a few minutes, ends with a table and writes `report.html` into the workdir.
+The second does all folds, annotations, methods and seeds, which takes hours, and writes a table
+into a document. Either goes on where it was when it is started again.
+"""
+
+import pathlib
+import shlex
+import sys
+import time
+
+from absl import flags
+from ml_collections import config_flags
+
+from prosam_jax import cli
+from prosam_jax.config import Config
+from prosam_jax.training import comparison, grid, loop, page, report
+
+RECIPE = pathlib.Path(__file__).parent / "configs" / "shapes.py"
+METHODS = ("vrp", "student_t")
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, shapes.py if none.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs: runs/demo or runs/full.")
+FULL = flags.DEFINE_bool("full", False, "Every fold, annotation, method and seed.")
+JOBS = flags.DEFINE_integer("jobs", 1, "With --full: runs at a time.", lower_bound=1)
+SEEDS = flags.DEFINE_integer("seeds", 3, "With --full: seeds of each run.", lower_bound=1)
+RESULTS = flags.DEFINE_string("results", "docs/results.md", "With --full: where the table goes.")
+
+
+def demo(base: Config, workdir: pathlib.Path) -> None:
+    """Two runs, a table and a report."""
+    start = time.monotonic()
+    comparison.share_compiled(workdir / "compiled")
+    runs = [
+        comparison.run_of(base, workdir / method, {"distribution.name": method})
+        for method in METHODS
+    ]
+    held = {}
+    for number, run in enumerate(runs, 1):
+        print(f"\n{number} of {len(runs)}: {run.title}", flush=True)
+        held[run.title] = comparison.finish(run)
+    print()
+    comparison.print_table(comparison.rows(held), f"novel classes of fold {base.data.fold}")
+    path = workdir / "report.html"
+    page.write(path, runs, shlex.join(["python", *sys.argv]))
+    print(
+        f"{report.clock(time.monotonic() - start)}; the report, for any browser: {path.resolve()}"
+    )
+
+
+def full(base: Config, workdir: pathlib.Path) -> None:
+    """All runs and one table."""
+    start = time.monotonic()
+    runs = grid.runs(base, workdir, SEEDS.value)
+    todo = [run for run in runs if comparison.results(run) is None]
+    print(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {JOBS.value} at a time", flush=True)
+    grid.finish(todo, jobs=JOBS.value, compiled=workdir / "compiled")
+    found = grid.scores(runs)
+    grid.write_scores(workdir / "scores.json", found)
+    table = grid.markdown(found, grid.note(runs))
+    grid.write_markdown(pathlib.Path(RESULTS.value), table)
+    print(f"{table}\n\n{report.clock(time.monotonic() - start)}; wrote {RESULTS.value}")
+
+
+def main() -> None:
+    """Runs the demo, or all of it."""
+    base = Config.from_dict(CONFIG.value)
+    compare, name = (full, "runs/full") if FULL.value else (demo, "runs/demo")
+    try:
+        compare(base, pathlib.Path(WORKDIR.value or name))
+    except loop.Stopped as stopped:
+        print(stopped, flush=True)
+        sys.exit(128 + stopped.signum)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from there", flush=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    cli.run(main, RECIPE)

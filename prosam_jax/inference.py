@@ -1,0 +1,145 @@
+"""Inference as pure functions: the masks of the mean prompts, and how far to trust them.
+
+The mean prompts alone are the paper's inference. Its five ways to merge the masks of sampled
+prompts instead (Table 8) score below it at K times the price, so samples serve only to tell where
+the mask is uncertain.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from prosam_jax import equations
+from prosam_jax.model import ProSAM
+from prosam_jax.types import Features, Posterior, Taps
+
+
+class Targets(NamedTuple):
+    """What the frozen networks say of target images (`ProSAM.encode_targets`)."""
+
+    image_embeddings: Float[Array, "b i j e"]
+    taps: Taps
+
+
+class References(NamedTuple):
+    """The same of annotated references, all of one class (`ProSAM.encode_references`)."""
+
+    taps: Taps
+    mask: Float[Array, "s h w"]
+
+
+class Prediction(NamedTuple):
+    """Masks of one class.
+
+    Attributes:
+        logits: Of the masks; above 0 is foreground.
+        score: Mean probability of the foreground inside each mask, 0 if it is empty.
+        iou: The IoU that SAM expects of each mask. SAM learned to say so of clicks and boxes.
+        uncertainty: `disagreement` of masks of sampled prompts, or None.
+    """
+
+    logits: Float[Array, "b h w"]
+    score: Float[Array, " b"]
+    iou: Float[Array, " b"]
+    uncertainty: Float[Array, "b h w"] | None
+
+
+def predict(
+    model: ProSAM,
+    targets: Targets,
+    references: References,
+    size: tuple[int, int],
+    *,
+    samples: int = 0,
+    key: PRNGKeyArray | None = None,
+) -> Prediction:
+    """Segments in every target what the references show.
+
+    s references give s times as many prompts, which SAM's decoder takes all together (k-shot).
+
+    Args:
+        model: The model.
+        targets: b encoded targets.
+        references: s encoded references of one class.
+        size: (height, width) of the logits and of the map.
+        samples: K, how many masks the uncertainty is made of; 0 for none.
+        key: Draws the samples.
+
+    Raises:
+        ValueError: `samples` above 0, but the model is deterministic, or there is no key.
+    """
+    posterior = model.posterior(paired(targets, references))
+    logits, iou = model.decode_with_iou(targets.image_embeddings, posterior.mean, size)
+    uncertainty = None
+    if samples:
+        if key is None:
+            raise ValueError(f"samples={samples} without a key: pass jax.random.key(seed)")
+        sampled = sampled_logits(model, targets, posterior, size, samples, key)
+        uncertainty = disagreement(sampled)
+    return Prediction(logits, confidence(logits), iou, uncertainty)
+
+
+def paired(targets: Targets, references: References) -> Features:
+    """Every target with all of the references, as `ProSAM.posterior` wants them."""
+    b = len(targets.image_embeddings)
+    support, mask = jax.tree.map(lambda x: jnp.tile(x, (b, *(1,) * (x.ndim - 1))), references)
+    return Features(targets.image_embeddings, targets.taps, support, mask)
+
+
+def sampled_logits(
+    model: ProSAM,
+    targets: Targets,
+    posterior: Posterior,
+    size: tuple[int, int],
+    samples: int,
+    key: PRNGKeyArray,
+) -> Float[Array, "k b h w"]:
+    """Logits of the masks of K prompts drawn from the posterior (`sampled_prompts`)."""
+    prompts = sampled_prompts(model, posterior, samples, key)
+    return jax.vmap(lambda p: model.decode(targets.image_embeddings, p, size))(prompts)
+
+
+def sampled_prompts(
+    model: ProSAM, posterior: Posterior, samples: int, key: PRNGKeyArray
+) -> Float[Array, "k b q c"]:
+    """K prompts for each target.
+
+    The noise is the same for every target, so that no result depends on the others of its batch.
+
+    Raises:
+        ValueError: The posterior has no scale.
+    """
+    cfg = model.distribution
+
+    def draw(one: Posterior) -> Float[Array, "k 1 q c"]:
+        return equations.sample_prompts(
+            key, one, samples, sampler=cfg.name, nu=cfg.nu, min_scale=cfg.min_scale
+        )
+
+    each = jax.tree.map(lambda x: x[:, None], posterior)
+    return jax.vmap(draw, out_axes=1)(each)[:, :, 0]
+
+
+def disagreement(logits: Float[Array, "k b h w"]) -> Float[Array, "b h w"]:
+    """How far K masks disagree, pixel by pixel.
+
+    The mutual information, in bits, of a pixel's label and the prompt: the entropy of the mean
+    probability less the mean entropy (BALD, Houlsby et al., arXiv 1112.5745). 0 where all masks
+    say the same, be it "perhaps"; 1 where half are sure of foreground and half of background.
+    """
+    foreground, background = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+
+    def entropy(p, q):
+        return (jax.scipy.special.entr(p) + jax.scipy.special.entr(q)) / jnp.log(2.0)
+
+    of_mean = entropy(foreground.mean(0), background.mean(0))
+    return jnp.clip(of_mean - entropy(foreground, background).mean(0), 0, 1)
+
+
+def confidence(logits: Float[Array, "b h w"]) -> Float[Array, " b"]:
+    """Mean probability of the foreground inside each mask, 0 if it is empty."""
+    mask = logits > 0
+    total = jnp.where(mask, jax.nn.sigmoid(logits), 0).sum((1, 2))
+    return total / jnp.maximum(mask.sum((1, 2)), 1)

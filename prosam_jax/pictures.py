@@ -1,0 +1,223 @@
+"""A user's pictures and what is marked in them: from whatever they come as to the model's square.
+
+NumPy and Pillow only. Everything is in pixels as a viewer shows them: the EXIF rotation of files
+and Pillow images is applied.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageOps
+
+from prosam_jax.data.transforms import resize_mask
+from prosam_jax.sam.frame import ImageLike, Numbers, numbers, rgb
+
+CUES = ("mask", "points", "box", "scribble")
+
+
+def read(image: ImageLike, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an array, of a Pillow image or of a file, RGB 0-255.
+
+    Args:
+        image: An array of height x width, or height x width x 1, 3 or 4, of uint8 or of floats
+            in 0-1; a Pillow image; or the path of a file that Pillow reads. Alpha is left out.
+        name: What messages call it, if it is no file.
+
+    Raises:
+        ValueError: It is none of these, or damaged.
+        FileNotFoundError: There is no such file.
+    """
+    if isinstance(image, str | os.PathLike | Image.Image):
+        return _opened(image, name, lambda upright: rgb(upright, "RGB"))
+    array = _array(image, name)
+    if array.ndim == 2:
+        array = array[..., None]
+    fits = array.ndim == 3 and array.shape[2] in (1, 3, 4) and array.size
+    if not fits or not (array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating)):
+        raise ValueError(
+            f"{name} is {array.dtype} {array.shape}: pass height x width x 3, uint8 in 0-255 or "
+            "floats in 0-1"
+        )
+    if array.dtype != np.uint8:
+        _check_unit(array, name)
+        array = np.round(array * 255).astype(np.uint8)
+    array = array[..., :3]
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
+    """Which pixels a mask marks.
+
+    Args:
+        mask: An array of height x width: bool, floats in 0-1 (0.5 and above is marked), or
+            integers, 0 and one other number. Or a Pillow image or a file, white on black, where
+            gray from 128 counts as white; one with a palette or 16 bits is taken as integers.
+        name: What messages call it, if it is no file.
+
+    Raises:
+        ValueError: It is none of these, damaged, or has more than one number beside 0.
+        FileNotFoundError: There is no such file.
+    """
+    if isinstance(mask, str | os.PathLike | Image.Image):
+        array = _opened(mask, name, _levels)
+        name = str(mask) if isinstance(mask, str | os.PathLike) else name
+    else:
+        array = _array(mask, name)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim != 2:
+        raise ValueError(f"{name} is {array.dtype} {array.shape}: pass height x width")
+    if np.issubdtype(array.dtype, np.floating):
+        _check_unit(array, name)
+        return array >= 0.5
+    if not (array.dtype == np.bool_ or np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(f"{name} is {array.dtype}: pass bool, integers, or floats in 0-1")
+    values = np.unique(array)
+    if np.count_nonzero(values) > 1:
+        shown = ", ".join(map(str, values[:6].tolist())) + (", ..." if len(values) > 6 else "")
+        raise ValueError(f"{name} holds {shown}: pass the mask of one object, such as labels == 1")
+    return array != 0
+
+
+def mark(
+    size: tuple[int, int],
+    side: int,
+    cells: tuple[int, int],
+    *,
+    mask: ImageLike | None = None,
+    points: Numbers | None = None,
+    box: Numbers | None = None,
+    scribble: ImageLike | None = None,
+) -> Bool[np.ndarray, "{side} {side}"]:
+    """One annotation of a picture, brought to the model's square.
+
+    A mask is shrunk as in training. A box is filled. Points and scribbles mark whole cells of the
+    backbone's features, all that they touch: shrunk like a mask most of them would vanish.
+
+    Args:
+        size: (height, width) of the picture.
+        side: Side of the square in pixels.
+        cells: (height, width) of the backbone's features.
+        mask: See `read_mask`; as large as the picture.
+        points: N x 2, x and y in pixels of the picture.
+        box: x0, y0, x1, y1 in pixels of the picture; the last two are those after the box.
+        scribble: The strokes, given like a mask.
+
+    Raises:
+        ValueError: Not one kind is given, or it marks nothing, or lies outside, or is not valid.
+    """
+    given = dict(zip(CUES, (mask, points, box, scribble), strict=True))
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        held = " and ".join(names) or "nothing"
+        raise ValueError(f"a reference is marked by {held}: pass one of {', '.join(CUES)}")
+    if mask is not None:
+        square = resize_mask(_fitting(mask, size, "mask"), side)
+        if not square.any():
+            raise ValueError(
+                f"mask is empty at {side} x {side}, the size that the model sees: mark a larger "
+                "object, or cut the picture to it"
+            )
+        return square
+    if points is not None:
+        return _whole_cells(*_point_pixels(points, size, side), side, cells)
+    if box is not None:
+        return _filled(box, size, side)
+    rows, cols = np.nonzero(_fitting(scribble, size, "scribble"))
+    return _whole_cells(rows * side // size[0], cols * side // size[1], side, cells)
+
+
+def _opened(image: Any, name: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    try:
+        if isinstance(image, Image.Image):
+            return convert(ImageOps.exif_transpose(image))
+        name = str(image)
+        with Image.open(image) as file:
+            return convert(ImageOps.exif_transpose(file))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
+        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+
+
+def _levels(image: Image.Image) -> np.ndarray:
+    """A picture of a mask as bool, or as its numbers if they are not gray in 0-255."""
+    if image.mode.startswith(("P", "I", "F")):
+        return np.array(image)
+    gray = np.array(image.convert("L"))
+    return gray >= (128 if gray.max() > 1 else 1)
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise ValueError(
+            f"{name} is of type {type(value).__name__}: pass an array, a Pillow image or a path"
+        )
+    return array
+
+
+def _check_unit(array: np.ndarray, name: str) -> None:
+    low, high = array.min(), array.max()
+    if not (low >= 0 and high <= 1):  # NaN as well
+        raise ValueError(
+            f"{name} is {array.dtype} from {low:.3g} to {high:.3g}: pass floats in 0-1, or uint8"
+        )
+
+
+def _fitting(mask: ImageLike | None, size: tuple[int, int], name: str) -> Bool[np.ndarray, "h w"]:
+    assert mask is not None
+    array = read_mask(mask, name)
+    if array.shape != size:
+        held, wanted = (f"{width} x {height}" for height, width in (array.shape, size))
+        raise ValueError(f"{name} is {held} pixels, the picture {wanted}: they must be the same")
+    if not array.any():
+        raise ValueError(f"{name} is empty: no pixel is marked (in files, white on black)")
+    return array
+
+
+def _point_pixels(points: Numbers, size: tuple[int, int], side: int) -> tuple[Any, Any]:
+    xy = numbers("points", points, (None, 2))
+    height, width = size
+    if not len(xy):
+        raise ValueError("points is empty: pass at least one x, y")
+    outside = ~((xy >= 0) & (xy < [[width, height]])).all(1)
+    if outside.any():
+        raise ValueError(
+            f"points has {xy[outside][0].tolist()}, outside the picture of {width} x {height} "
+            "pixels: pass x, y in pixels of the picture"
+        )
+    x, y = xy.astype(np.int64).T
+    return y * side // height, x * side // width
+
+
+def _filled(box: Numbers, size: tuple[int, int], side: int) -> Bool[np.ndarray, "{side} {side}"]:
+    x0, y0, x1, y1 = numbers("box", box, (4,)).tolist()
+    height, width = size
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise ValueError(
+            f"box={[x0, y0, x1, y1]} must be x0 < x1, y0 < y1 inside the picture of {width} x "
+            f"{height} pixels"
+        )
+    square = np.zeros((side, side), np.bool_)
+    rows, cols = (
+        slice(int(low * side / whole), int(np.ceil(high * side / whole)))
+        for low, high, whole in ((y0, y1, height), (x0, x1, width))
+    )
+    square[rows, cols] = True
+    return square
+
+
+def _whole_cells(
+    rows: np.ndarray, cols: np.ndarray, side: int, cells: tuple[int, int]
+) -> Bool[np.ndarray, "{side} {side}"]:
+    """The cells in which pixels of the square lie; each begins with the pixel `nearest` takes."""
+    row_of, col_of = (
+        np.searchsorted(np.arange(n) * side // n, np.arange(side), side="right") - 1 for n in cells
+    )
+    touched = np.zeros(cells, np.bool_)
+    touched[row_of[rows], col_of[cols]] = True
+    return touched[row_of[:, None], col_of]

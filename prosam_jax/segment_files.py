@@ -1,0 +1,210 @@
+"""Segmenting a folder of pictures: what is written where, and what becomes of bad files."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.progress
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from prosam_jax import pictures
+from prosam_jax.segmenter import Segmentation, Segmenter
+
+SHOWN = 3
+TINT = (25, 130, 255)
+JSON_FORMATS = ("coco-rle",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be done, found to be possible before anything is computed.
+
+    Attributes:
+        outputs: Of each target the files to write, by kind: "mask", "overlay", "uncertainty".
+        json: The file of run lengths, or None.
+    """
+
+    outputs: dict[pathlib.Path, dict[str, pathlib.Path]]
+    json: pathlib.Path | None
+
+
+def plan(
+    targets: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    overlay: bool,
+    uncertainty: bool,
+    as_json: bool,
+    force: bool,
+    inputs: Sequence[pathlib.Path] = (),
+) -> Plan:
+    """Names the output of every target.
+
+    Masks are `out`/NAME.png, overlays `out`/overlay/NAME.png, uncertainty maps
+    `out`/uncertainty/NAME.png, all run lengths `out`/masks.json. NAME is the target's without its
+    suffix, or with it if several targets would have one name.
+
+    Args:
+        targets: A picture, or a folder whose pictures (by their suffixes, not of folders in it)
+            are taken.
+        out: Folder of the output.
+        overlay: Whether overlays are wanted.
+        uncertainty: Whether uncertainty maps are wanted.
+        as_json: Whether run lengths are wanted.
+        force: Whether files that exist are overwritten. Targets and `inputs` never are.
+        inputs: Files that are read apart from the targets.
+
+    Raises:
+        ValueError: No target, or a file is in the way.
+    """
+    files = _pictures_of(targets)
+    kinds = {"mask": out}
+    if overlay:
+        kinds["overlay"] = out / "overlay"
+    if uncertainty:
+        kinds["uncertainty"] = out / "uncertainty"
+    # Some file systems take A and a for the same name.
+    stems = collections.Counter(file.stem.casefold() for file in files)
+    outputs = {}
+    for file in files:
+        name = file.stem if stems[file.stem.casefold()] == 1 else file.name
+        outputs[file] = {kind: folder / f"{name}.png" for kind, folder in kinds.items()}
+    made = Plan(outputs, out / "masks.json" if as_json else None)
+    wanted = [path for paths in outputs.values() for path in paths.values()]
+    wanted += [made.json] if made.json else []
+    read = {path.resolve() for path in (*files, *inputs)}
+    if clash := [path for path in wanted if path.resolve() in read]:
+        raise ValueError(f"{_few(clash)} would be overwritten, but is read: pass another --out")
+    if not force and (clash := [path for path in wanted if path.exists()]):
+        raise ValueError(f"{_few(clash)} exists already: pass --force, or another --out")
+    return made
+
+
+def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Path, str]:
+    """Segments the targets of a plan and writes what it names.
+
+    A target that cannot be read is passed over.
+
+    Returns:
+        Such targets, each with the reason.
+    """
+    for folder in {path.parent for paths in todo.outputs.values() for path in paths.values()}:
+        folder.mkdir(parents=True, exist_ok=True)
+    bad: dict[pathlib.Path, str] = {}
+    records = []
+    uncertainty = any("uncertainty" in paths for paths in todo.outputs.values())
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(console=console, transient=True) as bar:
+        task = bar.add_task("segmenting", total=len(todo.outputs))
+
+        def failed(target: pathlib.Path, error: Exception) -> None:
+            bad[target] = str(error)
+            bar.advance(task)
+
+        for names, images in _batches(list(todo.outputs), batch_size, failed):
+            found = segmenter.segment(images, uncertainty=uncertainty, batch_size=batch_size)
+            for name, image, one in zip(names, images, found, strict=True):
+                _write(todo.outputs[name], image, one)
+                if todo.json:
+                    records.append((name, one))
+                bar.advance(task)
+    if todo.json:
+        todo.json.write_text(json.dumps(coco(records), indent=1) + "\n")
+    return bad
+
+
+def coco(found: Sequence[tuple[pathlib.Path, Segmentation]]) -> dict[str, Any]:
+    """Masks in COCO's annotation format, with run lengths as plain numbers.
+
+    `pycocotools.coco.COCO` reads it; as in COCO itself, regions given by run lengths are "crowds".
+    An empty mask is no annotation.
+    """
+    classes = found[0][1].classes if found else ()
+    images, annotations = [], []
+    for image_id, (path, one) in enumerate(found, 1):
+        _, height, width = one.masks.shape
+        images.append({"id": image_id, "file_name": path.name, "height": height, "width": width})
+        for category, mask in enumerate(one.masks, 1):
+            if not mask.any():
+                continue
+            rows, cols = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+            x, y = int(cols[0]), int(rows[0])
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category,
+                    "segmentation": {"size": [height, width], "counts": run_lengths(mask)},
+                    "area": int(mask.sum()),
+                    "bbox": [x, y, int(cols[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+                    "iscrowd": 1,
+                    "score": float(one.scores[category - 1]),
+                    "predicted_iou": float(one.predicted_iou[category - 1]),
+                }
+            )
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def run_lengths(mask: Bool[np.ndarray, "h w"]) -> list[int]:
+    """COCO's run lengths: column by column, background and foreground in turn, background first."""
+    pixels = np.concatenate([[False], mask.ravel(order="F")])
+    borders = np.flatnonzero(pixels[1:] != pixels[:-1])
+    return np.diff(borders, prepend=0, append=mask.size).tolist()
+
+
+def _pictures_of(targets: pathlib.Path) -> list[pathlib.Path]:
+    if targets.is_file():
+        return [targets]
+    if not targets.is_dir():
+        raise ValueError(f"--targets={targets}: there is no such file or folder")
+    known = {end for end, form in Image.registered_extensions().items() if form in Image.OPEN}
+    files = sorted(x for x in targets.iterdir() if x.is_file() and x.suffix.lower() in known)
+    if not files:
+        raise ValueError(f"--targets={targets}: the folder has no pictures")
+    return files
+
+
+def _batches(
+    targets: Sequence[pathlib.Path],
+    size: int,
+    failed: Callable[[pathlib.Path, Exception], None],
+) -> Iterator[tuple[list[pathlib.Path], list[UInt8[np.ndarray, "h w 3"]]]]:
+    """Targets with their pixels, `size` at a time; those that cannot be read are handed over."""
+    names, images = [], []
+    for target in targets:
+        try:
+            image = pictures.read(target)
+        except (ValueError, OSError) as error:
+            failed(target, error)
+            continue
+        names.append(target)
+        images.append(image)
+        if len(names) == size:
+            yield names, images
+            names, images = [], []
+    if names:
+        yield names, images
+
+
+def _write(
+    paths: Mapping[str, pathlib.Path], image: UInt8[np.ndarray, "h w 3"], found: Segmentation
+) -> None:
+    mask = found.masks[0]
+    Image.fromarray(mask.astype(np.uint8) * 255).save(paths["mask"])
+    if path := paths.get("overlay"):
+        tint = np.array(TINT, np.uint8).reshape(1, 1, 3)
+        Image.fromarray(np.where(mask[..., None], image // 2 + tint // 2, image // 2)).save(path)
+    if (path := paths.get("uncertainty")) and found.uncertainty is not None:
+        Image.fromarray(np.round(found.uncertainty[0] * 255).astype(np.uint8)).save(path)
+
+
+def _few(paths: Sequence[pathlib.Path]) -> str:
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return ", ".join(map(str, paths[:SHOWN])) + more

@@ -1,0 +1,348 @@
+"""Visual reference segmentation as it is used: show an object in one picture, find it in others."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int32, UInt8
+from PIL import Image
+
+from prosam_jax import inference, pictures, resize
+from prosam_jax.config import (
+    Config,
+    changed,
+    check_at_least,
+    check_choice,
+    check_setting,
+    packaged,
+    read_config,
+    replaced,
+)
+from prosam_jax.data.transforms import resize_image
+from prosam_jax.inference import Prediction, References, Targets
+from prosam_jax.model import ProSAM, build
+from prosam_jax.prompt import weight_file
+from prosam_jax.sam.frame import ImageLike, Numbers
+
+DEFAULT = "prosam-shapes"
+MODELS = {DEFAULT: packaged("prompt_encoder", "shapes")}
+"""Models that come with the package. The default knows generated shapes: on photos it is a toy."""
+
+FREE = ("sam.dtype",)
+DETERMINISTIC = ("vrp", "vrp_2linear")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What was found in one picture, in its own pixels; the first axis counts the classes.
+
+    Attributes:
+        classes: Their names, in the order in which they were shown.
+        masks: Each class by itself; masks of several classes may overlap.
+        label_map: One class for each pixel: number i + 1 for class i where its logit is the
+            largest and above 0, and 0 where none is.
+        scores: Mean probability of the foreground inside each mask, 0 if it is empty.
+        predicted_iou: The IoU that SAM expects of each mask. SAM learned to say so of clicks and
+            boxes, so it orders masks better than it measures them.
+        uncertainty: In [0, 1], how far masks of sampled prompts disagree: mutual information in
+            bits (`inference.disagreement`). None if it was not asked for.
+    """
+
+    classes: tuple[str, ...]
+    masks: Bool[np.ndarray, "c H W"]
+    label_map: Int32[np.ndarray, "H W"]
+    scores: Float[np.ndarray, " c"]
+    predicted_iou: Float[np.ndarray, " c"]
+    uncertainty: Float[np.ndarray, "c H W"] | None
+
+
+class Segmenter:
+    """Finds in pictures what references show.
+
+        seg = Segmenter.load("prosam-shapes")
+        seg.set_reference("cat.jpg", mask="cat.png")
+        found = seg.segment("other.jpg")
+
+    Every picture is brought to the model's square, as in training, and its masks back to its own
+    size. So it compiles once for single pictures, once for batches, and once more for every
+    number of references that a class has.
+    """
+
+    def __init__(self, model: ProSAM, image_size: int):
+        """A segmenter of a model that was trained on squares of `image_size` pixels."""
+        self.model = model
+        self.image_size = image_size
+        # Flattened once: to walk the modules at every call takes longer than a small decoder.
+        self._leaves, self._tree = jax.tree.flatten(model)
+        square = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+        merged, _ = jax.eval_shape(model.backbone.trunk, square)
+        self._cells: tuple[int, int] = merged.shape[1:3]
+        self._references: dict[str, References] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str] = DEFAULT,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> "Segmenter":
+        """Reads a trained model.
+
+        Args:
+            model: A name of `MODELS`; a file of a trained prompt encoder (`python -m
+                prosam_jax.prompt_file`); or the folder of a training run, of which the best
+                checkpoint is taken.
+            overrides: Settings that differ from the training's by dotted name, such as
+                {"sam.weights": "elsewhere/sam_vit_h.safetensors", "sam.dtype": "bfloat16"}.
+
+        Raises:
+            ValueError: There is no such model, its frozen weights are missing or others than it
+                was trained on, or a setting is unknown or belongs to the training.
+        """
+        path = pathlib.Path(MODELS.get(os.fspath(model), model))
+        if path.is_dir():
+            return cls._of_run(path, overrides or {})
+        if not (path.is_file() or path.suffix or len(path.parts) > 1):
+            check_choice("model", str(model), tuple(MODELS))
+        cfg = _settings(weight_file.read(path).config, overrides or {}, str(path))
+        return cls(build(cfg), cfg.data.image_size)
+
+    @classmethod
+    def _of_run(cls, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> "Segmenter":
+        from prosam_jax.training import score  # takes seconds, and files do without
+
+        cfg = _settings(read_config(workdir / "config.json"), overrides, "")
+        parts, _ = score.restored(cfg, workdir, "best")
+        # Restored to the devices of an evaluation; one is enough here.
+        params = jax.tree.map(jnp.asarray, jax.device_get(parts.params))
+        return cls(nnx.merge(*parts._replace(params=params)), cfg.data.image_size)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that were shown, in that order."""
+        return tuple(self._references)
+
+    def set_reference(
+        self,
+        image: ImageLike,
+        *,
+        mask: ImageLike | None = None,
+        points: Numbers | None = None,
+        box: Numbers | None = None,
+        scribble: ImageLike | None = None,
+        label: str = "object",
+    ) -> None:
+        """Shows what a class is, in place of what was shown of it before.
+
+        Exactly one of mask, points, box and scribble tells where. Other classes stay.
+
+        Args:
+            image: An array of height x width, or height x width x 1, 3 or 4 (alpha is left out),
+                of uint8 or of floats in 0-1; a Pillow image or the path of one, whose EXIF
+                rotation is applied.
+            mask: The object, as large as the picture: an array of bool, of floats in 0-1, or of
+                integers (0 and one other number); or a picture of it, white on black.
+            points: N x 2, x and y in pixels of the picture, on the object.
+            box: x0, y0, x1, y1 in pixels of the picture, around the object.
+            scribble: Strokes on the object, given like a mask.
+            label: Name of the class.
+
+        Raises:
+            ValueError: The picture cannot be read, or the mark is not valid; the message says why.
+            FileNotFoundError: There is no such file.
+        """
+        cues = {"mask": mask, "points": points, "box": box, "scribble": scribble}
+        self._references[label] = self._encoded(image, cues)
+
+    def add_reference(
+        self,
+        image: ImageLike,
+        *,
+        mask: ImageLike | None = None,
+        points: Numbers | None = None,
+        box: Numbers | None = None,
+        scribble: ImageLike | None = None,
+        label: str = "object",
+    ) -> None:
+        """Shows a class once more (k-shot); all else as `set_reference`."""
+        cues = {"mask": mask, "points": points, "box": box, "scribble": scribble}
+        new = self._encoded(image, cues)
+        if label in self._references:
+            held = self._references[label]
+            new = jax.tree.map(lambda *xs: jnp.concatenate(xs), held, new)
+        self._references[label] = new
+
+    def reset(self) -> None:
+        """Forgets all references."""
+        self._references = {}
+
+    @overload
+    def segment(
+        self,
+        images: ImageLike,
+        *,
+        uncertainty: bool = ...,
+        samples: int = ...,
+        batch_size: int = ...,
+    ) -> Segmentation: ...
+
+    @overload
+    def segment(
+        self,
+        images: Sequence[ImageLike],
+        *,
+        uncertainty: bool = ...,
+        samples: int = ...,
+        batch_size: int = ...,
+    ) -> list[Segmentation]: ...
+
+    def segment(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        uncertainty: bool = False,
+        samples: int = 10,
+        batch_size: int = 4,
+    ) -> Segmentation | list[Segmentation]:
+        """Finds what the references show.
+
+        Args:
+            images: A picture, given as for `set_reference`, or a list of pictures of any sizes.
+            uncertainty: Whether to add the uncertainty maps.
+            samples: How many sampled masks they are made of; always the same samples.
+            batch_size: Pictures of a list that are taken at a time; the last are padded to as
+                many. It changes time and memory only.
+
+        Returns:
+            What was found in the picture, or a list of that.
+
+        Raises:
+            ValueError: No reference is set, a picture cannot be read, or uncertainty is wanted
+                of a deterministic model.
+            FileNotFoundError: There is no such file.
+        """
+        if not self._references:
+            raise ValueError("no reference is set: call set_reference first")
+        check_at_least("batch_size", batch_size, 1)
+        if uncertainty:
+            check_at_least("samples", samples, 2)
+            if (name := self.model.distribution.name) in DETERMINISTIC:
+                raise ValueError(
+                    f"a model with distribution.name={name} has one mask for each picture and no "
+                    "uncertainty; use one that was trained with student_t, gaussian or t3vae"
+                )
+        k = samples if uncertainty else 0
+        if _is_one(images):
+            return self._batch([pictures.read(images)], 1, k)[0]
+        found = []
+        for i in range(0, len(images), batch_size):
+            part = images[i : i + batch_size]
+            pixels = [pictures.read(x, f"images[{i + j}]") for j, x in enumerate(part)]
+            found += self._batch(pixels, batch_size, k)
+        return found
+
+    def _encoded(self, image: ImageLike, cues: dict[str, Any]) -> References:
+        pixels = pictures.read(image)
+        height, width, _ = pixels.shape
+        square = pictures.mark((height, width), self.image_size, self._cells, **cues)
+        found = _encode_reference(
+            self._tree, self._leaves, resize_image(pixels, self.image_size)[None], square[None]
+        )
+        if not found.mask.any():
+            rows, cols = self._cells
+            raise ValueError(
+                f"the mark is lost at {rows} x {cols}, the size of the backbone's features: mark a "
+                "larger region, pass it as points or scribble, or cut the picture to it"
+            )
+        return found
+
+    def _batch(
+        self, images: Sequence[UInt8[np.ndarray, "h w 3"]], batch_size: int, samples: int
+    ) -> list[Segmentation]:
+        side = self.image_size
+        squares = np.zeros((batch_size, side, side, 3), np.uint8)
+        for i, image in enumerate(images):
+            squares[i] = resize_image(image, side)
+        targets = _encode_targets(self._tree, self._leaves, squares)
+        # All classes are sent off before the first is waited for.
+        found = [
+            _predict(self._tree, self._leaves, targets, references, side, samples)
+            for references in self._references.values()
+        ]
+        predictions = jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(found))
+        return [
+            self._finished(jax.tree.map(lambda x, i=i: x[:, i], predictions), image.shape[:2])
+            for i, image in enumerate(images)
+        ]
+
+    def _finished(self, found: Prediction, size: tuple[int, int]) -> Segmentation:
+        """Brings one picture's predictions, classes first, to its own size.
+
+        Bilinearly with aligned corners, as VRP-SAM's code does. On the host, because a device
+        would compile it anew for every size of a picture.
+        """
+        side = self.image_size
+        rows, cols = (resize.bilinear_weights(side, n, align_corners=True) for n in size)
+        logits = rows @ found.logits @ cols.T
+        map_ = found.uncertainty
+        return Segmentation(
+            classes=self.classes,
+            masks=logits > 0,
+            label_map=np.where((logits > 0).any(0), logits.argmax(0) + 1, 0).astype(np.int32),
+            scores=found.score,
+            predicted_iou=found.iou,
+            uncertainty=None if map_ is None else np.clip(rows @ map_ @ cols.T, 0, 1),
+        )
+
+
+def _settings(trained: Config, overrides: Mapping[str, Any], file: str) -> Config:
+    for name in overrides:
+        check_setting(name)
+    cfg = replaced(trained, overrides)
+    if differences := changed(trained, cfg, FREE):
+        raise ValueError(
+            f"these settings belong to the training and cannot be changed: "
+            f"{'; '.join(differences)}; free are sam.weights, backbone.weights and sam.dtype"
+        )
+    return replaced(cfg, {"prompt.weights": file})
+
+
+def _is_one(images: Any) -> bool:
+    if isinstance(images, str | os.PathLike | Image.Image):
+        return True
+    return getattr(images, "ndim", 0) in (2, 3)  # 4 axes are a batch
+
+
+@functools.partial(jax.jit, static_argnames="tree")
+def _encode_reference(
+    tree: Any,
+    leaves: list[Array],
+    images: UInt8[Array, "r h w 3"],
+    annotations: Bool[Array, "r h w"],
+) -> References:
+    return References(*jax.tree.unflatten(tree, leaves).encode_references(images, annotations))
+
+
+@functools.partial(jax.jit, static_argnames="tree")
+def _encode_targets(tree: Any, leaves: list[Array], images: UInt8[Array, "b h w 3"]) -> Targets:
+    return Targets(*jax.tree.unflatten(tree, leaves).encode_targets(images))
+
+
+@functools.partial(jax.jit, static_argnames=("tree", "side", "samples"))
+def _predict(
+    tree: Any,
+    leaves: list[Array],
+    targets: Targets,
+    references: References,
+    side: int,
+    samples: int,
+) -> Prediction:
+    model = jax.tree.unflatten(tree, leaves)
+    key = jax.random.key(0)
+    return inference.predict(model, targets, references, (side, side), samples=samples, key=key)

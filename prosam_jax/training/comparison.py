@@ -1,0 +1,145 @@
+"""Methods side by side: each a run of its own, as train.py's, scored with controls and kept.
+
+A finished run is not done again: its folder holds `results.json` of just these settings and
+frozen weights. An unfinished one goes on where it was.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import rich.console
+import rich.table
+
+from prosam_jax.config import Config, replaced, to_dict
+from prosam_jax.prompt import weight_file
+from prosam_jax.training import controls, loop, report, score
+
+TITLES = {
+    "vrp": "VRP-SAM",
+    "vrp_2linear": "VRP-SAM with two more layers",
+    "gaussian": "ProSAM, Gaussian",
+    "student_t": "ProSAM, Student-t",
+    "t3vae": "ProSAM, t3-VAE",
+}
+"""What the methods are called, by `distribution.name`."""
+
+OF_THE_METHOD = (controls.UNTRAINED, controls.WRONG)
+"""Controls that each method has for itself; all others are the same for all."""
+
+SETTINGS = {"train.eval_every": -1, "eval.controls": True}
+"""No checkpoint is chosen by its score on the test list: the last one counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One method under one set of settings, and where it lies."""
+
+    cfg: Config
+    workdir: pathlib.Path
+
+    @property
+    def title(self) -> str:
+        """What its method is called."""
+        return TITLES[self.cfg.distribution.name]
+
+
+def run_of(base: Config, workdir: pathlib.Path, changes: Mapping[str, Any]) -> Run:
+    """A run of `base` with changed settings by dotted name, and those of a comparison."""
+    return Run(replaced(base, {**changes, **SETTINGS}), workdir)
+
+
+def share_compiled(folder: pathlib.Path) -> None:
+    """Keeps compiled functions in `folder`, unless the user keeps them elsewhere.
+
+    Runs of one comparison compile much the same, and a run that goes on compiles it again. They
+    lie beside the runs, and go with them when those are deleted.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(folder.resolve()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def finish(run: Run) -> dict[str, Any]:
+    """Trains and scores what is not yet trained and scored.
+
+    Returns:
+        `results.json` of the run.
+
+    Raises:
+        ValueError: The folder holds a run of other settings or frozen weights, or something that
+            the settings name is not as it must be.
+        loop.Stopped: SIGTERM or SIGINT came; the state is saved.
+    """
+    if (held := results(run)) is not None:
+        return held
+    loop.train(run.cfg, run.workdir)
+    scored = score.score(run.cfg, run.workdir, "latest")
+    if run.cfg.eval.pictures:
+        report.save_examples(run.workdir / "examples.npz", scored.examples)
+    held = results(run)
+    assert held is not None, run.workdir
+    return held
+
+
+def results(run: Run) -> dict[str, Any] | None:
+    """`results.json` of a finished run, None if it is not finished or is another one."""
+    try:
+        held = json.loads((run.workdir / "results.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    pictured = not run.cfg.eval.pictures or (run.workdir / "examples.npz").is_file()
+    frozen = weight_file.frozen_weights(run.cfg)
+    fits = held.get("config") == to_dict(run.cfg) and weight_file.read_frozen(run.workdir) == frozen
+    return held if fits and pictured else None
+
+
+class Row(NamedTuple):
+    """A line of a table; scores in percent.
+
+    Attributes:
+        name: Of a method, or of a control.
+        method: The title of the method that it belongs to, "" for what belongs to all.
+        miou: Mean over the classes.
+        fb_iou: Of foreground and background.
+    """
+
+    name: str
+    method: str
+    miou: float
+    fb_iou: float
+
+
+def rows(held: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Each method with its own controls, then the controls and baselines of all of them.
+
+    Args:
+        held: `results.json` by the method's title.
+    """
+    lines, common = [], {}
+    for title, found in held.items():
+        lines.append(Row(title, title, found["miou"], found["fb_iou"]))
+        common = found["controls"]
+        lines += [Row(name, title, **common[name]) for name in OF_THE_METHOD]
+    return lines + [Row(name, "", **x) for name, x in common.items() if name not in OF_THE_METHOD]
+
+
+def print_table(lines: Sequence[Row], title: str) -> None:
+    """Prints the lines, a section for each method."""
+    table = rich.table.Table(title=title)
+    table.add_column("")
+    table.add_column("mIoU %", justify="right")
+    table.add_column("FB-IoU %", justify="right")
+    method = lines[0].method
+    for line in lines:
+        if line.method != method:
+            table.add_section()
+            method = line.method
+        name = line.name if line.name == line.method else f"  {line.name}"
+        style = "bold" if line.name == line.method else None
+        table.add_row(name, f"{line.miou:.2f}", f"{line.fb_iou:.2f}", style=style)
+    rich.console.Console().print(table)

@@ -1,0 +1,255 @@
+"""All folds, annotations, methods and seeds of a benchmark: 144 runs and one table.
+
+Each run is one of `comparison`, in a folder of its own, so that the whole goes on where it was.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing import connection
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from prosam_jax.config import ANNOTATIONS, Config
+from prosam_jax.training import comparison, controls, loop, report
+from prosam_jax.training.comparison import OF_THE_METHOD, TITLES, Run
+
+METHODS = ("vrp", "gaussian", "student_t")
+FOLDS = (0, 1, 2, 3)
+BEGIN, END = "<!-- demo-full: begin -->", "<!-- demo-full: end -->"
+
+
+def runs(base: Config, workdir: pathlib.Path, seeds: int) -> list[Run]:
+    """Every run; those of one seed together, so that what is done so far can be compared."""
+    return [
+        comparison.run_of(
+            base,
+            workdir / f"{annotation}-fold{fold}-{method}-seed{seed}",
+            {
+                "distribution.name": method,
+                "data.annotation": annotation,
+                "data.fold": fold,
+                "seed": seed,
+                "eval.pictures": 0,
+            },
+        )
+        for seed in range(base.seed, base.seed + seeds)
+        for fold in FOLDS  # its pictures stay in memory
+        for annotation in ANNOTATIONS
+        for method in METHODS
+    ]
+
+
+def finish(todo: Sequence[Run], *, jobs: int, compiled: pathlib.Path) -> None:
+    """Finishes the runs, `jobs` at a time, each in a process with its share of the cores.
+
+    Prints a line for each finished run. What a run prints goes to `log.txt` in its folder.
+
+    Args:
+        todo: The runs.
+        jobs: How many at a time.
+        compiled: Folder of compiled functions (`comparison.share_compiled`).
+
+    Raises:
+        ValueError: A run cannot be done; the others that were under way are stopped.
+        loop.Stopped: A signal came; runs under way are saved.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    counter = spawn.Value("i", 0)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    began, done, workers = time.monotonic(), 0, {}
+    with _terminable():
+        try:
+            for job in range(jobs):
+                receiver, sender = spawn.Pipe(duplex=False)
+                share = cores[job::jobs] if jobs > 1 else []
+                process = spawn.Process(target=_work, args=(todo, counter, sender, share, compiled))
+                process.start()
+                sender.close()
+                workers[receiver] = process
+            for run, seconds, outcome in _messages(list(workers)):
+                if isinstance(outcome, str):
+                    raise ValueError(f"{run.workdir}: {outcome}")
+                done += 1
+                left = (time.monotonic() - began) / done * (len(todo) - done)
+                print(
+                    f"{run.workdir.name}: mIoU {outcome['miou']:.2f} in {report.clock(seconds)}; "
+                    f"{done} of {len(todo)}, {report.clock(left)} left",
+                    flush=True,
+                )
+        finally:
+            for process in workers.values():
+                process.terminate()
+            for process in workers.values():
+                process.join()
+    if done < len(todo):
+        raise ValueError(
+            f"{len(todo) - done} runs were not finished, because their processes ended before "
+            "their time; the same command goes on from there"
+        )
+
+
+def _messages(receivers: list[connection.Connection]) -> Iterator[tuple[Run, float, Any]]:
+    while receivers:
+        for receiver in connection.wait(receivers):
+            assert isinstance(receiver, connection.Connection)
+            try:
+                yield receiver.recv()
+            except EOFError:  # that process has ended
+                receivers.remove(receiver)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """While entered, SIGTERM is raised as `SystemExit`, so that the workers can be told."""
+
+    def leave(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    old = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def _work(
+    todo: Sequence[Run],
+    counter: Any,
+    sender: connection.Connection,
+    cores: Sequence[int],
+    compiled: pathlib.Path,
+) -> None:
+    """One process: takes run after run until none is left or a signal comes."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+    logging.set_verbosity(logging.ERROR)  # as `cli.run` does
+    comparison.share_compiled(compiled)
+    with contextlib.suppress(loop.Stopped, KeyboardInterrupt):
+        while (run := _next(todo, counter)) is not None:
+            start = time.monotonic()
+            run.workdir.mkdir(parents=True, exist_ok=True)
+            with (
+                (run.workdir / "log.txt").open("a", buffering=1) as log,
+                contextlib.redirect_stdout(log),
+            ):
+                try:
+                    outcome = comparison.finish(run)
+                except (ValueError, FloatingPointError, OSError) as error:
+                    outcome = str(error)
+            sender.send((run, time.monotonic() - start, outcome))
+
+
+def _next(todo: Sequence[Run], counter: Any) -> Run | None:
+    with counter.get_lock():
+        taken = counter.value
+        counter.value += 1
+    return todo[taken] if taken < len(todo) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """mIoU and FB-IoU in percent of one thing in one run."""
+
+    annotation: str
+    fold: int
+    method: str
+    seed: int
+    name: str
+    miou: float
+    fb_iou: float
+
+
+def scores(done: Sequence[Run]) -> list[Score]:
+    """Every number of finished runs: of the method itself, named as such, and of its controls."""
+    found = []
+    for run in done:
+        held = comparison.results(run)
+        assert held is not None, run.workdir
+        cfg = run.cfg
+        for name, x in {run.title: held, **held["controls"]}.items():
+            found.append(
+                Score(
+                    cfg.data.annotation, cfg.data.fold, cfg.distribution.name, cfg.seed, name,
+                    x["miou"], x["fb_iou"],
+                )
+            )  # fmt: skip
+    return found
+
+
+def write_scores(path: pathlib.Path, found: Sequence[Score]) -> None:
+    """Keeps every single number as JSON."""
+    path.write_text(json.dumps([dataclasses.asdict(x) for x in found], indent=1) + "\n")
+
+
+def note(runs: Sequence[Run]) -> str:
+    """How the runs were made, for the head of its table."""
+    cfg = runs[0].cfg
+    seeds = sorted({run.cfg.seed for run in runs})
+    versions = ", ".join(f"{name} {of}" for name, of in report.versions().items())
+    return (
+        f"{len(runs)} runs of {cfg.train.steps:,} steps of {cfg.train.batch_size} episodes, "
+        f"{cfg.eval.episodes} test episodes each, the last checkpoint; seeds "
+        f"{', '.join(map(str, seeds))}; {versions}; {report.device_line()}."
+    )
+
+
+def markdown(found: Sequence[Score], note: str) -> str:
+    """Two tables of mean and standard deviation over the seeds: with all controls, and by fold.
+
+    Args:
+        found: Numbers of all runs.
+        note: How they were made.
+    """
+    lines = [note, "", "mIoU in percent, mean of the four folds:", ""]
+    lines += ["| |" + "".join(f" {a} |" for a in ANNOTATIONS), "|---|" + "---|" * len(ANNOTATIONS)]
+    named = [(m, name) for m in METHODS for name in (TITLES[m], *OF_THE_METHOD)]
+    named += [(METHODS[0], name) for name in controls.MEANING if name not in OF_THE_METHOD]
+    for method, name in named:
+        cells = [_over_seeds(found, a, method, name)[-2] for a in ANNOTATIONS]
+        bold = f"**{name}**" if name == TITLES[method] else name
+        label = f"{TITLES[method]}: {name}" if name in OF_THE_METHOD else bold
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines += ["", "By fold, mIoU in percent and at last FB-IoU:", ""]
+    lines += ["| | | fold 0 | fold 1 | fold 2 | fold 3 | mean | FB-IoU |", "|---|---|" + "---|" * 6]
+    for annotation, method in itertools.product(ANNOTATIONS, METHODS):
+        cells = _over_seeds(found, annotation, method, TITLES[method])
+        lines.append(f"| {annotation} | {TITLES[method]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _over_seeds(found: Sequence[Score], annotation: str, method: str, name: str) -> list[str]:
+    """Fold by fold the mIoU, their mean, and the mean FB-IoU."""
+    wanted = (annotation, method, name)
+    of = {(x.seed, x.fold): x for x in found if (x.annotation, x.method, x.name) == wanted}
+    seeds = sorted({seed for seed, _ in of})
+    miou = np.array([[of[seed, fold].miou for fold in FOLDS] for seed in seeds])
+    fb_iou = np.array([[of[seed, fold].fb_iou for fold in FOLDS] for seed in seeds])
+    columns = [*miou.T, miou.mean(1), fb_iou.mean(1)]
+    return [_mean_and_deviation(column) for column in columns]
+
+
+def _mean_and_deviation(values: np.ndarray) -> str:
+    spread = f" ± {values.std(ddof=1):.2f}" if np.ptp(values) > 0 else ""
+    return f"{values.mean():.2f}{spread}"
+
+
+def write_markdown(path: pathlib.Path, table: str) -> None:
+    """Puts the table between its two marks in a document, or at its end if it has none."""
+    text = path.read_text() if path.is_file() else "# Results\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        before, after = f"{text.rstrip()}\n\n", "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")

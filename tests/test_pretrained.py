@@ -1,0 +1,146 @@
+"""The packaged networks: what they were trained on, what their files say, how well they see."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors
+
+from configs import shapes as recipe
+from prosam_jax import model, weights
+from prosam_jax.config import BackboneConfig, Config, SAMSettings
+from prosam_jax.data.outlines import FORMS, PLAIN, fill
+from tools import fitting, train_shapes_backbone, train_shapes_sam, training_shapes
+
+FILES = {
+    "sam": SAMSettings(model="shapes", weights="packaged").weight_file(),
+    "backbone": BackboneConfig(name="shapes", weights="packaged").weight_file(),
+}
+TRAINERS = {"sam": train_shapes_sam, "backbone": train_shapes_backbone}
+
+
+@pytest.fixture(scope="module")
+def prosam():
+    return model.build(Config.from_dict(recipe.get_config()))
+
+
+def test_files_take_8_megabytes_at_most():
+    assert sum(pathlib.Path(file).stat().st_size for file in FILES.values()) <= 8_000_000
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_say_where_they_come_from(kind):
+    with safetensors.safe_open(FILES[kind], framework="numpy") as file:
+        metadata = weights.read_metadata(file)
+    assert (metadata["kind"], metadata["architecture"]) == (kind, "shapes")
+    assert metadata["script"] == f"tools/train_shapes_{kind}.py"
+    default = TRAINERS[kind].DEFAULT
+    for name in ("steps", "batch_size", "count", "learning_rate", "seed"):
+        assert f"{name}={getattr(default, name)}" in metadata["settings"].split()
+    assert f"{default.count} generated pictures" in metadata["data"]
+    assert metadata["version"]
+    assert "=" in metadata["scores"]
+
+
+def test_only_the_small_networks_come_with_the_package():
+    with pytest.raises(ValueError, match=r"sam\.weights=packaged needs sam\.model=shapes, not vit"):
+        SAMSettings(model="vit_b", weights="packaged")
+    with pytest.raises(ValueError, match=r"backbone\.weights=packaged needs backbone\.name=shapes"):
+        BackboneConfig(name="resnet50", weights="packaged")
+
+
+def test_a_missing_file_is_made_by_its_script():
+    cfg = recipe.get_config()
+    cfg.sam.weights = "none.safetensors"
+    with pytest.raises(ValueError, match=r"make it with: python tools/train_shapes_sam\.py --out"):
+        model.build(Config.from_dict(cfg))
+
+
+def _raster(form, turn=0.0, mirror=1):
+    matrix = np.array([(np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))])
+    placed = tuple(0.33 * (o * (mirror, 1)) @ matrix + 0.5 for o in form)
+    raster = np.zeros((48, 48), np.float32)
+    window, inside = fill(placed, 48)
+    raster[window] = inside
+    return raster.ravel()
+
+
+def test_no_training_outline_is_one_of_the_benchmark():
+    """At no angle, mirrored or not, does one fit an outline of the benchmark well."""
+    trained = np.stack([_raster(form) for form in training_shapes.catalogue()])
+    assert len(trained) == training_shapes.CLASSES
+    turns = np.linspace(0, 2 * np.pi, 36, endpoint=False)
+    for form in (*FORMS.values(), *PLAIN):
+        turned = np.stack([_raster(form, t, m) for t in turns for m in (-1, 1)])
+        both = turned @ trained.T
+        either = turned.sum(1)[:, None] + trained.sum(1)[None] - both
+        assert (both / either).max() < 0.85
+
+
+def test_pictures_are_their_numbers_alone():
+    image, objects, classes = training_shapes.picture(3)
+    again = training_shapes.picture(3)
+    for a, b in zip((image, objects, classes), again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (image != training_shapes.picture(4)[0]).any()
+    shown = set(objects.ravel().tolist()) - {0}
+    assert shown == set(np.flatnonzero(classes).tolist())
+    assert classes[0] == 0 and classes.max() <= training_shapes.CLASSES
+
+
+def test_a_click_and_a_box_say_what_is_wanted(prosam):
+    scores = train_shapes_sam.scores(prosam.sam, count=2)
+    assert scores["box"] > 0.6
+    assert scores["click"] > scores["empty"] + 0.3
+
+
+def test_features_tell_unseen_classes_apart(prosam):
+    scores = train_shapes_backbone.scores(prosam.backbone, episodes=24)
+    assert scores["knn_prior"] > 0.2  # by chance 0.05
+    assert scores["prior"] > 0.2  # everything foreground: 0.07
+
+
+def test_running_statistics_are_those_of_the_batches():
+    model_ = train_shapes_backbone.fresh(train_shapes_backbone.DEFAULT)
+    norm = model_.network.stem[0].bn
+    x = jax.random.normal(jax.random.key(0), (4, 6, 5, norm.bias[...].size)) * 3 + 2
+    y = norm(x)
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std((0, 1, 2)), 1, atol=1e-4)
+    keep = train_shapes_backbone.MOMENTUM
+    expected = (1 - keep) * x.mean((0, 1, 2))
+    np.testing.assert_allclose(norm.running_mean[...], expected, rtol=1e-4)
+    frozen = train_shapes_backbone.frozen(model_)
+    np.testing.assert_array_equal(frozen.stem[0].bn.running_mean[...], norm.running_mean[...])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_a_killed_training_goes_on_to_the_same_bits(kind, tmp_path, monkeypatch):
+    trainer = TRAINERS[kind]
+    cfg = dataclasses.replace(
+        trainer.DEFAULT,
+        steps=2,
+        batch_size=2,
+        count=6,
+        checkpoint_every=1,
+        workdir=tmp_path / "a",
+    )
+    whole = weights.leaves(fitting.fit(cfg, trainer.fresh(cfg), trainer.loss))
+    cfg = dataclasses.replace(cfg, workdir=tmp_path / "b")
+    batch = fitting._batch
+
+    def killed(data, cfg, step):
+        if step == 1:
+            raise KeyboardInterrupt
+        return batch(data, cfg, step)
+
+    monkeypatch.setattr(fitting, "_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fitting.fit(cfg, trainer.fresh(cfg), trainer.loss)
+    monkeypatch.setattr(fitting, "_batch", lambda data, cfg, step: batch(data, cfg, step))
+    resumed = weights.leaves(fitting.fit(cfg, trainer.fresh(cfg), trainer.loss))
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, resumed[name], err_msg=name)
