@@ -22,10 +22,19 @@ class ProSAM(nnx.Module):
         prompt_encoder: The only part with gradients (`learned` tells its parameters apart).
     """
 
-    def __init__(self, cfg: Config, sam: Sam, backbone: backbone.Backbone, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        cfg: Config,
+        sam: Sam,
+        backbone: backbone.Backbone,
+        *,
+        rngs: nnx.Rngs,
+        prompt_encoder: ReferencePromptEncoder | None = None,
+    ):
+        """Puts the parts together; without a prompt encoder `rngs` draws one."""
         self.sam = sam
         self.backbone = backbone
-        self.prompt_encoder = ReferencePromptEncoder(
+        self.prompt_encoder = prompt_encoder or ReferencePromptEncoder(
             cfg.prompt, cfg.distribution, backbone.merged_channels, rngs=rngs
         )
         self.distribution = cfg.distribution
@@ -197,10 +206,14 @@ def build(cfg: Config) -> ProSAM:
         kind="backbone",
         architecture=cfg.backbone.name,
     )
-    built = ProSAM(cfg, sam, frozen_backbone, rngs=nnx.Rngs(jax.random.key(cfg.seed)))
-    if file := cfg.prompt.weights:
-        built.prompt_encoder = weight_file.load(file, cfg, frozen_backbone.merged_channels)
-    return built
+    channels, file = frozen_backbone.merged_channels, cfg.prompt.weights
+    return ProSAM(
+        cfg,
+        sam,
+        frozen_backbone,
+        rngs=nnx.Rngs(jax.random.key(cfg.seed)),
+        prompt_encoder=weight_file.load(file, cfg, channels) if file else None,
+    )
 
 
 def _frozen(build, file: str, seed: int, *, kind: str, architecture: str):

@@ -26,17 +26,17 @@ from prosam_jax.config import (
     replaced,
 )
 from prosam_jax.data.transforms import resize_image
+from prosam_jax.equations import SAMPLERS
 from prosam_jax.inference import Prediction, References, Targets
 from prosam_jax.model import ProSAM, build
 from prosam_jax.prompt import weight_file
 from prosam_jax.sam.frame import ImageLike, Numbers
+from prosam_jax.types import Posterior
 
 DEFAULT = "prosam-shapes"
+# They come with the package. This one knows generated shapes: on photos it is a toy.
 MODELS = {DEFAULT: packaged("prompt_encoder", "shapes")}
-"""Models that come with the package. The default knows generated shapes: on photos it is a toy."""
-
 FREE = ("sam.dtype",)
-DETERMINISTIC = ("vrp", "vrp_2linear")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,9 +88,7 @@ class Segmenter:
 
     @classmethod
     def load(
-        cls,
-        model: str | os.PathLike[str] = DEFAULT,
-        overrides: Mapping[str, Any] | None = None,
+        cls, model: str | os.PathLike[str] = DEFAULT, overrides: Mapping[str, Any] | None = None
     ) -> "Segmenter":
         """Reads a trained model.
 
@@ -183,24 +181,10 @@ class Segmenter:
         self._references = {}
 
     @overload
-    def segment(
-        self,
-        images: ImageLike,
-        *,
-        uncertainty: bool = ...,
-        samples: int = ...,
-        batch_size: int = ...,
-    ) -> Segmentation: ...
+    def segment(self, images: ImageLike, **how: Any) -> Segmentation: ...
 
     @overload
-    def segment(
-        self,
-        images: Sequence[ImageLike],
-        *,
-        uncertainty: bool = ...,
-        samples: int = ...,
-        batch_size: int = ...,
-    ) -> list[Segmentation]: ...
+    def segment(self, images: Sequence[ImageLike], **how: Any) -> list[Segmentation]: ...
 
     def segment(
         self,
@@ -232,10 +216,10 @@ class Segmenter:
         check_at_least("batch_size", batch_size, 1)
         if uncertainty:
             check_at_least("samples", samples, 2)
-            if (name := self.model.distribution.name) in DETERMINISTIC:
+            if (name := self.model.distribution.name) not in SAMPLERS:
                 raise ValueError(
                     f"a model with distribution.name={name} has one mask for each picture and no "
-                    "uncertainty; use one that was trained with student_t, gaussian or t3vae"
+                    f"uncertainty; use one that was trained with {' or '.join(SAMPLERS)}"
                 )
         k = samples if uncertainty else 0
         if _is_one(images):
@@ -272,32 +256,42 @@ class Segmenter:
         targets = _encode_targets(self._tree, self._leaves, squares)
         # All classes are sent off before the first is waited for.
         found = [
-            _predict(self._tree, self._leaves, targets, references, side, samples)
+            self._predicted(targets, references, samples)
             for references in self._references.values()
         ]
-        predictions = jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(found))
+        stacked = [np.stack(xs) for xs in zip(*jax.device_get(found), strict=True)]
         return [
-            self._finished(jax.tree.map(lambda x, i=i: x[:, i], predictions), image.shape[:2])
+            self._finished([x[:, i] for x in stacked], image.shape[:2])
             for i, image in enumerate(images)
         ]
 
-    def _finished(self, found: Prediction, size: tuple[int, int]) -> Segmentation:
-        """Brings one picture's predictions, classes first, to its own size.
+    def _predicted(
+        self, targets: Targets, references: References, samples: int
+    ) -> tuple[Array, ...]:
+        """Logits, score and expected IoU of one class, and the uncertainty if there are samples."""
+        side = self.image_size
+        posterior, *found = _predict(self._tree, self._leaves, targets, references, side)
+        if samples:
+            embeddings = targets.image_embeddings
+            found.append(_vary(self._tree, self._leaves, embeddings, posterior, side, samples))
+        return tuple(found)
+
+    def _finished(self, found: list[np.ndarray], size: tuple[int, int]) -> Segmentation:
+        """Brings what `_predicted` says of one picture, classes first, to its own size.
 
         Bilinearly with aligned corners, as VRP-SAM's code does. On the host, because a device
         would compile it anew for every size of a picture.
         """
-        side = self.image_size
-        rows, cols = (resize.bilinear_weights(side, n, align_corners=True) for n in size)
-        logits = rows @ found.logits @ cols.T
-        map_ = found.uncertainty
+        rows, cols = (resize.bilinear_weights(self.image_size, n, align_corners=True) for n in size)
+        logits, scores, iou, *uncertainty = found
+        logits = rows @ logits @ cols.T
         return Segmentation(
             classes=self.classes,
             masks=logits > 0,
             label_map=np.where((logits > 0).any(0), logits.argmax(0) + 1, 0).astype(np.int32),
-            scores=found.score,
-            predicted_iou=found.iou,
-            uncertainty=None if map_ is None else np.clip(rows @ map_ @ cols.T, 0, 1),
+            scores=scores,
+            predicted_iou=iou,
+            uncertainty=np.clip(rows @ uncertainty[0] @ cols.T, 0, 1) if uncertainty else None,
         )
 
 
@@ -334,15 +328,24 @@ def _encode_targets(tree: Any, leaves: list[Array], images: UInt8[Array, "b h w 
     return Targets(*jax.tree.unflatten(tree, leaves).encode_targets(images))
 
 
-@functools.partial(jax.jit, static_argnames=("tree", "side", "samples"))
+@functools.partial(jax.jit, static_argnames=("tree", "side"))
 def _predict(
-    tree: Any,
-    leaves: list[Array],
-    targets: Targets,
-    references: References,
-    side: int,
-    samples: int,
+    tree: Any, leaves: list[Array], targets: Targets, references: References, side: int
 ) -> Prediction:
     model = jax.tree.unflatten(tree, leaves)
-    key = jax.random.key(0)
-    return inference.predict(model, targets, references, (side, side), samples=samples, key=key)
+    return inference.predict(model, targets, references, (side, side))
+
+
+@functools.partial(jax.jit, static_argnames=("tree", "side", "samples"))
+def _vary(
+    tree: Any,
+    leaves: list[Array],
+    embeddings: Float[Array, "b i j e"],
+    posterior: Posterior,
+    side: int,
+    samples: int,
+) -> Float[Array, "b h w"]:
+    model = jax.tree.unflatten(tree, leaves)
+    return inference.uncertainty(
+        model, embeddings, posterior, (side, side), samples, jax.random.key(0)
+    )
