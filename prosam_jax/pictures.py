@@ -32,7 +32,7 @@ def read(image: ImageLike, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
     """
     if isinstance(image, str | os.PathLike | Image.Image):
         return _opened(image, name, lambda upright: rgb(upright, "RGB"))
-    array = _array(image, name)
+    array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
     fits = array.ndim == 3 and array.shape[2] in (1, 3, 4) and array.size
@@ -65,7 +65,7 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
         array = _opened(mask, name, _levels)
         name = str(mask) if isinstance(mask, str | os.PathLike) else name
     else:
-        array = _array(mask, name)
+        array = np.asarray(mask)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim != 2:
@@ -151,20 +151,11 @@ def _levels(image: Image.Image) -> np.ndarray:
     return gray >= (128 if gray.max() > 1 else 1)
 
 
-def _array(value: Any, name: str) -> np.ndarray:
-    array = np.asarray(value)
-    if array.dtype == object:
-        raise ValueError(
-            f"{name} is of type {type(value).__name__}: pass an array, a Pillow image or a path"
-        )
-    return array
-
-
 def _check_unit(array: np.ndarray, name: str) -> None:
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= 1):  # NaN as well
         raise ValueError(
-            f"{name} is {array.dtype} from {low:.3g} to {high:.3g}: pass floats in 0-1, or uint8"
+            f"{name} is {array.dtype} from {low:.6g} to {high:.6g}: pass floats in 0-1, or uint8"
         )
 
 

@@ -105,21 +105,12 @@ class Segmenter:
         """
         path = pathlib.Path(MODELS.get(os.fspath(model), model))
         if path.is_dir():
-            return cls._of_run(path, overrides or {})
+            cfg = _settings(read_config(path / "config.json"), overrides or {}, "")
+            return cls(_of_run(cfg, path), cfg.data.image_size)
         if not (path.is_file() or path.suffix or len(path.parts) > 1):
             check_choice("model", str(model), tuple(MODELS))
         cfg = _settings(weight_file.read(path).config, overrides or {}, str(path))
         return cls(build(cfg), cfg.data.image_size)
-
-    @classmethod
-    def _of_run(cls, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> "Segmenter":
-        from prosam_jax.training import score  # takes seconds, and files do without
-
-        cfg = _settings(read_config(workdir / "config.json"), overrides, "")
-        parts, _ = score.restored(cfg, workdir, "best")
-        # Restored to the devices of an evaluation; one is enough here.
-        params = jax.tree.map(jnp.asarray, jax.device_get(parts.params))
-        return cls(nnx.merge(*parts._replace(params=params)), cfg.data.image_size)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -305,6 +296,15 @@ def _settings(trained: Config, overrides: Mapping[str, Any], file: str) -> Confi
             f"{'; '.join(differences)}; free are sam.weights, backbone.weights and sam.dtype"
         )
     return replaced(cfg, {"prompt.weights": file})
+
+
+def _of_run(cfg: Config, workdir: pathlib.Path) -> ProSAM:
+    from prosam_jax.training import score  # takes seconds, and files do without
+
+    parts, _ = score.restored(cfg, workdir, "best")
+    # Restored to the devices of an evaluation; one is enough here.
+    params = jax.tree.map(jnp.asarray, jax.device_get(parts.params))
+    return nnx.merge(*parts._replace(params=params))
 
 
 def _is_one(images: Any) -> bool:
