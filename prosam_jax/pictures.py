@@ -23,7 +23,8 @@ def read(image: ImageLike, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
 
     Args:
         image: An array of height x width, or height x width x 1, 3 or 4, of uint8 or of floats
-            in 0-1; a Pillow image; or the path of a file that Pillow reads. Alpha is left out.
+            in 0-1; a Pillow image; or the path of a file that Pillow reads. Alpha is left out, and
+            of 16 bits the upper 8 count.
         name: What messages call it, if it is no file.
 
     Raises:
@@ -31,7 +32,7 @@ def read(image: ImageLike, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
         FileNotFoundError: There is no such file.
     """
     if isinstance(image, str | os.PathLike | Image.Image):
-        return _opened(image, name, lambda upright: rgb(upright, "RGB"))
+        return _opened(image, name, _eight_bits)
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
@@ -141,6 +142,17 @@ def _opened(image: Any, name: str, convert: Callable[[Image.Image], np.ndarray])
         raise
     except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+
+
+def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    if image.mode.startswith("I"):
+        levels = np.array(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"levels from {levels.min()} to {levels.max()}: save it with 8 bits")
+        image = Image.fromarray((levels >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")  # a palette's transparency has several forms
+    return rgb(image, "RGB")
 
 
 def _levels(image: Image.Image) -> np.ndarray:

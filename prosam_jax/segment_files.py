@@ -180,7 +180,7 @@ def _batches(
     targets: Sequence[pathlib.Path],
     size: int,
     failed: Callable[[pathlib.Path, Exception], None],
-) -> Iterator[tuple[list[pathlib.Path], list[UInt8[np.ndarray, "h w 3"]]]]:
+) -> Iterator[tuple[list[pathlib.Path], list[UInt8[np.ndarray, "_ _ 3"]]]]:
     """Targets with their pixels, `size` at a time; those that cannot be read are handed over."""
     names, images = [], []
     for target in targets:

@@ -238,7 +238,7 @@ class Segmenter:
         return found
 
     def _batch(
-        self, images: Sequence[UInt8[np.ndarray, "h w 3"]], batch_size: int, samples: int
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], batch_size: int, samples: int
     ) -> list[Segmentation]:
         side = self.image_size
         squares = np.zeros((batch_size, side, side, 3), np.uint8)

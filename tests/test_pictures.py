@@ -21,8 +21,9 @@ RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
         (Image.fromarray(RGB), RGB),
         (Image.fromarray(RGB[..., 0]), np.repeat(RGB[..., :1], 3, 2)),
         (Image.fromarray(np.dstack([RGB, RGB[..., 0]])), RGB),
+        (Image.fromarray(RGB[..., 0].astype(np.uint16) * 257), np.repeat(RGB[..., :1], 3, 2)),
     ],
-    ids=["uint8", "gray", "one", "rgba", "float64", "float32", "pillow", "pillow L", "pillow RGBA"],
+    ids=["uint8", "gray", "one", "rgba", "64", "32", "Pillow", "Pillow L", "Pillow RGBA", "16 bit"],
 )
 def test_pictures_of_every_kind(given, expected):
     found = pictures.read(given)
@@ -56,7 +57,8 @@ def test_files_are_turned_as_viewers_turn_them(tmp_path):
         (RGB * 1.0, "image is float64 from 0 to 24.: pass floats in 0-1, or uint8"),
         (np.full((2, 3), np.nan), "image is float64 from nan to nan"),
         (np.array(None), r"image is object \(\): pass height"),
-        (Image.fromarray(RGB[..., 0].astype(np.uint16)), "image cannot be read .* mode I;16"),
+        (Image.fromarray(RGB[..., 0] / np.float32(3)), "image cannot be read .* mode F"),
+        (Image.fromarray(RGB[..., 0].astype(np.int32) << 9), "levels from 512 to 126976: save it"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
