@@ -25,6 +25,9 @@ BACKBONES = (
 )
 DISTRIBUTIONS = ("vrp", "vrp_2linear", "gaussian", "student_t", "t3vae")
 DATASETS = ("pascal", "shapes")
+ANNOTATIONS = ("mask", "box", "scribble", "point")
+DOWNSAMPLES = ("nearest", "coverage")
+CUELESS = ("redraw", "report")
 SCHEDULES = ("warm_restarts", "cosine")
 DTYPES = ("float32", "bfloat16")
 RANDOM = "random"
@@ -327,6 +330,13 @@ class DataConfig:
         train_list: Name of the id list of the training pool, without `.txt`.
         val_list: Name of the id list of the testing pool, without `.txt`.
         workers: Processes that read episodes; 0 reads in the main one.
+        annotation: How references are marked: "mask", "box", "scribble" or "point".
+        downsample: How an annotation is brought to the size of the features: "nearest" takes the
+            top left pixel of each cell (VRP-SAM; most points vanish), "coverage" weighs each cell
+            by how much of it is marked (`resize.coverage`).
+        cueless: What becomes of a reference on which no pixel is marked: "redraw" marks it anew,
+            or takes another if the object itself is lost at this size; "report" keeps and counts
+            it.
     """
 
     name: str = "pascal"
@@ -337,10 +347,16 @@ class DataConfig:
     train_list: str = "train_aug"
     val_list: str = "val"
     workers: int = 0
+    annotation: str = "mask"
+    downsample: str = "nearest"
+    cueless: str = "redraw"
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
         check_choice("data.name", self.name, DATASETS)
+        check_choice("data.annotation", self.annotation, ANNOTATIONS)
+        check_choice("data.downsample", self.downsample, DOWNSAMPLES)
+        check_choice("data.cueless", self.cueless, CUELESS)
         if self.fold not in range(4):
             raise ValueError(f"data.fold={self.fold} must be 0, 1, 2 or 3")
         check_at_least("data.shots", self.shots, 1)

@@ -35,13 +35,16 @@ def masked_average(
 
 
 def cosine_prior(
-    query: Float[Array, "b h w c"], support: Float[Array, "b i j c"]
+    query: Float[Array, "b h w c"],
+    support: Float[Array, "b i j c"],
+    weight: Float[Array, "b i j"],
 ) -> Float[Array, "b h w"]:
     """Greatest cosine similarity of each query position to any support position (8.1).
 
     Args:
         query: High-level features of the target.
         support: The same of the reference, zero outside the annotation.
+        weight: The annotation in [0, 1], by which a support position's similarities count.
 
     Returns:
         The pseudo mask in [0, 1]; zero everywhere if the annotation is empty. (Only signed
@@ -52,7 +55,8 @@ def cosine_prior(
     b, h, w, _ = query.shape
     query = query.reshape(b, h * w, -1)
     support = support.reshape(b, -1, query.shape[-1])
-    products = jnp.einsum("bnc,bmc->bnm", query, support)
+    weighted = support * weight.reshape(b, -1, 1)
+    products = jnp.einsum("bnc,bmc->bnm", query, weighted)
     # The tiny floor keeps the gradient finite where a feature is zero; 1e-7 hides its value.
     lengths = [jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1), 1e-30)) for x in (query, support)]
     norms = jnp.einsum("bn,bm->bnm", *lengths)

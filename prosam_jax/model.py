@@ -38,6 +38,7 @@ class ProSAM(nnx.Module):
             cfg.prompt, cfg.distribution, backbone.merged_channels, rngs=rngs
         )
         self.distribution = cfg.distribution
+        self.downsample = cfg.data.downsample
 
     def encode(self, episode: Episode) -> Features:
         """Runs the frozen networks."""
@@ -63,12 +64,22 @@ class ProSAM(nnx.Module):
         return self.sam.encode_image(square), backbone.query_taps(self.backbone, x)
 
     def encode_references(
-        self, images: UInt8[Array, "r h w 3"], annotations: Bool[Array, "r h w"]
+        self,
+        images: UInt8[Array, "r h w 3"],
+        marked: Bool[Array, "r h w"],
+        downsample: str | None = None,
     ) -> tuple[Taps, Float[Array, "r i j"]]:
-        """Backbone features of references, and their annotations at the size of these."""
+        """Backbone features of references, and their annotations at the size of these.
+
+        Args:
+            images: The references.
+            marked: Their annotations.
+            downsample: How these are shrunk, one of `config.DOWNSAMPLES`; None as in training.
+        """
         x = resize.normalize(images)
         merged, _ = jax.eval_shape(self.backbone.trunk, x)
-        mask = resize.nearest(annotations.astype(jnp.float32)[..., None], merged.shape[1:3])[..., 0]
+        rule = downsample or self.downsample
+        mask = _shrunk(marked.astype(jnp.float32), merged.shape[1:3], rule)
         return backbone.support_taps(self.backbone, x, mask), mask
 
     def posterior(self, features: Features, dropout_key: PRNGKeyArray | None = None) -> Posterior:
@@ -108,10 +119,13 @@ class ProSAM(nnx.Module):
 
     def predict(self, episode: Episode) -> Float[Array, "b h w"]:
         """Logits of the target masks from the mean prompts alone, the paper's inference."""
-        features = self.encode(episode)
-        mean = self.posterior(features).mean
         _, h, w, _ = episode.query_image.shape
-        return self.decode(features.image_embeddings, mean, (h, w))
+        return self.segment(self.encode(episode), (h, w))
+
+    def segment(self, features: Features, size: tuple[int, int]) -> Float[Array, "b h w"]:
+        """`predict` for features that are there already."""
+        mean = self.posterior(features).mean
+        return self.decode(features.image_embeddings, mean, size)
 
     def objective(
         self, features: Features, target: Bool[Array, "b h w"], key: PRNGKeyArray
@@ -162,6 +176,14 @@ class ProSAM(nnx.Module):
             posterior.mean, sigma
         )
         return value - cfg.entropy_weight * posterior.log_scale.mean(), aux
+
+
+def _shrunk(
+    marked: Float[Array, "r H W"], size: tuple[int, int], rule: str
+) -> Float[Array, "r h w"]:
+    if rule == "coverage":
+        return resize.coverage(marked, size)
+    return resize.nearest(marked[..., None], size)[..., 0]
 
 
 def _scale_statistics(mean: Array, sigma: Array) -> dict[str, Array]:

@@ -86,7 +86,6 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
 def mark(
     size: tuple[int, int],
     side: int,
-    cells: tuple[int, int],
     *,
     mask: ImageLike | None = None,
     points: Numbers | None = None,
@@ -95,13 +94,12 @@ def mark(
 ) -> Bool[np.ndarray, "{side} {side}"]:
     """One annotation of a picture, brought to the model's square.
 
-    A mask is shrunk as in training. A box is filled. Points and scribbles mark whole cells of the
-    backbone's features, all that they touch: shrunk like a mask most of them would vanish.
+    As in training a mask is shrunk by `resize_mask`, a box is filled, and points are single
+    pixels. Of a scribble every pixel counts, however thin it gets.
 
     Args:
         size: (height, width) of the picture.
         side: Side of the square in pixels.
-        cells: (height, width) of the backbone's features.
         mask: See `read_mask`; as large as the picture.
         points: N x 2, x and y in pixels of the picture.
         box: x0, y0, x1, y1 in pixels of the picture; the last two are those after the box.
@@ -123,12 +121,17 @@ def mark(
                 "object, or cut the picture to it"
             )
         return square
-    if points is not None:
-        return _whole_cells(*_point_pixels(points, size, side), side, cells)
     if box is not None:
         return _filled(box, size, side)
-    rows, cols = np.nonzero(_fitting(scribble, size, "scribble"))
-    return _whole_cells(rows * side // size[0], cols * side // size[1], side, cells)
+    if points is not None:
+        rows, cols = _pixels(points, size)
+        square = np.zeros((side, side), np.bool_)
+    else:
+        strokes = _fitting(scribble, size, "scribble")
+        rows, cols = np.nonzero(strokes)
+        square = resize_mask(strokes, side)  # leaves no gaps where the picture is enlarged
+    square[rows * side // size[0], cols * side // size[1]] = True
+    return square
 
 
 def _opened(image: Any, name: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
@@ -182,7 +185,8 @@ def _fitting(mask: ImageLike | None, size: tuple[int, int], name: str) -> Bool[n
     return array
 
 
-def _point_pixels(points: Numbers, size: tuple[int, int], side: int) -> tuple[Any, Any]:
+def _pixels(points: Numbers, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels in which the points lie."""
     xy = numbers("points", points, (None, 2))
     height, width = size
     if not len(xy):
@@ -194,7 +198,7 @@ def _point_pixels(points: Numbers, size: tuple[int, int], side: int) -> tuple[An
             "pixels: pass x, y in pixels of the picture"
         )
     x, y = xy.astype(np.int64).T
-    return y * side // height, x * side // width
+    return y, x
 
 
 def _filled(box: Numbers, size: tuple[int, int], side: int) -> Bool[np.ndarray, "{side} {side}"]:
@@ -212,15 +216,3 @@ def _filled(box: Numbers, size: tuple[int, int], side: int) -> Bool[np.ndarray, 
     )
     square[rows, cols] = True
     return square
-
-
-def _whole_cells(
-    rows: np.ndarray, cols: np.ndarray, side: int, cells: tuple[int, int]
-) -> Bool[np.ndarray, "{side} {side}"]:
-    """The cells in which pixels of the square lie; each begins with the pixel `nearest` takes."""
-    row_of, col_of = (
-        np.searchsorted(np.arange(n) * side // n, np.arange(side), side="right") - 1 for n in cells
-    )
-    touched = np.zeros(cells, np.bool_)
-    touched[row_of[rows], col_of[cols]] = True
-    return touched[row_of[:, None], col_of]

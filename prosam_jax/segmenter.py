@@ -36,7 +36,7 @@ from prosam_jax.types import Posterior
 DEFAULT = "prosam-shapes"
 # They come with the package. This one knows generated shapes: on photos it is a toy.
 MODELS = {DEFAULT: packaged("prompt_encoder", "shapes")}
-FREE = ("sam.dtype",)
+FREE = ("data.downsample", "sam.dtype")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,9 +81,6 @@ class Segmenter:
         self.image_size = image_size
         # Flattened once: to walk the modules at every call takes longer than a small decoder.
         self._leaves, self._tree = jax.tree.flatten(model)
-        square = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-        merged, _ = jax.eval_shape(model.backbone.trunk, square)
-        self._cells: tuple[int, int] = merged.shape[1:3]
         self._references: dict[str, References] = {}
 
     @classmethod
@@ -225,15 +222,16 @@ class Segmenter:
     def _encoded(self, image: ImageLike, cues: dict[str, Any]) -> References:
         pixels = pictures.read(image)
         height, width, _ = pixels.shape
-        square = pictures.mark((height, width), self.image_size, self._cells, **cues)
-        found = _encode_reference(
-            self._tree, self._leaves, resize_image(pixels, self.image_size)[None], square[None]
-        )
+        marked = pictures.mark((height, width), self.image_size, **cues)
+        square = resize_image(pixels, self.image_size)
+        # Most points and thin strokes would vanish under any other rule.
+        rule = "coverage" if cues["mask"] is None and cues["box"] is None else None
+        found = _encode_reference(self._tree, self._leaves, square[None], marked[None], rule)
         if not found.mask.any():
-            rows, cols = self._cells
+            _, rows, cols = found.mask.shape
             raise ValueError(
                 f"the mark is lost at {rows} x {cols}, the size of the backbone's features: mark a "
-                "larger region, pass it as points or scribble, or cut the picture to it"
+                "larger region, pass it as scribble, or cut the picture to it"
             )
         return found
 
@@ -293,7 +291,7 @@ def _settings(trained: Config, overrides: Mapping[str, Any], file: str) -> Confi
     if differences := changed(trained, cfg, FREE):
         raise ValueError(
             f"these settings belong to the training and cannot be changed: "
-            f"{'; '.join(differences)}; free are sam.weights, backbone.weights and sam.dtype"
+            f"{'; '.join(differences)}; free are sam.weights, backbone.weights, {', '.join(FREE)}"
         )
     return replaced(cfg, {"prompt.weights": file})
 
@@ -308,19 +306,20 @@ def _of_run(cfg: Config, workdir: pathlib.Path) -> ProSAM:
 
 
 def _is_one(images: Any) -> bool:
-    if isinstance(images, str | os.PathLike | Image.Image):
-        return True
-    return getattr(images, "ndim", 0) in (2, 3)  # 4 axes are a batch
+    a_file = isinstance(images, str | os.PathLike | Image.Image)
+    return a_file or getattr(images, "ndim", 0) in (2, 3)  # 4 axes are a batch
 
 
-@functools.partial(jax.jit, static_argnames="tree")
+@functools.partial(jax.jit, static_argnames=("tree", "downsample"))
 def _encode_reference(
     tree: Any,
     leaves: list[Array],
     images: UInt8[Array, "r h w 3"],
-    annotations: Bool[Array, "r h w"],
+    marked: Bool[Array, "r h w"],
+    downsample: str | None,
 ) -> References:
-    return References(*jax.tree.unflatten(tree, leaves).encode_references(images, annotations))
+    model = jax.tree.unflatten(tree, leaves)
+    return References(*model.encode_references(images, marked, downsample))
 
 
 @functools.partial(jax.jit, static_argnames="tree")

@@ -13,7 +13,7 @@ class Episode(NamedTuple):
 
     Attributes:
         support_image: RGB, 0-255.
-        support_mask: The annotated object in each reference image.
+        support_mask: The pixels marked in each reference image, by mask, box, scribble or point.
         query_image: RGB, 0-255.
         query_mask: The truth, pixels of the episode's class.
         query_ignore: Pixels that no metric counts (label 255); the loss takes them as background.
@@ -63,7 +63,8 @@ class Features(NamedTuple):
         image_embeddings: SAM's embedding F of each target.
         query: Backbone features of the targets.
         support: Backbone features of the references, those of one target together.
-        support_mask: The annotations at the size of the merged features, 0 or 1.
+        support_mask: The annotations at the size of the merged features: weights in [0, 1], of
+            which "nearest" knows 0 and 1 only.
     """
 
     image_embeddings: Float[Any, "b i j e"]

@@ -139,6 +139,46 @@ def test_source_reads_the_images_of_its_episodes(shots):
     ]
 
 
+class _Lost(_Painted):
+    """Objects that show on some images only: of class 1 on "4", of class 2 on none."""
+
+    def labels(self, image_id):
+        return super().labels(image_id) * (image_id == "4")
+
+
+def test_a_reference_without_marks_is_redrawn_or_kept():
+    entries = {1: ("1", "4", "7"), 2: (), 3: (), 4: (), 5: ()}
+    fold = FoldIndex(0, "test", entries)
+    source = EpisodeSource(_Lost(), fold, draw_test, 321, 2, 8, 60)
+    kept = dataclasses.replace(source, cueless="report")
+    for i in range(len(source)):
+        spec = source.spec(i)
+        shown = np.array([x == "4" for x in spec.support_ids])
+        np.testing.assert_array_equal(kept[i].support_mask.any((1, 2)), shown)
+        assert (kept[i].support_image[:, 0, 0, 0] == [int(x) for x in spec.support_ids]).all()
+        if spec.query_id != "4":  # else no other reference shows the object
+            assert source[i].support_mask.any((1, 2)).all()
+            assert (source[i].support_image == 4).all()
+    with pytest.raises(
+        ValueError, match=r"20 references of class 1 in a row, such as .* at data.image_size=8;"
+    ):
+        source[1]
+
+
+@pytest.mark.parametrize("kind", ["box", "scribble", "point"])
+def test_marks_depend_on_the_episode_and_the_shot_alone(kind):
+    source = dataclasses.replace(_source(2), annotation=kind, size=64)
+    again = dataclasses.replace(source, length=1)
+    marks = [source[i].support_mask for i in range(12)]
+    for i in (3, 7):
+        np.testing.assert_array_equal(marks[i], again[i].support_mask)
+        assert (marks[i] <= (np.arange(64) < 32)[None, None]).all()
+    alike = {tuple(x.tobytes() for x in shots) for shots in marks}
+    assert len(alike) == (1 if kind == "box" else 12)
+    if kind != "box":
+        assert all((first != second).any() for first, second in marks)
+
+
 def test_source_travels_to_workers():
     source = _source(2)
     copy = pickle.loads(pickle.dumps(source))

@@ -55,22 +55,25 @@ def test_cosine_prior_is_the_greatest_similarity():
     keys = jax.random.split(jax.random.key(0))
     query = jax.nn.relu(jax.random.normal(keys[0], (2, 3, 5, 8)))
     support = jax.nn.relu(jax.random.normal(keys[1], (2, 4, 2, 8)))
-    found = np.asarray(equations.cosine_prior(query, support))
-    query, support = np.asarray(query), np.asarray(support)
+    weight = jax.random.uniform(keys[0], (2, 4, 2)).at[:, 1].set(1).at[:, 2].set(0)
+    found = np.asarray(equations.cosine_prior(query, support, weight))
+    query, support, weight = map(np.asarray, (query, support, weight))
     for b in range(2):
         for i in range(3):
             for j in range(5):
                 q, s = query[b, i, j], support[b].reshape(-1, 8)
                 cosines = s @ q / (np.linalg.norm(s, axis=1) * np.linalg.norm(q) + 1e-7)
-                np.testing.assert_allclose(found[b, i, j], cosines.max(), atol=1e-6)
+                expected = (cosines * weight[b].ravel()).max()
+                np.testing.assert_allclose(found[b, i, j], expected, atol=1e-6)
 
 
 def test_cosine_prior_of_nothing_is_zero_with_finite_gradients():
     query = jax.nn.relu(jax.random.normal(jax.random.key(0), (1, 3, 5, 8)))
     empty = jnp.zeros((1, 4, 2, 8))
-    np.testing.assert_array_equal(equations.cosine_prior(query, empty), 0)
+    weight = jnp.ones((1, 4, 2))
+    np.testing.assert_array_equal(equations.cosine_prior(query, empty, weight), 0)
     grad = jax.jit(jax.grad(lambda *a: equations.cosine_prior(*a).sum(), (0, 1)))
-    for x in grad(query, empty):
+    for x in grad(query, empty, weight):
         assert np.isfinite(x).all()
 
 

@@ -105,11 +105,11 @@ def test_masks_of_every_kind(given):
     np.testing.assert_array_equal(found, MASK)
 
 
-def _mark(size=(60, 90), side=32, cells=(4, 4), **cue):
-    return pictures.mark(size, side, cells, **cue)
+def _mark(**cue):
+    return pictures.mark((60, 90), 32, **cue)
 
 
-def _image_of(mask, x, y):
+def _dot(x, y):
     """A mask of 60 x 90 with one pixel set."""
     mask = np.zeros((60, 90), np.bool_)
     mask[y, x] = True
@@ -124,7 +124,7 @@ def _image_of(mask, x, y):
         ({"mask": MASK}, "mask is 7 x 5 pixels, the picture 90 x 60: they must be the same"),
         ({"mask": np.zeros((60, 90))}, "mask is empty: no pixel is marked"),
         ({"scribble": np.zeros((60, 90), bool)}, "scribble is empty: no pixel is marked"),
-        ({"mask": _image_of(None, 1, 1)}, "mask is empty at 32 x 32, the size that the model"),
+        ({"mask": _dot(1, 1)}, "mask is empty at 32 x 32, the size that the model"),
         ({"mask": np.arange(5400).reshape(60, 90) % 7}, "mask holds 0, 1, 2, 3, 4, 5, ...: pass"),
         ({"mask": np.full((60, 90), -0.5)}, "mask is float64 from -0.5 to -0.5: pass floats in"),
         ({"mask": np.zeros((60, 90, 3))}, r"mask is float64 \(60, 90, 3\): pass height x width"),
@@ -159,24 +159,16 @@ def test_a_box_is_filled_to_its_last_pixel():
     assert _mark(box=[89.5, 59.5, 90, 60]).sum() == 1
 
 
-@pytest.mark.parametrize("cells", [(4, 4), (5, 3), (32, 32)], ids=str)
-def test_no_point_is_lost(cells):
-    """Whatever pixel is marked, `nearest` finds its cell of the features, and only that."""
-    starts = [np.arange(n) * 32 // n for n in cells]
+def test_points_and_strokes_mark_their_pixels():
     for seed in range(40):
         x, y = np.random.default_rng(seed).integers(0, (90, 60))
-        of_point = _mark(points=[[x + 0.7, y]], cells=cells)
-        of_stroke = _mark(scribble=_image_of(None, x, y), cells=cells)
-        np.testing.assert_array_equal(of_point, of_stroke)
-        small = of_point[starts[0][:, None], starts[1]]
-        row, col = np.argwhere(small)[0]
-        assert small.sum() == 1
-        assert starts[0][row] <= y * 32 // 60 and starts[1][col] <= x * 32 // 90
-        assert of_point[y * 32 // 60, x * 32 // 90]
+        for square in (_mark(points=[[x + 0.7, y]]), _mark(scribble=_dot(x, y))):
+            np.testing.assert_array_equal(np.argwhere(square), [[y * 32 // 60, x * 32 // 90]])
+    square = _mark(points=[[0, 0], [89.9, 0], [1, 59]])
+    np.testing.assert_array_equal(np.argwhere(square), [[0, 0], [0, 31], [31, 0]])
 
 
-def test_several_points_mark_several_cells():
-    square = _mark(points=[[0, 0], [89.9, 0], [1, 1]])
-    small = square[::8, ::8]
-    np.testing.assert_array_equal(np.argwhere(small), [[0, 0], [0, 3]])
-    assert square.sum() == 2 * 64
+def test_strokes_have_no_gaps_in_a_small_picture():
+    strokes = np.eye(5, dtype=np.bool_)
+    square = pictures.mark((5, 5), 35, scribble=strokes)
+    np.testing.assert_array_equal(square, strokes.repeat(7, 0).repeat(7, 1))

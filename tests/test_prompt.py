@@ -59,7 +59,7 @@ def test_every_step_matches_torch(golden, case):
         features, decoder = encoder.features, encoder.decoder
         query_reduced, support_reduced = (features.reduced(t.merged) for t in (query, support))
         prototype = equations.masked_average(support_reduced, small)
-        pseudo_mask = features.pseudo_mask(query, support, small.shape[1:3])
+        pseudo_mask = features.pseudo_mask(query, support, small)
         query_merged = features.augmented(query_reduced, prototype, pseudo_mask)
         support_merged = features.augmented(support_reduced, prototype, small)
         x = jnp.broadcast_to(decoder.queries[...], (b, 50, 256))
@@ -167,10 +167,11 @@ def test_prior_is_normalised_only_when_asked():
     query, support, mask = _random_inputs(1)
     support = support._replace(prior=support.prior * mask[..., None])
     raw, stretched = (
-        _encoder("vrp", normalize_prior=on).features.pseudo_mask(query, support, (5, 7))
+        _encoder("vrp", normalize_prior=on).features.pseudo_mask(query, support, mask)
         for on in (False, True)
     )
-    np.testing.assert_allclose(raw, equations.cosine_prior(query.prior, support.prior), atol=1e-6)
+    expected = equations.cosine_prior(query.prior, support.prior, mask)
+    np.testing.assert_allclose(raw, expected, atol=1e-6)
     np.testing.assert_allclose(stretched.min((1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(stretched.max((1, 2)), 1, atol=1e-5)
 

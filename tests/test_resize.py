@@ -53,6 +53,30 @@ def test_bicubic_is_torchs(scale, seed):
     np.testing.assert_allclose(found, np.moveaxis(expected.numpy(), 1, -1), rtol=0, atol=5e-6)
 
 
+def test_coverage_keeps_every_mark_and_weighs_by_area():
+    marked = np.zeros((4, 8, 12), np.float32)
+    marked[0, 3, 7] = 1  # one pixel, where nearest takes others
+    marked[1, 0:5, 4:9] = 1  # cells of 16, 4, 4 and 1 pixels; on the mean 6.25
+    marked[2, [0, 1, 7], [0, 1, 11]] = 1  # two pixels in a cell and one in another
+    found = np.asarray(resize.coverage(jnp.asarray(marked), (2, 3)))
+    np.testing.assert_array_equal(found[0], [[0, 1, 0], [0, 0, 0]])
+    np.testing.assert_allclose(found[1], [[0, 1, 0.64], [0, 0.64, 0.16]], rtol=1e-6)
+    np.testing.assert_allclose(found[2], [[1, 0, 0], [0, 0, 2 / 3]], rtol=1e-6)
+    np.testing.assert_array_equal(found[3], 0)
+    whole = resize.coverage(jnp.ones((1, 8, 12)), (3, 5))  # cells of broken size
+    np.testing.assert_allclose(whole, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (13, 4), (36, 36)])
+def test_no_pixel_escapes_coverage(size):
+    marked = np.zeros((41 * 3, 41, 37), np.float32)
+    pixels = np.arange(41 * 3) * 12 % (41 * 37)
+    marked.reshape(len(marked), -1)[np.arange(len(marked)), pixels] = 1
+    found = np.asarray(resize.coverage(jnp.asarray(marked), size))
+    assert found.max((1, 2)).min() >= 0.5
+    assert found.max() <= 1
+
+
 @pytest.mark.parametrize("length", [3, 5, 9, 1])
 def test_linear_table_is_torchs(length):
     table = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)

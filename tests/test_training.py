@@ -170,6 +170,20 @@ def test_batch_size_and_short_batches_do_not_change_scores(finished):
     assert (int(first.episode.index), int(second.episode.index)) == (0, 1)
 
 
+@pytest.mark.slow
+def test_lost_points_are_counted_and_coverage_loses_none(finished, capsys):
+    cfg, workdir, _ = finished
+    found = {}
+    for rule in ("nearest", "coverage"):
+        points = {"data.annotation": "point", "data.downsample": rule, "eval.pictures": 0}
+        found[rule] = score.score(score.settings(cfg, points), workdir, "6")
+        assert found[rule].references == 3
+    assert found["nearest"].cueless > 0
+    assert found["coverage"].cueless == 0
+    lost = found["nearest"].cueless
+    assert f"{lost} of 3 references had no mark left at the size of" in capsys.readouterr().out
+
+
 def _steps(cfg, devices, n=3):
     """State and losses after `n` steps on a mesh of these devices."""
     source = loop.Trainer(cfg).source

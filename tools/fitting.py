@@ -39,7 +39,7 @@ class Settings:
         workdir: Where checkpoints and rendered pictures go.
         steps: Steps of the whole run.
         batch_size: Pictures per step.
-        count: Different pictures, before they are mirrored and recoloured.
+        count: Different pictures, before they are `augmented`.
         learning_rate: Peak of the cosine.
         checkpoint_every: Steps between two checkpoints.
         seed: Seed of the initial weights, batches and prompts.
@@ -71,7 +71,7 @@ def optimizer(cfg: Settings) -> optax.GradientTransformation:
     It sees one long vector: compiling its formulas for every array apart takes a minute.
     """
     rate = optax.warmup_cosine_decay_schedule(
-        0.0, cfg.learning_rate, min(300, cfg.steps // 10), cfg.steps
+        0.0, cfg.learning_rate, min(100, cfg.steps // 10), cfg.steps
     )
     return optax.flatten(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.98)))
 
@@ -87,7 +87,7 @@ def fit(
         cfg: The run.
         network: With fresh weights.
         loss: (network, (images, objects, classes), key) -> (loss, what to log). The images are
-            mirrored and recoloured, RGB in 0-255. It may change statistics of the network.
+            RGB in 0-255, `augmented`. It may change statistics of the network.
 
     Returns:
         The trained network.
@@ -151,18 +151,16 @@ def augmented(
     objects: UInt8[Array, "b n n"],
     classes: Int32[Array, "b o"],
 ) -> tuple[Float[Array, "b n n 3"], UInt8[Array, "b n n"], Int32[Array, "b o"]]:
-    """Pictures mirrored, turned, and with their colour channels exchanged, each in its own way."""
+    """Pictures mirrored, turned and made darker or brighter, each in its own way."""
     b = len(images)
-    turn_key, channel_key, gain_key = jax.random.split(key, 3)
+    turn_key, gain_key = jax.random.split(key)
     both = jnp.concatenate([images, objects[..., None]], axis=-1)
     flips = jax.random.bernoulli(turn_key, shape=(3, b, 1, 1, 1))
     both = jnp.where(flips[0], both[:, ::-1], both)
     both = jnp.where(flips[1], both[:, :, ::-1], both)
     both = jnp.where(flips[2], both.swapaxes(1, 2), both)
-    order = jax.nn.one_hot(jnp.argsort(jax.random.uniform(channel_key, (b, 3))), 3)
-    gain = jax.random.uniform(gain_key, (b, 1, 1, 3), minval=0.8, maxval=1.1)
-    coloured = jnp.einsum("bhwc,bcd->bhwd", both[..., :3].astype(jnp.float32), order) * gain
-    return jnp.minimum(coloured, 255.0), both[..., 3], classes
+    gain = jax.random.uniform(gain_key, (b, 1, 1, 1), minval=0.8, maxval=1.1)
+    return jnp.minimum(both[..., :3] * gain, 255.0), both[..., 3], classes
 
 
 def write(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
 from prosam_jax import backbone, equations, layers, resize
 from prosam_jax.backbone.resnet import ConvBN, ResNet
@@ -25,22 +25,20 @@ from prosam_jax.config import BackboneConfig, DataConfig
 from prosam_jax.data.loader import make_loader
 from prosam_jax.data.shapes import shapes_episodes
 from tools import fitting
-from tools.training_shapes import CLASSES, descriptors
+from tools.training_shapes import CLASSES, traits
 
 OUT = pathlib.Path(__file__).resolve().parents[1]
 OUT /= "prosam_jax/pretrained/backbone_shapes.safetensors"
 DEFAULT = fitting.Settings(
     out=OUT,
     workdir=pathlib.Path("runs/shapes_backbone"),
-    steps=4000,
-    batch_size=16,
+    steps=2500,
+    batch_size=8,
     count=6000,
     learning_rate=2e-3,
 )
 SHARPNESS = 16.0  # the cosine's factor in the softmax
 MOMENTUM = 0.98  # of the running statistics
-DESCRIPTOR = 32  # components of an outline's spectrum
-REACH, SPACING = 24, 6  # pixels around a cell that its feature is to know
 CELL = 8  # pixels of a cell of the feature map
 
 
@@ -60,8 +58,9 @@ class BatchNorm(layers.FrozenBatchNorm):
 class Classifier(nnx.Module):
     """The backbone with its norms in training, and a direction for the background and each class.
 
-    A class's direction is a learned map of its outline's descriptor and a part of its own: so
-    outlines that look alike learn together, and an unseen one finds its place among them.
+    Features are compared with the directions by the cosine, as ProSAM compares them. A class's
+    direction is a learned map of its surface's traits and a part of its own, so that classes that
+    look alike learn together.
     """
 
     def __init__(self, network: ResNet, *, rngs: nnx.Rngs):
@@ -70,18 +69,15 @@ class Classifier(nnx.Module):
                 module.bn = BatchNorm(len(module.bn.bias[...]))
         self.network = network
         channels = network.layer4[-1].conv3.bn.bias[...].size
-        described = np.pad(descriptors(DESCRIPTOR), ((1, 0), (0, 0)))  # nothing of the background
-        self.described = nnx.Variable(jnp.asarray(described))
+        known = np.pad(traits(), ((1, 0), (0, 0)))  # nothing is known of the background
+        self.traits = nnx.Variable(jnp.asarray(known))
         init = nnx.initializers.normal(1.0)
-        self.mapping = nnx.Param(init(rngs.params(), (DESCRIPTOR, channels)) / DESCRIPTOR**0.5)
-        self.own = nnx.Param(init(rngs.params(), (CLASSES + 1, channels)) / 4)
-        inner = network.layer3[-1].conv3.bn.bias[...].size
-        offsets = len(range(-REACH, REACH + 1, SPACING)) ** 2
-        self.surroundings = layers.linear(inner, offsets, dtype=jnp.float32, rngs=rngs)
+        self.mapping = nnx.Param(init(rngs.params(), (known.shape[1], channels)) / 3)
+        self.own = nnx.Param(init(rngs.params(), (CLASSES + 1, channels)) / 3)
 
     def __call__(self, features: Float[Array, "*b c"]) -> Float[Array, "*b k"]:
         """Log-probabilities of the background and of every class."""
-        directions = self.described[...] @ self.mapping[...] + self.own[...]
+        directions = self.traits[...] @ self.mapping[...] + self.own[...]
         cosine = jnp.einsum("...c,kc->...k", unit(features), unit(directions))
         return jax.nn.log_softmax(SHARPNESS * cosine)
 
@@ -96,11 +92,7 @@ def loss(
     batch: tuple[Float[Array, "b n n 3"], UInt8[Array, "b n n"], Int32[Array, "b o"]],
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Cross-entropies: of cells, of objects' average features, of the cells of an object alone.
-
-    And, from layer 3, of which pixels around a cell show the cell's object: this teaches outlines,
-    which the classes alone do not within thousands of steps.
-    """
+    """Cross-entropies: of cells, of objects' average features, of the cells of an object alone."""
     images, objects, classes = batch
     b, n, _ = objects.shape
     side = n // CELL
@@ -130,31 +122,11 @@ def loss(
     largest = shares.argmax(-1)[..., None]
     sure = (largest[..., 0] > 0) & (shares.max(-1) > 0.7)
     hit = log_p[:b].argmax(-1) == jnp.take_along_axis(names, largest, axis=3)[..., 0]
-    same, inside = surroundings(objects)
-    seen = model.surroundings(layer3)
-    near = (jax.nn.softplus(seen) - same * seen).mean(-1)
-    near = (near * inside).sum() / inside.sum()
-    return (weight * whole).mean() + alone + pooled + 2 * near, {
-        "near": near,
+    return (weight * whole).mean() + alone + pooled, {
         "alone": alone,
         "pooled": pooled,
         "accuracy": (hit & sure).sum() / jnp.maximum(sure.sum(), 1),
     }
-
-
-def surroundings(
-    objects: UInt8[Array, "b n n"],
-) -> tuple[Bool[Array, "b h w o"], Bool[Array, "b h w"]]:
-    """Which pixels around the middle of each cell show the same object; where there is one."""
-    n = objects.shape[1]
-    middle = objects[:, CELL // 2 :: CELL, CELL // 2 :: CELL]
-    padded = jnp.pad(objects, ((0, 0), (REACH, REACH), (REACH, REACH)))
-    starts = range(CELL // 2, CELL // 2 + 2 * REACH + 1, SPACING)
-    h = n // CELL
-    around = [
-        padded[:, y : y + n : CELL, x : x + n : CELL][:, :h, :h] for y in starts for x in starts
-    ]
-    return jnp.stack(around, axis=-1) == middle[..., None], middle > 0
 
 
 def scores(network: ResNet, episodes: int = 200) -> dict[str, float]:

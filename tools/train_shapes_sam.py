@@ -2,10 +2,10 @@
 
     python tools/train_shapes_sam.py
 
-Every picture is asked for three of its objects: two by a click each, which is then corrected by a
-click where the answer was wrong and, in half the cases, by that answer as a mask prompt; one by a
+Every picture is asked for six of its objects: four by a click each, which is then corrected by a
+click where the answer was wrong and, in half the cases, by that answer as a mask prompt; two by a
 box drawn carelessly. A click on each of two objects asks for both.
-The run goes on from its checkpoint when it was stopped. About 35 minutes on two CPU cores.
+The run goes on from its checkpoint when it was stopped. About half an hour on two CPU cores.
 """
 
 import pathlib
@@ -28,8 +28,8 @@ OUT = pathlib.Path(__file__).resolve().parents[1] / "prosam_jax/pretrained/sam_s
 DEFAULT = fitting.Settings(
     out=OUT,
     workdir=pathlib.Path("runs/shapes_sam"),
-    steps=2400,
-    batch_size=8,
+    steps=2500,
+    batch_size=4,
     count=6000,
     learning_rate=1.5e-3,
 )
@@ -65,43 +65,45 @@ def loss(
     keys = jax.random.split(key, 7)
     b, n, _ = objects.shape
     cells = jax.nn.one_hot(objects, 7).reshape(b, n // 2, 2, n // 2, 2, 7).mean((2, 4))
-    order = jnp.argsort(jax.random.uniform(keys[0], (b, 6)) + 9.0 * (classes[:, 1:] == 0)) + 1
-    shares = jnp.take_along_axis(cells, order[:, None, None, :3], axis=3)
-    shares = jnp.moveaxis(shares, 3, 1)  # (b, 3, h, w): three objects that are there
+    lots = jax.random.uniform(keys[0], (b, 6)) + 9.0 * (classes[:, 1:] == 0)
+    there = (classes > 0).sum(1)
+    turns = jnp.arange(6)[None] % there[:, None]  # again from the first where there are fewer
+    order = jnp.take_along_axis(jnp.argsort(lots), turns, axis=1) + 1
+    shares = jnp.take_along_axis(cells, order[:, None, None], axis=3)
+    target = jnp.concatenate(jnp.moveaxis(shares, 3, 0))  # (6 b, h, w)
     embeddings = sam.encode_image(sam.preprocess(images))
-    thrice = jnp.concatenate([embeddings] * 3)
-    encode, ones = sam.prompt_encoder, jnp.ones((2 * b, 1), jnp.int32)
+    encode, ones = sam.prompt_encoder, jnp.ones((4 * b, 1), jnp.int32)
 
-    # Two clicks and a box: two tokens each, so that they are decoded together.
-    target = jnp.concatenate(jnp.moveaxis(shares, 1, 0))  # (3 b, h, w)
-    first = pixel_in(keys[1], target[: 2 * b] > 0.5)[:, None]
-    box = jittered(keys[2], boxes(target[2 * b :] > 0.5))
+    # Clicks and boxes: two tokens each, so that they are decoded together.
+    first = pixel_in(keys[1], target[: 4 * b] > 0.5)[:, None]
+    box = jittered(keys[2], boxes(target[4 * b :] > 0.5))
     clicks, dense = encode(points=first, labels=ones)
     corners, none = encode(boxes=box)
     sparse, dense = (jnp.concatenate(x) for x in ((clicks, corners), (dense, none)))
-    logits, value, found = answer(sam, thrice, sparse, dense, target)
+    logits, value, found = answer(sam, jnp.concatenate([embeddings] * 6), sparse, dense, target)
 
     # Each click and one where the answer was wrong; and a click on each of two objects.
-    clicked = jax.lax.stop_gradient(logits[: 2 * b])
-    inside = target[: 2 * b] > 0.5
+    clicked = jax.lax.stop_gradient(logits[: 4 * b])
+    inside = target[: 4 * b] > 0.5
     second = pixel_in(keys[3], (clicked > 0) != inside)
     column, row = (second // 2).astype(jnp.int32).T
-    missed = inside[jnp.arange(2 * b), row, column].astype(jnp.int32)
+    missed = inside[jnp.arange(4 * b), row, column].astype(jnp.int32)
     points = jnp.concatenate([first, second[:, None]], axis=1)
     clicks, dense = encode(points=points, labels=jnp.stack([ones[:, 0], missed], axis=1))
-    given = jax.random.bernoulli(keys[4], shape=(2 * b, 1, 1, 1))
+    given = jax.random.bernoulli(keys[4], shape=(4 * b, 1, 1, 1))
     dense = jnp.where(given, encode.embed_masks(clicked[..., None]), dense)
-    two = jnp.moveaxis(shares[:, 1:], 1, 0)
+    two = jnp.moveaxis(shares[..., 1:3], 3, 0)
     points = jnp.stack([pixel_in(k, x > 0.5) for k, x in zip(keys[5:], two, strict=True)], axis=1)
     pairs, none = encode(points=points, labels=jnp.ones((b, 2), jnp.int32))
-    sparse, dense = (jnp.concatenate(x) for x in ((clicks, pairs), (dense, none)))
-    target = jnp.concatenate([target[: 2 * b], two.sum(0)])
-    _, corrected_value, corrected = answer(sam, thrice, sparse, dense, target)
+    sparse, dense = (jnp.concatenate(x) for x in ((clicks, pairs), (dense, none[:b])))
+    target = jnp.concatenate([target[: 4 * b], two.sum(0)])
+    several = jnp.concatenate([embeddings] * 5)
+    _, corrected_value, corrected = answer(sam, several, sparse, dense, target)
     logs = {
-        "click": found[: 2 * b],
-        "box": found[2 * b :],
-        "corrected": corrected[: 2 * b],
-        "pair": corrected[2 * b :],
+        "click": found[: 4 * b],
+        "box": found[4 * b :],
+        "corrected": corrected[: 4 * b],
+        "pair": corrected[4 * b :],
     }
     return value + corrected_value, {name: x.mean() for name, x in logs.items()}
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Complex64, Float, Int, UInt8
 
 from prosam_jax.data.outlines import FORMS, PLAIN, Form, Outline, fill, radial, symmetric, unit
-from prosam_jax.data.shapes import scene
+from prosam_jax.data.shapes import PATTERNS, Kind, Surface, scene
 
 CLASSES = 400
 """Outlines of the catalogue."""
@@ -72,7 +72,7 @@ def picture(
     if generator.random() < 0.3:
         chosen[0] = chosen[1]
         generator.shuffle(chosen)
-    image, objects = scene((SEED, number), [catalogue()[c] for c in chosen], SIZE)
+    image, objects = scene((SEED, number), [kinds()[c] for c in chosen], SIZE)
     classes = np.zeros(7, np.int32)
     classes[1 : n + 1] = chosen + 1
     return image, objects, classes
@@ -92,15 +92,32 @@ def catalogue() -> tuple[Form, ...]:
     raise AssertionError("the candidates do not end")
 
 
-def descriptors(dim: int) -> Float[np.ndarray, "k d"]:
-    """The main components of the outlines' spectra, which no turning or mirroring changes.
+@functools.cache
+def kinds() -> tuple[Kind, ...]:
+    """The training classes: every outline of the catalogue with a surface made at random."""
+    generator = np.random.default_rng([SEED, 2])
+    return tuple(
+        Kind(
+            form,
+            Surface(
+                PATTERNS[generator.integers(len(PATTERNS))],
+                *generator.uniform(0, 1, 2).tolist(),
+                generator.uniform(0.045, 0.1),
+            ),
+        )
+        for form in catalogue()
+    )
 
-    Args:
-        dim: How many; each has mean 0 and variance 1 over the classes.
-    """
-    spectra = np.stack([np.abs(_spectrum(form)).ravel() for form in catalogue()])
-    left, *_ = np.linalg.svd(spectra - spectra.mean(axis=0), full_matrices=False)
-    return (left[:, :dim] * np.sqrt(len(left))).astype(np.float32)
+
+def traits() -> Float[np.ndarray, "k t"]:
+    """What numbers say of each class's surface: pattern, both hues on their circle, period."""
+    surfaces = [kind.surface for kind in kinds()]
+    pattern = np.array([[s.pattern == name for name in PATTERNS] for s in surfaces], float)
+    angle = 2 * np.pi * np.array([(s.hue, s.other_hue) for s in surfaces])
+    turns = np.concatenate([angle, 2 * angle[:, :1]], axis=1)
+    period = np.array([[s.period] for s in surfaces])
+    columns = [pattern, np.cos(turns), np.sin(turns), (period - 0.07) / 0.02]
+    return np.concatenate(columns, axis=1).astype(np.float32)
 
 
 def _raster(form: Form) -> Bool[np.ndarray, "h w"]:

@@ -61,7 +61,7 @@ def support_taps(
     Args:
         backbone: The network.
         images: Normalised reference images.
-        mask: The annotation at the size of the merged features, 0 or 1.
+        mask: The annotation at the size of the merged features, weights in [0, 1].
 
     Returns:
         Taps whose `prior` was computed from masked features and is masked again (VRP-SAM).

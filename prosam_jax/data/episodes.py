@@ -1,8 +1,7 @@
 """Which images make up an episode, as a function of (seed, index), and how one is read.
 
-Choices come straight from the bits of PCG64, whose stream NumPy guarantees for ever, which it does
-not do for the methods of `np.random.Generator`. So neither NumPy's version nor the number of
-workers nor a restart changes an episode.
+Choices come straight from the bits of PCG64 (`draws`). So neither NumPy's version nor the number
+of workers nor a restart changes an episode.
 """
 
 import dataclasses
@@ -16,13 +15,17 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from prosam_jax.config import DataConfig
+from prosam_jax.data.annotation import annotate
+from prosam_jax.data.draws import Draws
 from prosam_jax.data.folds import FoldIndex
 from prosam_jax.data.transforms import class_mask, resize_image, resize_mask
 from prosam_jax.types import Episode
 
 _T = TypeVar("_T")
 
-_TRAIN, _TEST, _ORDER = range(3)  # each purpose has its own stream of bits
+# Each purpose has its own stream of bits.
+_TRAIN, _TEST, _ORDER, _TRAIN_MARKS, _TEST_MARKS = range(5)
+_ATTEMPTS = 20  # to find a reference on which something is marked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +128,8 @@ class EpisodeSource:
         shots: Reference images per episode.
         size: Side in pixels of the square that everything is brought to.
         length: Number of episodes.
+        annotation: How references are marked, one of `config.ANNOTATIONS`.
+        cueless: What becomes of a reference without a marked pixel, one of `config.CUELESS`.
     """
 
     images: Images
@@ -134,6 +139,8 @@ class EpisodeSource:
     shots: int
     size: int
     length: int
+    annotation: str = "mask"
+    cueless: str = "redraw"
 
     def __len__(self) -> int:
         return self.length
@@ -145,8 +152,8 @@ class EpisodeSource:
     def __getitem__(self, index: int) -> Episode:
         spec = self.spec(index)
         query_image, query_mask, query_ignore = self._read(spec.query_id, spec.class_id)
-        supports = [self._read(image_id, spec.class_id) for image_id in spec.support_ids]
-        support_image, support_mask, _ = map(np.stack, zip(*supports, strict=True))
+        supports = [self._reference(spec, shot) for shot in range(self.shots)]
+        support_image, support_mask = map(np.stack, zip(*supports, strict=True))
         return Episode(
             support_image=support_image,
             support_mask=support_mask,
@@ -156,6 +163,31 @@ class EpisodeSource:
             class_id=np.int32(spec.class_id),
             index=np.int32(spec.index),
             valid=np.bool_(True),
+        )
+
+    def _reference(self, spec: EpisodeSpec, shot: int) -> tuple[np.ndarray, np.ndarray]:
+        """A reference image and its annotation.
+
+        Raises:
+            ValueError: "redraw" was asked for, and no attempt gave a marked pixel.
+        """
+        training = self.fold.split == "train"
+        stream = _TRAIN_MARKS if training else _TEST_MARKS
+        image_id = spec.support_ids[shot]
+        for attempt in range(_ATTEMPTS):
+            draws = Draws(self.seed, stream, spec.index, shot, attempt)
+            image, mask, _ = self._read(image_id, spec.class_id)
+            marked = annotate(self.annotation, mask, draws, training=training)
+            if marked.any() or self.cueless == "report":
+                return image, marked
+            if not mask.any():
+                others = [i for i in self.fold.entries[spec.class_id] if i != spec.query_id]
+                image_id = draws.choose(others)
+        name = self.images.class_name(spec.class_id)
+        raise ValueError(
+            f"episode {spec.index}: {_ATTEMPTS} references of {name} in a row, such as "
+            f"{spec.support_ids[shot]}, show no pixel of it at data.image_size={self.size}; "
+            "raise that, or set data.cueless to report"
         )
 
     def _read(self, image_id: str, class_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -175,4 +207,6 @@ def episode_source(
         shots=cfg.shots,
         size=cfg.image_size,
         length=len(fold.images) if length is None else length,
+        annotation=cfg.annotation,
+        cueless=cfg.cueless,
     )

@@ -1,9 +1,11 @@
 """Shapes-5i: a few-shot segmentation benchmark in the form of Pascal-5i that needs no files.
 
-A class is an outline. Colour, texture, size, place, rotation, shear and bending are drawn without
-regard to it, and a picture shows 3 to 6 objects of at least 3 classes, so that only the reference
-tells which of them is wanted. As in Pascal-5i, pictures for training show base classes only and
-pictures for testing novel and base ones. Lines, triangles, squares and ovals belong to no class.
+A class is an outline and a surface: a pattern and two hues, about which each object varies. Size,
+place, rotation, shear, bending, brightness and the colour of the light are drawn without regard to
+it, and a picture shows 3 to 6 objects of at least 3 classes, so that only the reference tells which
+of them is wanted. As in Pascal-5i, pictures for training show base classes only and pictures for
+testing novel and base ones. Lines, triangles, squares and ovals belong to no class, though half of
+them have the surface of an object beside them.
 
 A picture is a function of its id: which classes it shows is drawn first, so that an index needs no
 rendering, then the layout, then the colours, each from its own stream of bits, as in `episodes`.
@@ -15,18 +17,18 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
 from prosam_jax.config import DataConfig, check_choice
+from prosam_jax.data.draws import Draws
 from prosam_jax.data.episodes import EpisodeSource, episode_source
 from prosam_jax.data.folds import SPLITS, FoldIndex, base_classes, novel_classes
 from prosam_jax.data.outlines import FORMS, PLAIN, Form, Outline, Window, fill
 
-_T = TypeVar("_T")
 _Colour = tuple[float, float, float]  # red, green and blue in 0-1
 
 PICTURES = {"train": 2000, "test": 500}
@@ -39,6 +41,7 @@ MIN_SHARE = 0.015
 """Least share of the picture that a class in it covers, with 32 pixels a side or more."""
 
 _AREAS = 0.026, 0.085  # share of the picture that an object covers before others cover it
+_HUES = 0.06  # how far an object's hues lie from its class's at most
 _VISIBLE = 0.6  # least share of an object that is neither covered nor outside the picture
 _GRID = 96  # side of the raster on which layouts are judged, whatever size is rendered
 _CLASSES, _LAYOUT, _COLOURS = range(3)  # each purpose has its own stream of bits
@@ -46,6 +49,39 @@ _ID = re.compile(r"f([0-3])-(train|test)-(\d{6})")
 
 CLASS_NAMES = tuple(FORMS)
 """Names of classes 1-20; 0 is background."""
+
+PATTERNS = ("plain", "stripes", "checks", "dots", "gradient", "noise")
+
+
+class Surface(NamedTuple):
+    """What objects of a class are painted with.
+
+    Attributes:
+        pattern: One of `PATTERNS`.
+        hue: Of the first tone, on the circle of 0-1.
+        other_hue: Of the second tone.
+        period: Of the pattern, as a share of the picture's side.
+    """
+
+    pattern: str
+    hue: float
+    other_hue: float
+    period: float
+
+
+class Kind(NamedTuple):
+    """What makes a class: an outline, as `outlines.unit` makes them, and a surface."""
+
+    form: Form
+    surface: Surface
+
+
+KINDS = tuple(
+    # Neighbours in number, which share a fold, differ in pattern and lie far apart on the circle.
+    Kind(form, Surface(PATTERNS[i % 6], 0.618 * i % 1, 0.382 * i % 1, 0.05 + 0.015 * (i % 4)))
+    for i, form in enumerate(FORMS.values())
+)
+"""The twenty classes in the order of their numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +111,7 @@ class Shapes:
             ValueError: `image_id` is none.
         """
         fold, split, number = _parts(image_id)
-        draws = _Draws(self.seed, fold, split, number, _CLASSES)
+        draws = Draws(self.seed, fold, split, number, _CLASSES)
         n = 3 + draws.below(4)
         distinct = n - draws.below(2) if n > 3 else n
         n_novel = 1 + draws.below(min(3, distinct - 1)) if SPLITS[split] == "test" else 0
@@ -123,59 +159,33 @@ def _parts(image_id: str) -> tuple[int, int, int]:
     return int(fold), SPLITS.index(split), int(number)
 
 
-class _Draws:
-    """A stream of random numbers, made of raw bits as in `episodes`."""
-
-    def __init__(self, *key: int) -> None:
-        self._bits = np.random.PCG64(np.random.SeedSequence(key))
-
-    def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * (self._bits.random_raw() >> 11) / 2**53
-
-    def below(self, n: int) -> int:
-        return self._bits.random_raw() * n >> 64
-
-    def choose(self, items: Sequence[_T]) -> _T:
-        return items[self.below(len(items))]
-
-    def sample(self, items: Sequence[_T], n: int) -> list[_T]:
-        """`n` different items in random order."""
-        order = np.argsort(self._bits.random_raw(len(items)), kind="stable")
-        return [items[i] for i in order[:n]]
-
-    def noise(self, *shape: int) -> UInt8[np.ndarray, "..."]:
-        """Uniform bytes."""
-        n = math.prod(shape)
-        return self._bits.random_raw(n // 8 + 1).astype("<u8").view(np.uint8)[:n].reshape(shape)
-
-
 @functools.lru_cache(maxsize=64)
 def _render(
     seed: int, size: int, image_id: str
 ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
     classes = Shapes(size, seed).objects(image_id)
-    catalogue = tuple(FORMS.values())
-    image, objects = scene((seed, *_parts(image_id)), [catalogue[c - 1] for c in classes], size)
+    image, objects = scene((seed, *_parts(image_id)), [KINDS[c - 1] for c in classes], size)
     labels = np.array((0, *classes), np.uint8)[objects]
     labels.flags.writeable = False  # the cache hands it out again
     return image, labels
 
 
 def scene(
-    key: tuple[int, ...], forms: Sequence[Form], size: int
+    key: tuple[int, ...], kinds: Sequence[Kind], size: int
 ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
-    """Draws objects of given forms as every picture of the benchmark is drawn.
+    """Draws objects of given kinds as every picture of the benchmark is drawn.
 
     Args:
-        key: Names the streams of bits; equal keys and forms make equal pictures.
-        forms: Form of each object, from the lowest to the topmost, as `outlines.unit` makes them.
+        key: Names the streams of bits; equal keys and kinds make equal pictures.
+        kinds: Kind of each object, from the lowest to the topmost.
         size: Side of the picture in pixels.
 
     Returns:
         The picture, RGB, and which object each pixel shows: 1 for the lowest, 0 for none.
     """
-    posed = _layout(_Draws(*key, _LAYOUT), forms)
-    image = _painted(_Draws(*key, _COLOURS), posed, size)
+    posed = _layout(Draws(*key, _LAYOUT), [kind.form for kind in kinds])
+    surfaces = [kind.surface for kind in kinds]
+    image = _painted(Draws(*key, _COLOURS), posed, surfaces, size)
     objects = np.zeros((size, size), np.uint8)
     for number, form in enumerate(posed, 1):
         window, inside = fill(form, size)
@@ -183,7 +193,7 @@ def scene(
     return image, objects
 
 
-def _layout(draws: _Draws, forms: Sequence[Form]) -> list[Form]:
+def _layout(draws: Draws, forms: Sequence[Form]) -> list[Form]:
     """Poses objects one on top of the other, each anew until all those so far show enough."""
     posed, needed, owner = [], [], np.zeros((_GRID, _GRID), np.uint8)
     for number, unposed in enumerate(forms, 1):
@@ -203,7 +213,7 @@ def _layout(draws: _Draws, forms: Sequence[Form]) -> list[Form]:
     return posed
 
 
-def _posed(draws: _Draws, form: Form, area: float) -> Form:
+def _posed(draws: Draws, form: Form, area: float) -> Form:
     """Mirrors, shears, stretches, turns and bends a form, and puts it somewhere."""
     turn, shear = draws.uniform(0, 2 * math.pi), draws.uniform(-0.2, 0.2)
     stretch = math.exp(draws.uniform(-0.15, 0.15)) * draws.choose((-1, 1))
@@ -221,51 +231,62 @@ def _posed(draws: _Draws, form: Form, area: float) -> Form:
 
 
 def _painted(
-    draws: _Draws, forms: Sequence[Form], size: int
+    draws: Draws, forms: Sequence[Form], surfaces: Sequence[Surface], size: int
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Paints background, clutter and objects at twice the size, lights them and shrinks them."""
     side = 2 * size
     clutter = [_line(draws) for _ in range(2 + draws.below(4))]
     clutter += [_posed(draws, draws.choose(PLAIN), 0.02) for _ in range(2 + draws.below(3))]
-    ground = _colour(draws, saturation=(0.05, 0.5), value=(0.35, 0.9))
-    colours, others = [ground], [_toned(draws, ground, 0.15)]
+    painted = [draws.choose(surfaces) if draws.below(2) else _any_surface(draws) for _ in clutter]
+    ground = _any_surface(draws)
+    colours = [_colour(draws, ground.hue, saturation=(0.05, 0.5), value=(0.35, 0.9))]
+    others = [_toned(draws, colours[0], ground.other_hue, 0.15)]
     owner = np.zeros((side, side), np.uint8)
-    tone = _pattern(draws, (slice(0, side), slice(0, side)), side)
-    for number, form in enumerate((*clutter, *forms), 1):
-        choices = [_colour(draws, saturation=(0.3, 1), value=(0.3, 1)) for _ in range(3)]
-        colours.append(max(choices, key=lambda colour: math.dist(colour, ground)))
-        others.append(_toned(draws, colours[-1], draws.uniform(0.2, 0.6)))
+    tone = _pattern(draws, ground, (slice(0, side), slice(0, side)), side)
+    pieces = zip((*clutter, *forms), (*painted, *surfaces), strict=True)
+    for number, (form, surface) in enumerate(pieces, 1):
+        hue, other = (h + draws.uniform(-_HUES, _HUES) for h in (surface.hue, surface.other_hue))
+        choices = [_colour(draws, hue, saturation=(0.4, 1), value=(0.4, 1)) for _ in range(3)]
+        colours.append(max(choices, key=lambda colour: math.dist(colour, colours[0])))
+        others.append(_toned(draws, colours[-1], other, draws.uniform(0.3, 0.6)))
         window, inside = fill(form, side)
         owner[window] = np.where(inside, np.uint8(number), owner[window])
-        tone[window] = np.where(inside, _pattern(draws, window, side), tone[window])
+        tone[window] = np.where(inside, _pattern(draws, surface, window, side), tone[window])
     # Channels lead, for NumPy is many times slower on a last axis of three.
     first, other = np.array(colours, np.float32).T, np.array(others, np.float32).T
     canvas = np.take(first, owner, axis=1) + tone[None] * np.take(other - first, owner, axis=1)
-    canvas *= _light(draws, owner)[None]
+    cast = np.array([draws.uniform(0.85, 1.05) for _ in range(3)], np.float32)
+    canvas *= _light(draws, owner)[None] * cast[:, None, None]
     rows = canvas[:, ::2] + canvas[:, 1::2]
     small = (rows[..., ::2] + rows[..., 1::2]) * (255 / 4)
     grain = draws.noise(3, size, size) * np.float32(0.05) - 6
     return np.stack(tuple(np.clip(small + grain, 0, 255).astype(np.uint8)), axis=-1)
 
 
-def _colour(draws: _Draws, saturation: tuple[float, float], value: tuple[float, float]) -> _Colour:
-    hsv = draws.uniform(0, 1), draws.uniform(*saturation), draws.uniform(*value)
-    return colorsys.hsv_to_rgb(*hsv)
+def _any_surface(draws: Draws) -> Surface:
+    hue, other = draws.uniform(0, 1), draws.uniform(0, 1)
+    return Surface(draws.choose(PATTERNS), hue, other, draws.uniform(0.04, 0.11))
 
 
-def _toned(draws: _Draws, colour: _Colour, contrast: float) -> _Colour:
+def _colour(
+    draws: Draws, hue: float, saturation: tuple[float, float], value: tuple[float, float]
+) -> _Colour:
+    return colorsys.hsv_to_rgb(hue % 1, draws.uniform(*saturation), draws.uniform(*value))
+
+
+def _toned(draws: Draws, colour: _Colour, hue: float, contrast: float) -> _Colour:
     """A darker tone of a bright colour, or a brighter one of a dark colour."""
     signed = contrast if sum(colour) < 1.5 else -contrast
-    change = _colour(draws, saturation=(0, 0.7), value=(0.7, 1))
+    change = _colour(draws, hue, saturation=(0, 0.7), value=(0.7, 1))
     r, g, b = (min(max(c + signed * d, 0), 1) for c, d in zip(colour, change, strict=True))
     return r, g, b
 
 
-def _pattern(draws: _Draws, window: Window, side: int) -> Float[np.ndarray, "h w"]:
+def _pattern(draws: Draws, surface: Surface, window: Window, side: int) -> Float[np.ndarray, "h w"]:
     """Which of a piece's two tones a window of the canvas has: 0 for the first, 1 for the other."""
-    turn, period = draws.uniform(0, 2 * math.pi), side * draws.uniform(0.035, 0.1)
+    turn, period = draws.uniform(0, 2 * math.pi), side * surface.period * draws.uniform(0.8, 1.25)
     cells = draws.noise(16, 16)
-    pattern = draws.choose(("plain", "stripes", "checks", "dots", "gradient", "noise"))
+    pattern = surface.pattern
     y = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None] / period
     x = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None, :] / period
     u = math.cos(turn) * x + math.sin(turn) * y
@@ -283,7 +304,7 @@ def _pattern(draws: _Draws, window: Window, side: int) -> Float[np.ndarray, "h w
     return np.zeros_like(u)
 
 
-def _light(draws: _Draws, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+def _light(draws: Draws, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     """Brightness that falls off away from the light, with the shadows of upper pieces on lower."""
     side, turn = len(owner), draws.uniform(0, 2 * math.pi)
     dy, dx = math.sin(turn), math.cos(turn)
@@ -296,7 +317,7 @@ def _light(draws: _Draws, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, 
     return light * np.where(above > owner, np.float32(0.6), np.float32(1))
 
 
-def _line(draws: _Draws) -> Form:
+def _line(draws: Draws) -> Form:
     """A bent line."""
     a, b, c = (np.array([[draws.uniform(0, 1), draws.uniform(0, 1)]]) for _ in range(3))
     t = np.linspace(0, 1, 15)[:, None]

@@ -40,7 +40,7 @@ class ReferencePromptEncoder(nnx.Module):
         Args:
             query: Features of the targets (`backbone.query_taps`).
             support: Features of the references (`backbone.support_taps`).
-            mask: Annotation at feature size, 0 or 1.
+            mask: Annotation at feature size, weights in [0, 1].
             dropout_key: Switches training's channel dropout on and draws it.
 
         Returns:

@@ -35,7 +35,7 @@ class FeatureAugmentation(nnx.Module):
         Args:
             query: Features of the targets.
             support: Features of the references (`backbone.support_taps`).
-            mask: Annotation at feature size, 0 or 1.
+            mask: Annotation at feature size, weights in [0, 1].
             dropout_key: Draws the dropped channels in training; None keeps them all.
 
         Returns:
@@ -47,8 +47,7 @@ class FeatureAugmentation(nnx.Module):
         query_reduced = self.reduced(query.merged, query_key)
         support_reduced = self.reduced(support.merged, support_key)
         prototype = equations.masked_average(support_reduced, mask)
-        _, h, w = mask.shape
-        pseudo_mask = self.pseudo_mask(query, support, (h, w))
+        pseudo_mask = self.pseudo_mask(query, support, mask)
         return (
             self.augmented(query_reduced, prototype, pseudo_mask),
             self.augmented(support_reduced, prototype, mask),
@@ -64,10 +63,12 @@ class FeatureAugmentation(nnx.Module):
         return x
 
     def pseudo_mask(
-        self, query: Taps, support: Taps, size: tuple[int, int]
+        self, query: Taps, support: Taps, mask: Float[Array, "b h w"]
     ) -> Float[Array, "b h w"]:
-        """Where the target looks like the annotated region, brought to `size`."""
-        prior = equations.cosine_prior(query.prior, support.prior)
+        """Where the target looks like the annotated region, brought to the mask's size."""
+        size, (_, i, j, _) = mask.shape[1:3], support.prior.shape
+        weight = resize.bilinear(mask[..., None], (i, j), align_corners=True)[..., 0]
+        prior = equations.cosine_prior(query.prior, support.prior, weight)
         if self.normalize_prior:
             prior = equations.min_max(prior)
         return resize.bilinear(prior[..., None], size, align_corners=True)[..., 0]

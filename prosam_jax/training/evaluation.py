@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
 from prosam_jax.config import Config
 from prosam_jax.data import benchmark
@@ -18,6 +18,7 @@ from prosam_jax.data.episodes import EpisodeSource, episode_list_digest
 from prosam_jax.data.loader import make_loader
 from prosam_jax.training.metrics import Areas, IoU, Scores
 from prosam_jax.training.sharding import split_batch
+from prosam_jax.training.step import Prediction
 from prosam_jax.types import Episode
 
 
@@ -40,6 +41,8 @@ class Result:
         digest: SHA-256 of the list of episodes (`data.episodes.episode_list_digest`).
         seconds: Wall time, compilation included.
         examples: The first episodes, for pictures.
+        references: How many references were shown.
+        cueless: Of how many of them no mark was left at the size of the features.
     """
 
     scores: Scores
@@ -48,6 +51,8 @@ class Result:
     digest: str
     seconds: float
     examples: list[Example]
+    references: int
+    cueless: int
 
 
 def test_episodes(cfg: Config) -> EpisodeSource:
@@ -56,7 +61,7 @@ def test_episodes(cfg: Config) -> EpisodeSource:
 
 
 def evaluate(
-    predict: Callable[[nnx.State, nnx.State, Episode], tuple[Areas, Bool[Array, "b h w"]]],
+    predict: Callable[[nnx.State, nnx.State, Episode], Prediction],
     params: nnx.State,
     frozen: nnx.State,
     source: EpisodeSource,
@@ -81,18 +86,21 @@ def evaluate(
         on_batch: Called with the number of episodes done so far.
     """
     start = time.monotonic()
-    iou, kept, done = IoU(), [], 0
+    iou, kept, done, references, cueless = IoU(), [], 0, 0, 0
     batch_size = -(-batch_size // mesh.size) * mesh.size
     with contextlib.closing(make_loader(source, batch_size=batch_size, workers=workers)) as loader:
         for episode in loader:
-            found, mask = jax.device_get(predict(params, frozen, split_batch(episode, mesh)))
+            found = jax.device_get(predict(params, frozen, split_batch(episode, mesh)))
             valid = episode.valid
-            iou.add(Areas(*(x[valid] for x in found)), episode.class_id[valid])
+            iou.add(Areas(*(x[valid] for x in found.areas)), episode.class_id[valid])
             done += int(valid.sum())
+            references += found.cueless[valid].size
+            cueless += int(found.cueless[valid].sum())
             for i in range(min(examples - len(kept), int(valid.sum()))):
                 name = source.images.class_name(int(episode.class_id[i]))
-                kept.append(Example(Episode(*(x[i] for x in episode)), name, mask[i]))
+                kept.append(Example(Episode(*(x[i] for x in episode)), name, found.mask[i]))
             on_batch(done)
     digest = episode_list_digest(source.spec(i) for i in range(len(source)))
     classes = {c: source.images.class_name(c) for c in source.fold.classes}
-    return Result(iou.scores(), classes, done, digest, time.monotonic() - start, kept)
+    seconds = time.monotonic() - start
+    return Result(iou.scores(), classes, done, digest, seconds, kept, references, cueless)

@@ -11,11 +11,15 @@ import numpy as np
 import rich.console
 import rich.progress
 import rich.table
+from jaxtyping import Bool
 from matplotlib.figure import Figure
 
 import prosam_jax
 from prosam_jax.config import RANDOM, Config, to_dict
 from prosam_jax.training.evaluation import Example, Result
+
+MARK = (1.0, 0.75, 0.0)
+"""Colour of annotations in pictures."""
 
 
 class Curves:
@@ -164,6 +168,11 @@ def print_scores(result: Result) -> None:
     table.add_row(f"mIoU{over}", f"{100 * result.scores.miou:.2f}")
     table.add_row("FB-IoU", f"{100 * result.scores.fb_iou:.2f}")
     rich.console.Console().print(table)
+    if result.cueless:
+        print(
+            f"{result.cueless} of {result.references} references had no mark left at the size of "
+            "the features (data.downsample=coverage keeps every mark)"
+        )
 
 
 def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int | None) -> None:
@@ -174,6 +183,8 @@ def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int | N
         "fb_iou": 100 * scores.fb_iou,
         "per_class": {result.classes[c]: 100 * iou for c, iou in scores.per_class.items()},
         "episodes": result.episodes,
+        "references": result.references,
+        "cueless_references": result.cueless,
         "episode_list_sha256": result.digest,
         "seconds": round(result.seconds, 2),
         "step": step,
@@ -190,7 +201,7 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
     for row, (episode, class_name, prediction) in zip(axes, examples, strict=True):
         target = episode.query_image
         panels = (
-            _overlay(episode.support_image[0], episode.support_mask[0], (1.0, 0.75, 0.0)),
+            _overlay(episode.support_image[0], episode.support_mask[0], MARK),
             target,
             _overlay(target, prediction, (0.1, 0.5, 1.0)),
             _overlay(target, episode.query_mask, (0.1, 0.8, 0.3)),
@@ -203,8 +214,17 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
             axis.imshow(panel)
             axis.set_title(name, fontsize=9)
             axis.set_axis_off()
+        y, x = np.nonzero(_lone(episode.support_mask[0]))
+        row[0].scatter(x, y, s=14, color=MARK, edgecolors="black", linewidths=0.6)
     with matplotlib.rc_context({"savefig.dpi": 110}):
         figure.savefig(path)
+
+
+def _lone(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Marked pixels without a marked neighbour, too small to be seen in a picture."""
+    padded = np.pad(mask, 1)
+    beside = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+    return mask & ~beside
 
 
 def _overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:

@@ -17,6 +17,9 @@ from prosam_jax.training import evaluation, report, sharding, state, step
 
 # What may differ from the run's own settings without making its parameters mean something else.
 FREE = (
+    "data.annotation",
+    "data.cueless",
+    "data.downsample",
     "data.root",
     "data.shots",
     "data.val_list",

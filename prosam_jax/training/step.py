@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 from prosam_jax.model import ProSAM, learned
 from prosam_jax.training import metrics
 from prosam_jax.training.state import TrainState
-from prosam_jax.types import Episode
+from prosam_jax.types import Episode, Features
 
 
 class Parts(NamedTuple):
@@ -55,20 +55,42 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         logs = {"loss": value, "grad_norm": optax.tree.norm(grads), **aux}
+        logs["cueless"] = _cueless(features).mean()
         return TrainState(params, opt_state, state.step + 1), logs
 
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(train_step, donate_argnums=0, out_shardings=everywhere)
 
 
+class Prediction(NamedTuple):
+    """What is predicted for a batch of episodes.
+
+    Attributes:
+        areas: To be added up to scores.
+        mask: The predicted masks.
+        cueless: References of which no mark is left at the size of the features.
+    """
+
+    areas: metrics.Areas
+    mask: Bool[Any, "b h w"]
+    cueless: Bool[Any, "b s"]
+
+
+def _cueless(features: Features) -> Bool[Array, " r"]:
+    return ~features.support_mask.any((1, 2))
+
+
 def make_predict_step(
     graph: nnx.GraphDef,
-) -> Callable[[nnx.State, nnx.State, Episode], tuple[metrics.Areas, Bool[Array, "b h w"]]]:
-    """Compiles (params, frozen, episodes) -> (areas, predicted masks)."""
+) -> Callable[[nnx.State, nnx.State, Episode], Prediction]:
+    """Compiles (params, frozen, episodes) -> predictions."""
 
     @jax.jit
     def predict_step(params, frozen, episode):
-        mask = nnx.merge(graph, params, frozen).predict(episode) >= 0
-        return metrics.areas(mask, episode.query_mask, episode.query_ignore), mask
+        model = nnx.merge(graph, params, frozen)
+        features = model.encode(episode)
+        mask = model.segment(features, episode.query_mask.shape[1:]) >= 0
+        areas = metrics.areas(mask, episode.query_mask, episode.query_ignore)
+        return Prediction(areas, mask, _cueless(features).reshape(len(mask), -1))
 
     return predict_step
