@@ -10,15 +10,15 @@ each target, 0 or 255, as large as the target and named after it.
 
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from prosam_jax import cli, segment_files
-from prosam_jax.config import check_at_least, check_choice
 from prosam_jax.segmenter import DEFAULT, Segmenter
 
-REFERENCE = flags.DEFINE_multi_string("reference", [], "A picture of the object.", required=True)
+REFERENCE = flags.DEFINE_multi_string("reference", None, "A picture of the object.", required=True)
 MASK = flags.DEFINE_multi_string("mask", [], "The object in it, white on black.")
 POINTS = flags.DEFINE_multi_string("points", [], 'Points on the object, "x,y;x,y".')
 BOX = flags.DEFINE_multi_string("box", [], "A box around the object, x0,y0,x1,y1.")
@@ -30,44 +30,36 @@ MODEL = flags.DEFINE_string(
 )
 OVERLAY = flags.DEFINE_bool("overlay", False, "Also write the targets with the mask on them.")
 UNCERTAINTY = flags.DEFINE_bool("uncertainty", False, "Also write maps, white is uncertain.")
-JSON = flags.DEFINE_string("json", None, '"coco-rle" also writes masks.json.')
+JSON = flags.DEFINE_enum("json", None, ["coco-rle"], "Also write masks.json, in COCO's format.")
 FORCE = flags.DEFINE_bool("force", False, "Overwrite masks that are there.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 4, "Pictures taken at a time.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 4, "Pictures taken at a time.", lower_bound=1)
 config_flags.DEFINE_config_file("config", None, "Names the settings; their values are the model's.")
 
 
-def marks() -> list[dict[str, str | list[list[float]] | list[float]]]:
+def marks() -> list[dict[str, Any]]:
     """The mark of each reference, as `Segmenter.add_reference` takes it."""
-    given = {
-        "mask": MASK.value,
-        "points": [[_numbers("points", xy) for xy in x.split(";")] for x in POINTS.value],
-        "box": [_numbers("box", x) for x in BOX.value],
-        "scribble": SCRIBBLE.value,
-    }
+    points = [[_numbers(xy) for xy in x.split(";")] for x in POINTS.value]
+    box = [_numbers(x) for x in BOX.value]
+    given = {"mask": MASK.value, "points": points, "box": box, "scribble": SCRIBBLE.value}
     found = [{kind: value} for kind, values in given.items() for value in values]
-    kinds = [f"--{kind}" for kind, values in given.items() if values]
-    if len(kinds) != 1 or len(found) != len(REFERENCE.value):
+    if len(found) != len(REFERENCE.value) or sum(map(bool, given.values())) != 1:
         raise ValueError(
-            f"{len(REFERENCE.value)} --reference with {len(found)} marks "
-            f"({', '.join(kinds) or 'none'}): pass one --mask, --points, --box or --scribble for "
-            "each, all of one kind"
+            f"{len(REFERENCE.value)} --reference and {len(found)} marks: give every reference "
+            "one --mask, --points, --box or --scribble, all of one kind"
         )
     return found
 
 
-def _numbers(flag: str, text: str) -> list[float]:
+def _numbers(text: str) -> list[float]:
     try:
         return [float(number) for number in text.split(",")]
     except ValueError as error:
-        raise ValueError(f"--{flag}: {text!r} is not numbers with commas") from error
+        raise ValueError(f"{text!r} is not numbers with commas between them") from error
 
 
 def main() -> None:
     """Segments the targets; ends with status 1 if some of them cannot be read."""
     found = marks()
-    check_at_least("--batch_size", BATCH_SIZE.value, 1)
-    if JSON.value is not None:
-        check_choice("--json", JSON.value, segment_files.JSON_FORMATS)
     todo = segment_files.plan(
         pathlib.Path(TARGETS.value),
         pathlib.Path(OUT.value),
@@ -79,8 +71,7 @@ def main() -> None:
     )
     if MODEL.value is None:
         print(
-            f"no --model given: using {DEFAULT}, which comes with the package. It was trained on "
-            "generated shapes; on photos it is a toy."
+            f"using {DEFAULT}: trained on generated shapes, on photos a toy; --model takes others"
         )
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     segmenter = Segmenter.load(MODEL.value or DEFAULT, overrides)

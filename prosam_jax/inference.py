@@ -34,28 +34,22 @@ class Prediction(NamedTuple):
     """Masks of one class.
 
     Attributes:
+        posterior: The prompts that they come from.
         logits: Of the masks; above 0 is foreground.
         score: Mean probability of the foreground inside each mask, 0 if it is empty.
         iou: The IoU that SAM expects of each mask. SAM learned to say so of clicks and boxes.
-        uncertainty: `disagreement` of masks of sampled prompts, or None.
     """
 
+    posterior: Posterior
     logits: Float[Array, "b h w"]
     score: Float[Array, " b"]
     iou: Float[Array, " b"]
-    uncertainty: Float[Array, "b h w"] | None
 
 
 def predict(
-    model: ProSAM,
-    targets: Targets,
-    references: References,
-    size: tuple[int, int],
-    *,
-    samples: int = 0,
-    key: PRNGKeyArray | None = None,
+    model: ProSAM, targets: Targets, references: References, size: tuple[int, int]
 ) -> Prediction:
-    """Segments in every target what the references show.
+    """Segments in every target what the references show, by the mean prompts.
 
     s references give s times as many prompts, which SAM's decoder takes all together (k-shot).
 
@@ -63,53 +57,46 @@ def predict(
         model: The model.
         targets: b encoded targets.
         references: s encoded references of one class.
-        size: (height, width) of the logits and of the map.
-        samples: K, how many masks the uncertainty is made of; 0 for none.
-        key: Draws the samples.
-
-    Raises:
-        ValueError: `samples` above 0, but the model is deterministic, or there is no key.
+        size: (height, width) of the logits.
     """
-    posterior = model.posterior(paired(targets, references))
-    logits, iou = model.decode_with_iou(targets.image_embeddings, posterior.mean, size)
-    uncertainty = None
-    if samples:
-        if key is None:
-            raise ValueError(f"samples={samples} without a key: pass jax.random.key(seed)")
-        sampled = sampled_logits(model, targets, posterior, size, samples, key)
-        uncertainty = disagreement(sampled)
-    return Prediction(logits, confidence(logits), iou, uncertainty)
-
-
-def paired(targets: Targets, references: References) -> Features:
-    """Every target with all of the references, as `ProSAM.posterior` wants them."""
     b = len(targets.image_embeddings)
     support, mask = jax.tree.map(lambda x: jnp.tile(x, (b, *(1,) * (x.ndim - 1))), references)
-    return Features(targets.image_embeddings, targets.taps, support, mask)
+    posterior = model.posterior(Features(targets.image_embeddings, targets.taps, support, mask))
+    logits, iou = model.decode_with_iou(targets.image_embeddings, posterior.mean, size)
+    return Prediction(posterior, logits, confidence(logits), iou)
 
 
-def sampled_logits(
+def uncertainty(
     model: ProSAM,
-    targets: Targets,
+    image_embeddings: Float[Array, "b i j e"],
     posterior: Posterior,
     size: tuple[int, int],
     samples: int,
     key: PRNGKeyArray,
-) -> Float[Array, "k b h w"]:
-    """Logits of the masks of K prompts drawn from the posterior (`sampled_prompts`)."""
+) -> Float[Array, "b h w"]:
+    """How far the masks of K sampled prompts disagree, in [0, 1] (`disagreement`).
+
+    Args:
+        model: The model.
+        image_embeddings: SAM's, of the targets.
+        posterior: Of the same targets.
+        size: (height, width) of the map.
+        samples: K.
+        key: Draws the noise.
+
+    Raises:
+        ValueError: The posterior has no scale (a deterministic variant).
+    """
     prompts = sampled_prompts(model, posterior, samples, key)
-    return jax.vmap(lambda p: model.decode(targets.image_embeddings, p, size))(prompts)
+    return disagreement(jax.vmap(lambda p: model.decode(image_embeddings, p, size))(prompts))
 
 
 def sampled_prompts(
     model: ProSAM, posterior: Posterior, samples: int, key: PRNGKeyArray
 ) -> Float[Array, "k b q c"]:
-    """K prompts for each target.
+    """K prompts for each target; arguments and errors as of `uncertainty`.
 
     The noise is the same for every target, so that no result depends on the others of its batch.
-
-    Raises:
-        ValueError: The posterior has no scale.
     """
     cfg = model.distribution
 

@@ -22,10 +22,19 @@ class ProSAM(nnx.Module):
         prompt_encoder: The only part with gradients (`learned` tells its parameters apart).
     """
 
-    def __init__(self, cfg: Config, sam: Sam, backbone: backbone.Backbone, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        cfg: Config,
+        sam: Sam,
+        backbone: backbone.Backbone,
+        *,
+        rngs: nnx.Rngs,
+        prompt_encoder: ReferencePromptEncoder | None = None,
+    ):
+        """Puts the parts together; without a prompt encoder `rngs` draws one."""
         self.sam = sam
         self.backbone = backbone
-        self.prompt_encoder = ReferencePromptEncoder(
+        self.prompt_encoder = prompt_encoder or ReferencePromptEncoder(
             cfg.prompt, cfg.distribution, backbone.merged_channels, rngs=rngs
         )
         self.distribution = cfg.distribution
@@ -60,12 +69,22 @@ class ProSAM(nnx.Module):
         return image_embeddings, backbone.query_taps(self.backbone, resize.normalize(images))
 
     def encode_references(
-        self, images: UInt8[Array, "r h w 3"], annotations: Bool[Array, "r h w"]
+        self,
+        images: UInt8[Array, "r h w 3"],
+        marked: Bool[Array, "r h w"],
+        downsample: str | None = None,
     ) -> tuple[Taps, Float[Array, "r i j"]]:
-        """Backbone features of references, and their annotations at the size of these."""
+        """Backbone features of references, and their annotations at the size of these.
+
+        Args:
+            images: The references.
+            marked: Their annotations.
+            downsample: How these are shrunk, one of `config.DOWNSAMPLES`; None as in training.
+        """
         x = resize.normalize(images)
         merged, _ = jax.eval_shape(self.backbone.trunk, x)
-        mask = _shrunk(annotations.astype(jnp.float32), merged.shape[1:3], self.downsample)
+        rule = downsample or self.downsample
+        mask = _shrunk(marked.astype(jnp.float32), merged.shape[1:3], rule)
         return backbone.support_taps(self.backbone, x, mask), mask
 
     def posterior(self, features: Features, dropout_key: PRNGKeyArray | None = None) -> Posterior:
@@ -219,10 +238,14 @@ def build(cfg: Config) -> ProSAM:
         kind="backbone",
         architecture=cfg.backbone.name,
     )
-    built = ProSAM(cfg, sam, frozen_backbone, rngs=nnx.Rngs(jax.random.key(cfg.seed)))
-    if file := cfg.prompt.weights:
-        built.prompt_encoder = weight_file.load(file, cfg, frozen_backbone.merged_channels)
-    return built
+    channels, file = frozen_backbone.merged_channels, cfg.prompt.weights
+    return ProSAM(
+        cfg,
+        sam,
+        frozen_backbone,
+        rngs=nnx.Rngs(jax.random.key(cfg.seed)),
+        prompt_encoder=weight_file.load(file, cfg, channels) if file else None,
+    )
 
 
 def build_sam(cfg: Config) -> Sam:

@@ -23,7 +23,8 @@ def read(image: ImageLike, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
 
     Args:
         image: An array of height x width, or height x width x 1, 3 or 4, of uint8 or of floats
-            in 0-1; a Pillow image; or the path of a file that Pillow reads. Alpha is left out.
+            in 0-1; a Pillow image; or the path of a file that Pillow reads. Alpha is left out, and
+            of 16 bits the upper 8 count.
         name: What messages call it, if it is no file.
 
     Raises:
@@ -31,8 +32,8 @@ def read(image: ImageLike, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
         FileNotFoundError: There is no such file.
     """
     if isinstance(image, str | os.PathLike | Image.Image):
-        return _opened(image, name, lambda upright: rgb(upright, "RGB"))
-    array = _array(image, name)
+        return _opened(image, name, _eight_bits)
+    array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
     fits = array.ndim == 3 and array.shape[2] in (1, 3, 4) and array.size
@@ -65,7 +66,7 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
         array = _opened(mask, name, _levels)
         name = str(mask) if isinstance(mask, str | os.PathLike) else name
     else:
-        array = _array(mask, name)
+        array = np.asarray(mask)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim != 2:
@@ -85,7 +86,6 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
 def mark(
     size: tuple[int, int],
     side: int,
-    cells: tuple[int, int],
     *,
     mask: ImageLike | None = None,
     points: Numbers | None = None,
@@ -94,13 +94,12 @@ def mark(
 ) -> Bool[np.ndarray, "{side} {side}"]:
     """One annotation of a picture, brought to the model's square.
 
-    A mask is shrunk as in training. A box is filled. Points and scribbles mark whole cells of the
-    backbone's features, all that they touch: shrunk like a mask most of them would vanish.
+    As in training a mask is shrunk by `resize_mask`, a box is filled, and points are single
+    pixels. Of a scribble every pixel counts, however thin it gets.
 
     Args:
         size: (height, width) of the picture.
         side: Side of the square in pixels.
-        cells: (height, width) of the backbone's features.
         mask: See `read_mask`; as large as the picture.
         points: N x 2, x and y in pixels of the picture.
         box: x0, y0, x1, y1 in pixels of the picture; the last two are those after the box.
@@ -122,12 +121,17 @@ def mark(
                 "object, or cut the picture to it"
             )
         return square
-    if points is not None:
-        return _whole_cells(*_point_pixels(points, size, side), side, cells)
     if box is not None:
         return _filled(box, size, side)
-    rows, cols = np.nonzero(_fitting(scribble, size, "scribble"))
-    return _whole_cells(rows * side // size[0], cols * side // size[1], side, cells)
+    if points is not None:
+        rows, cols = _pixels(points, size)
+        square = np.zeros((side, side), np.bool_)
+    else:
+        strokes = _fitting(scribble, size, "scribble")
+        rows, cols = np.nonzero(strokes)
+        square = resize_mask(strokes, side)  # leaves no gaps where the picture is enlarged
+    square[rows * side // size[0], cols * side // size[1]] = True
+    return square
 
 
 def _opened(image: Any, name: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
@@ -143,6 +147,17 @@ def _opened(image: Any, name: str, convert: Callable[[Image.Image], np.ndarray])
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
 
 
+def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    if image.mode.startswith("I"):
+        levels = np.array(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"levels from {levels.min()} to {levels.max()}: save it with 8 bits")
+        image = Image.fromarray((levels >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")  # a palette's transparency has several forms
+    return rgb(image, "RGB")
+
+
 def _levels(image: Image.Image) -> np.ndarray:
     """A picture of a mask as bool, or as its numbers if they are not gray in 0-255."""
     if image.mode.startswith(("P", "I", "F")):
@@ -151,20 +166,11 @@ def _levels(image: Image.Image) -> np.ndarray:
     return gray >= (128 if gray.max() > 1 else 1)
 
 
-def _array(value: Any, name: str) -> np.ndarray:
-    array = np.asarray(value)
-    if array.dtype == object:
-        raise ValueError(
-            f"{name} is of type {type(value).__name__}: pass an array, a Pillow image or a path"
-        )
-    return array
-
-
 def _check_unit(array: np.ndarray, name: str) -> None:
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= 1):  # NaN as well
         raise ValueError(
-            f"{name} is {array.dtype} from {low:.3g} to {high:.3g}: pass floats in 0-1, or uint8"
+            f"{name} is {array.dtype} from {low:.6g} to {high:.6g}: pass floats in 0-1, or uint8"
         )
 
 
@@ -179,7 +185,8 @@ def _fitting(mask: ImageLike | None, size: tuple[int, int], name: str) -> Bool[n
     return array
 
 
-def _point_pixels(points: Numbers, size: tuple[int, int], side: int) -> tuple[Any, Any]:
+def _pixels(points: Numbers, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels in which the points lie."""
     xy = numbers("points", points, (None, 2))
     height, width = size
     if not len(xy):
@@ -191,7 +198,7 @@ def _point_pixels(points: Numbers, size: tuple[int, int], side: int) -> tuple[An
             "pixels: pass x, y in pixels of the picture"
         )
     x, y = xy.astype(np.int64).T
-    return y * side // height, x * side // width
+    return y, x
 
 
 def _filled(box: Numbers, size: tuple[int, int], side: int) -> Bool[np.ndarray, "{side} {side}"]:
@@ -209,15 +216,3 @@ def _filled(box: Numbers, size: tuple[int, int], side: int) -> Bool[np.ndarray, 
     )
     square[rows, cols] = True
     return square
-
-
-def _whole_cells(
-    rows: np.ndarray, cols: np.ndarray, side: int, cells: tuple[int, int]
-) -> Bool[np.ndarray, "{side} {side}"]:
-    """The cells in which pixels of the square lie; each begins with the pixel `nearest` takes."""
-    row_of, col_of = (
-        np.searchsorted(np.arange(n) * side // n, np.arange(side), side="right") - 1 for n in cells
-    )
-    touched = np.zeros(cells, np.bool_)
-    touched[row_of[rows], col_of[cols]] = True
-    return touched[row_of[:, None], col_of]

@@ -18,7 +18,6 @@ from prosam_jax.segmenter import Segmentation, Segmenter
 
 SHOWN = 3
 TINT = (25, 130, 255)
-JSON_FORMATS = ("coco-rle",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +60,13 @@ def plan(
         inputs: Files that are read apart from the targets.
 
     Raises:
-        ValueError: No target, or a file is in the way.
+        ValueError: No target, an input is missing, or a file is in the way.
     """
+    for path in inputs:
+        if not path.is_file():
+            raise ValueError(f"{path}: there is no such file")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out={out} is a file: pass a folder")
     files = _pictures_of(targets)
     kinds = {"mask": out}
     if overlay:
@@ -96,6 +100,7 @@ def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Pa
     """
     for folder in {path.parent for paths in todo.outputs.values() for path in paths.values()}:
         folder.mkdir(parents=True, exist_ok=True)
+    batch_size = min(batch_size, len(todo.outputs))
     bad: dict[pathlib.Path, str] = {}
     records = []
     uncertainty = any("uncertainty" in paths for paths in todo.outputs.values())
@@ -175,7 +180,7 @@ def _batches(
     targets: Sequence[pathlib.Path],
     size: int,
     failed: Callable[[pathlib.Path, Exception], None],
-) -> Iterator[tuple[list[pathlib.Path], list[UInt8[np.ndarray, "h w 3"]]]]:
+) -> Iterator[tuple[list[pathlib.Path], list[UInt8[np.ndarray, "_ _ 3"]]]]:
     """Targets with their pixels, `size` at a time; those that cannot be read are handed over."""
     names, images = [], []
     for target in targets:

@@ -26,17 +26,17 @@ from prosam_jax.config import (
     replaced,
 )
 from prosam_jax.data.transforms import resize_image
+from prosam_jax.equations import SAMPLERS
 from prosam_jax.inference import Prediction, References, Targets
 from prosam_jax.model import ProSAM, build
 from prosam_jax.prompt import weight_file
 from prosam_jax.sam.frame import ImageLike, Numbers
+from prosam_jax.types import Posterior
 
 DEFAULT = "prosam-shapes"
+# They come with the package. This one knows generated shapes: on photos it is a toy.
 MODELS = {DEFAULT: packaged("prompt_encoder", "shapes")}
-"""Models that come with the package. The default knows generated shapes: on photos it is a toy."""
-
-FREE = ("sam.dtype",)
-DETERMINISTIC = ("vrp", "vrp_2linear")
+FREE = ("data.downsample", "sam.dtype")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,16 +81,11 @@ class Segmenter:
         self.image_size = image_size
         # Flattened once: to walk the modules at every call takes longer than a small decoder.
         self._leaves, self._tree = jax.tree.flatten(model)
-        square = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-        merged, _ = jax.eval_shape(model.backbone.trunk, square)
-        self._cells: tuple[int, int] = merged.shape[1:3]
         self._references: dict[str, References] = {}
 
     @classmethod
     def load(
-        cls,
-        model: str | os.PathLike[str] = DEFAULT,
-        overrides: Mapping[str, Any] | None = None,
+        cls, model: str | os.PathLike[str] = DEFAULT, overrides: Mapping[str, Any] | None = None
     ) -> "Segmenter":
         """Reads a trained model.
 
@@ -107,21 +102,12 @@ class Segmenter:
         """
         path = pathlib.Path(MODELS.get(os.fspath(model), model))
         if path.is_dir():
-            return cls._of_run(path, overrides or {})
+            cfg = _settings(read_config(path / "config.json"), overrides or {}, "")
+            return cls(_of_run(cfg, path), cfg.data.image_size)
         if not (path.is_file() or path.suffix or len(path.parts) > 1):
             check_choice("model", str(model), tuple(MODELS))
         cfg = _settings(weight_file.read(path).config, overrides or {}, str(path))
         return cls(build(cfg), cfg.data.image_size)
-
-    @classmethod
-    def _of_run(cls, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> "Segmenter":
-        from prosam_jax.training import score  # takes seconds, and files do without
-
-        cfg = _settings(read_config(workdir / "config.json"), overrides, "")
-        parts, _ = score.restored(cfg, workdir, "best")
-        # Restored to the devices of an evaluation; one is enough here.
-        params = jax.tree.map(jnp.asarray, jax.device_get(parts.params))
-        return cls(nnx.merge(*parts._replace(params=params)), cfg.data.image_size)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -183,24 +169,10 @@ class Segmenter:
         self._references = {}
 
     @overload
-    def segment(
-        self,
-        images: ImageLike,
-        *,
-        uncertainty: bool = ...,
-        samples: int = ...,
-        batch_size: int = ...,
-    ) -> Segmentation: ...
+    def segment(self, images: ImageLike, **how: Any) -> Segmentation: ...
 
     @overload
-    def segment(
-        self,
-        images: Sequence[ImageLike],
-        *,
-        uncertainty: bool = ...,
-        samples: int = ...,
-        batch_size: int = ...,
-    ) -> list[Segmentation]: ...
+    def segment(self, images: Sequence[ImageLike], **how: Any) -> list[Segmentation]: ...
 
     def segment(
         self,
@@ -232,10 +204,10 @@ class Segmenter:
         check_at_least("batch_size", batch_size, 1)
         if uncertainty:
             check_at_least("samples", samples, 2)
-            if (name := self.model.distribution.name) in DETERMINISTIC:
+            if (name := self.model.distribution.name) not in SAMPLERS:
                 raise ValueError(
                     f"a model with distribution.name={name} has one mask for each picture and no "
-                    "uncertainty; use one that was trained with student_t, gaussian or t3vae"
+                    f"uncertainty; use one that was trained with {' or '.join(SAMPLERS)}"
                 )
         k = samples if uncertainty else 0
         if _is_one(images):
@@ -250,20 +222,21 @@ class Segmenter:
     def _encoded(self, image: ImageLike, cues: dict[str, Any]) -> References:
         pixels = pictures.read(image)
         height, width, _ = pixels.shape
-        square = pictures.mark((height, width), self.image_size, self._cells, **cues)
-        found = _encode_reference(
-            self._tree, self._leaves, resize_image(pixels, self.image_size)[None], square[None]
-        )
+        marked = pictures.mark((height, width), self.image_size, **cues)
+        square = resize_image(pixels, self.image_size)
+        # Most points and thin strokes would vanish under any other rule.
+        rule = "coverage" if cues["mask"] is None and cues["box"] is None else None
+        found = _encode_reference(self._tree, self._leaves, square[None], marked[None], rule)
         if not found.mask.any():
-            rows, cols = self._cells
+            _, rows, cols = found.mask.shape
             raise ValueError(
                 f"the mark is lost at {rows} x {cols}, the size of the backbone's features: mark a "
-                "larger region, pass it as points or scribble, or cut the picture to it"
+                "larger region, pass it as scribble, or cut the picture to it"
             )
         return found
 
     def _batch(
-        self, images: Sequence[UInt8[np.ndarray, "h w 3"]], batch_size: int, samples: int
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], batch_size: int, samples: int
     ) -> list[Segmentation]:
         side = self.image_size
         squares = np.zeros((batch_size, side, side, 3), np.uint8)
@@ -272,32 +245,42 @@ class Segmenter:
         targets = _encode_targets(self._tree, self._leaves, squares)
         # All classes are sent off before the first is waited for.
         found = [
-            _predict(self._tree, self._leaves, targets, references, side, samples)
+            self._predicted(targets, references, samples)
             for references in self._references.values()
         ]
-        predictions = jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(found))
+        stacked = [np.stack(xs) for xs in zip(*jax.device_get(found), strict=True)]
         return [
-            self._finished(jax.tree.map(lambda x, i=i: x[:, i], predictions), image.shape[:2])
+            self._finished([x[:, i] for x in stacked], image.shape[:2])
             for i, image in enumerate(images)
         ]
 
-    def _finished(self, found: Prediction, size: tuple[int, int]) -> Segmentation:
-        """Brings one picture's predictions, classes first, to its own size.
+    def _predicted(
+        self, targets: Targets, references: References, samples: int
+    ) -> tuple[Array, ...]:
+        """Logits, score and expected IoU of one class, and the uncertainty if there are samples."""
+        side = self.image_size
+        posterior, *found = _predict(self._tree, self._leaves, targets, references, side)
+        if samples:
+            embeddings = targets.image_embeddings
+            found.append(_vary(self._tree, self._leaves, embeddings, posterior, side, samples))
+        return tuple(found)
+
+    def _finished(self, found: list[np.ndarray], size: tuple[int, int]) -> Segmentation:
+        """Brings what `_predicted` says of one picture, classes first, to its own size.
 
         Bilinearly with aligned corners, as VRP-SAM's code does. On the host, because a device
         would compile it anew for every size of a picture.
         """
-        side = self.image_size
-        rows, cols = (resize.bilinear_weights(side, n, align_corners=True) for n in size)
-        logits = rows @ found.logits @ cols.T
-        map_ = found.uncertainty
+        rows, cols = (resize.bilinear_weights(self.image_size, n, align_corners=True) for n in size)
+        logits, scores, iou, *uncertainty = found
+        logits = rows @ logits @ cols.T
         return Segmentation(
             classes=self.classes,
             masks=logits > 0,
             label_map=np.where((logits > 0).any(0), logits.argmax(0) + 1, 0).astype(np.int32),
-            scores=found.score,
-            predicted_iou=found.iou,
-            uncertainty=None if map_ is None else np.clip(rows @ map_ @ cols.T, 0, 1),
+            scores=scores,
+            predicted_iou=iou,
+            uncertainty=np.clip(rows @ uncertainty[0] @ cols.T, 0, 1) if uncertainty else None,
         )
 
 
@@ -308,25 +291,35 @@ def _settings(trained: Config, overrides: Mapping[str, Any], file: str) -> Confi
     if differences := changed(trained, cfg, FREE):
         raise ValueError(
             f"these settings belong to the training and cannot be changed: "
-            f"{'; '.join(differences)}; free are sam.weights, backbone.weights and sam.dtype"
+            f"{'; '.join(differences)}; free are sam.weights, backbone.weights, {', '.join(FREE)}"
         )
     return replaced(cfg, {"prompt.weights": file})
 
 
+def _of_run(cfg: Config, workdir: pathlib.Path) -> ProSAM:
+    from prosam_jax.training import score  # takes seconds, and files do without
+
+    parts, _ = score.restored(cfg, workdir, "best")
+    # Restored to the devices of an evaluation; one is enough here.
+    params = jax.tree.map(jnp.asarray, jax.device_get(parts.params))
+    return nnx.merge(*parts._replace(params=params))
+
+
 def _is_one(images: Any) -> bool:
-    if isinstance(images, str | os.PathLike | Image.Image):
-        return True
-    return getattr(images, "ndim", 0) in (2, 3)  # 4 axes are a batch
+    a_file = isinstance(images, str | os.PathLike | Image.Image)
+    return a_file or getattr(images, "ndim", 0) in (2, 3)  # 4 axes are a batch
 
 
-@functools.partial(jax.jit, static_argnames="tree")
+@functools.partial(jax.jit, static_argnames=("tree", "downsample"))
 def _encode_reference(
     tree: Any,
     leaves: list[Array],
     images: UInt8[Array, "r h w 3"],
-    annotations: Bool[Array, "r h w"],
+    marked: Bool[Array, "r h w"],
+    downsample: str | None,
 ) -> References:
-    return References(*jax.tree.unflatten(tree, leaves).encode_references(images, annotations))
+    model = jax.tree.unflatten(tree, leaves)
+    return References(*model.encode_references(images, marked, downsample))
 
 
 @functools.partial(jax.jit, static_argnames="tree")
@@ -334,15 +327,24 @@ def _encode_targets(tree: Any, leaves: list[Array], images: UInt8[Array, "b h w 
     return Targets(*jax.tree.unflatten(tree, leaves).encode_targets(images))
 
 
-@functools.partial(jax.jit, static_argnames=("tree", "side", "samples"))
+@functools.partial(jax.jit, static_argnames=("tree", "side"))
 def _predict(
-    tree: Any,
-    leaves: list[Array],
-    targets: Targets,
-    references: References,
-    side: int,
-    samples: int,
+    tree: Any, leaves: list[Array], targets: Targets, references: References, side: int
 ) -> Prediction:
     model = jax.tree.unflatten(tree, leaves)
-    key = jax.random.key(0)
-    return inference.predict(model, targets, references, (side, side), samples=samples, key=key)
+    return inference.predict(model, targets, references, (side, side))
+
+
+@functools.partial(jax.jit, static_argnames=("tree", "side", "samples"))
+def _vary(
+    tree: Any,
+    leaves: list[Array],
+    embeddings: Float[Array, "b i j e"],
+    posterior: Posterior,
+    side: int,
+    samples: int,
+) -> Float[Array, "b h w"]:
+    model = jax.tree.unflatten(tree, leaves)
+    return inference.uncertainty(
+        model, embeddings, posterior, (side, side), samples, jax.random.key(0)
+    )

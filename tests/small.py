@@ -4,7 +4,12 @@ import dataclasses
 
 from fake_voc import write_voc
 
+import prosam_jax
+from prosam_jax import weights
 from prosam_jax.config import Config
+from prosam_jax.prompt import weight_file
+from prosam_jax.prompt.encoder import ReferencePromptEncoder
+from prosam_jax.prompt.weight_file import Trained
 
 SETTINGS = {
     "data": {"image_size": 64, "fold": 1},
@@ -37,3 +42,20 @@ def flags(cfg):
             if value != getattr(getattr(default, group), field.name):
                 arguments.append(f"--config.{group}.{field.name}={value}")
     return arguments
+
+
+def prompt_encoder_file(path, **changes):
+    """A prompt encoder as a trained one is kept, with random numbers; needs no other file."""
+    groups = {name: dict(SETTINGS[name]) for name in ("data", "sam", "backbone", "prompt")}
+    for name, group in changes.items():
+        groups.setdefault(name, {}).update(group)
+    cfg = Config.from_dict(groups)
+    channels = 192
+
+    def build(rngs):
+        return ReferencePromptEncoder(cfg.prompt, cfg.distribution, channels, rngs=rngs)
+
+    arrays = weights.leaves(weights.random(build, 3))
+    known = {"frozen": weight_file.frozen_weights(cfg), "version": prosam_jax.__version__}
+    weight_file.save(path, arrays, Trained(config=cfg, merged_channels=channels, **known))
+    return path

@@ -84,7 +84,7 @@ def _run_example(number, replacements=()):
 
 
 def test_the_readmes_example_runs():
-    names = _run_example(0)
+    names = _run_example(1)
     assert names["posterior"].mean.shape == (2, 50, 256)
     assert names["logits"].shape == (2, 128, 128)
 
@@ -99,9 +99,22 @@ def test_the_readmes_sam_example_runs(tmp_path):
     weights.save(file, weights.leaves(sam), {"kind": "sam", "architecture": "tiny"})
     Image.new("RGB", (61, 47)).save(photo)
     files = [("weights/sam_vit_h.safetensors", str(file)), ("photo.jpg", str(photo))]
-    names = _run_example(1, files)
+    names = _run_example(2, files)
     assert names["masks"].shape == (3, 47, 61)
     assert names["iou"].shape == (3,)
+
+
+@pytest.mark.slow
+def test_the_readmes_segmenter_example_runs(tmp_path, monkeypatch):
+    from small import prompt_encoder_file
+
+    model = prompt_encoder_file(tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(("cat1", "cat2", "a", "b", "c")):
+        Image.effect_noise((60 + i, 50), 99).convert("RGB").save(f"{name}.jpg")
+    Image.new("L", (60, 50), 255).save("cat1.png")
+    names = _run_example(0, [("prosam-shapes", str(model))])
+    assert names["found"].masks.shape == (1, 50, 64)
 
 
 def test_importing_the_run_time_needs_no_torch():

@@ -1,0 +1,199 @@
+"""What `segment.py` writes where, COCO's run lengths, and the command as a user calls it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import prompt_encoder_file
+
+from prosam_jax import segment_files
+from prosam_jax.segmenter import Segmentation
+
+ROOT = pathlib.Path(__file__).parents[1]
+PLAIN = {"overlay": False, "uncertainty": False, "as_json": False, "force": False}
+
+
+def _folder(path, *names):
+    path.mkdir()
+    for name in names:
+        (path / name).touch()
+    return path
+
+
+def test_masks_are_named_after_their_targets(tmp_path):
+    folder = _folder(
+        tmp_path / "in", "a.jpg", "a.png", "A.webp", "ü b.JPG", "c.d.tif", "notes.txt", ".DS_Store"
+    )
+    (folder / "below.png").mkdir()
+    todo = segment_files.plan(
+        folder, tmp_path / "out", **PLAIN | {"overlay": True, "as_json": True, "uncertainty": True}
+    )
+    masks = {file.name: paths["mask"].name for file, paths in todo.outputs.items()}
+    assert masks == {
+        "a.jpg": "a.jpg.png",
+        "a.png": "a.png.png",
+        "A.webp": "A.webp.png",
+        "ü b.JPG": "ü b.png",
+        "c.d.tif": "c.d.png",
+    }
+    assert todo.outputs[folder / "c.d.tif"] == {
+        "mask": tmp_path / "out" / "c.d.png",
+        "overlay": tmp_path / "out" / "overlay" / "c.d.png",
+        "uncertainty": tmp_path / "out" / "uncertainty" / "c.d.png",
+    }
+    assert todo.json == tmp_path / "out" / "masks.json"
+    only = segment_files.plan(folder / "a.jpg", tmp_path / "out", **PLAIN)
+    assert only.outputs == {folder / "a.jpg": {"mask": tmp_path / "out" / "a.png"}}
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("names", [("a.png",), ("overlay/b.png",), ("masks.json",)], ids=str)
+def test_nothing_is_overwritten_unasked(tmp_path, names):
+    folder, out = _folder(tmp_path / "in", "a.jpg", "b.jpg"), tmp_path / "out"
+    (out / "overlay").mkdir(parents=True)
+    for name in names:
+        (out / name).touch()
+    wanted = PLAIN | {"overlay": True, "as_json": True}
+    with pytest.raises(ValueError, match=f"{names[0]} exists already: pass --force, or another"):
+        segment_files.plan(folder, out, **wanted)
+    segment_files.plan(folder, out, **wanted | {"force": True})
+
+
+def test_inputs_are_never_overwritten(tmp_path):
+    folder = _folder(tmp_path / "in", "a.png", "mask.png")
+    with pytest.raises(ValueError, match=r"a\.png, .*mask\.png would be overwritten, but is read"):
+        segment_files.plan(folder, tmp_path / "out" / ".." / "in", **PLAIN | {"force": True})
+    with pytest.raises(ValueError, match=r"[^,]*mask\.png would be overwritten"):
+        segment_files.plan(
+            _folder(tmp_path / "other", "mask.jpg"),
+            folder,
+            **PLAIN | {"force": True},
+            inputs=[folder / "mask.png"],
+        )
+
+
+def test_what_is_missing_is_said(tmp_path):
+    folder = _folder(tmp_path / "in", "notes.txt")
+    for targets, inputs, message in (
+        (folder, [], "in: the folder has no pictures"),
+        (folder / "a.jpg", [], "a.jpg: there is no such file or folder"),
+        (folder, [folder / "r.jpg"], "r.jpg: there is no such file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            segment_files.plan(targets, tmp_path / "out", **PLAIN, inputs=inputs)
+    with pytest.raises(ValueError, match=r"--out=.*notes\.txt is a file"):
+        segment_files.plan(folder, folder / "notes.txt", **PLAIN)
+
+
+def _decoded(segmentation):
+    """COCO's run lengths as a mask, by its definition."""
+    height, width = segmentation["size"]
+    values = np.arange(len(segmentation["counts"])) % 2 == 1
+    return np.repeat(values, segmentation["counts"]).reshape(width, height).T
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 1])
+def test_run_lengths_are_the_mask(share):
+    mask = np.random.default_rng(0).random((5, 7)) < share
+    counts = segment_files.run_lengths(mask)
+    assert counts[0] == 0 or not mask[0, 0]
+    assert all(count > 0 for count in counts[1:])
+    np.testing.assert_array_equal(_decoded({"size": [5, 7], "counts": counts}), mask)
+
+
+def test_coco_lists_every_mask_that_is_not_empty():
+    masks = np.zeros((2, 5, 7), np.bool_)
+    masks[1, 2:4, 3:7] = True
+    one = Segmentation(
+        ("cat", "dog"), masks, np.zeros((5, 7), np.int32), np.array([0.5, 0.25], np.float32),
+        np.array([0.75, 0.125], np.float32), None,
+    )  # fmt: skip
+    paths = [pathlib.Path("x/a.jpg"), pathlib.Path("x/b.jpg")]
+    found = json.loads(json.dumps(segment_files.coco([(path, one) for path in paths])))
+    assert found["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    assert [x["file_name"] for x in found["images"]] == ["a.jpg", "b.jpg"]
+    assert [(x["id"], x["image_id"], x["category_id"]) for x in found["annotations"]] == [
+        (1, 1, 2), (2, 2, 2),
+    ]  # fmt: skip
+    annotation = found["annotations"][0]
+    assert (annotation["bbox"], annotation["area"]) == ([3, 2, 4, 2], 8)
+    assert (annotation["score"], annotation["predicted_iou"]) == (0.25, 0.125)
+    np.testing.assert_array_equal(_decoded(annotation["segmentation"]), masks[1])
+
+
+def _run(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "segment.py"), *map(str, arguments)],
+        cwd=folder,
+        env=os.environ
+        | {
+            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_a_folder_is_segmented(tmp_path):
+    model = prompt_encoder_file(tmp_path / "model.safetensors")
+    rng = np.random.default_rng(0)
+    photos = tmp_path / "my photos"
+    photos.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, size in (("a.jpg", (40, 50)), ("b ü.png", (61, 30)), ("a.png", (33, 33))):
+        noise = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+        noise.save(photos / name, exif=exif)
+    (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:700])
+    command = [
+        f"--model={model}", f"--reference={photos / 'a.jpg'}", f"--reference={photos / 'b ü.png'}",
+        "--points=3,4;20.5,30", "--points=7,8", "--targets=my photos", "--out=out",
+    ]  # fmt: skip
+    done = _run(tmp_path, *command, "--overlay", "--uncertainty", "--json=coco-rle")
+    assert done.returncode == 1, done.stderr
+    assert "wrote 3 masks to out" in done.stdout
+    not_read, error = done.stderr.strip().splitlines()[-2:]
+    assert not_read.startswith("not segmented: my photos/broken.jpg: ")
+    assert error == "error: 1 of 4 targets could not be read"
+    names = {"a.jpg.png": (40, 50), "a.png.png": (33, 33), "b ü.png": (61, 30)}
+    out = tmp_path / "out"
+    assert {x.name for x in out.iterdir()} == {*names, "overlay", "uncertainty", "masks.json"}
+    found = json.loads((out / "masks.json").read_text())
+    runs = {x["image_id"]: x["segmentation"] for x in found["annotations"]}
+    files = {image["file_name"]: image["id"] for image in found["images"]}
+    assert list(files) == ["a.jpg", "a.png", "b ü.png"]
+    for (name, size), number in zip(names.items(), files.values(), strict=True):
+        mask = np.array(Image.open(out / name))
+        assert mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 255}
+        assert mask.shape == size
+        assert Image.open(out / "overlay" / name).mode == "RGB"
+        assert Image.open(out / "uncertainty" / name).size == size[::-1]
+        if number in runs:
+            np.testing.assert_array_equal(_decoded(runs[number]), mask > 0)
+    again = _run(tmp_path, *command)
+    assert again.returncode == 1
+    assert again.stderr.startswith("error: out/a.jpg.png, out/a.png.png, out/b ü.png exists alr")
+    assert again.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_mistakes_get_one_line(tmp_path):
+    Image.new("RGB", (9, 8)).save(tmp_path / "a.png")
+    common = ["--reference=a.png", "--targets=a.png", "--out=out"]
+    for arguments, message in (
+        ([], "1 --reference and 0 marks: give every reference one --mask"),
+        (["--box=1,2,3"], "no --model"),
+    ):
+        done = _run(tmp_path, *common, *arguments)
+        assert done.returncode == 1, done.stdout
+        assert done.stderr.startswith(f"error: {message}"), done.stderr
+        assert done.stderr.count("\n") == 1

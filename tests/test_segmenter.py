@@ -1,0 +1,237 @@
+"""The segmenter against the model it wraps, and what it says of mistakes."""
+
+import contextlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from small import prompt_encoder_file, small_config
+
+import prosam_jax
+from prosam_jax import Segmenter, model, resize, segmenter, weights
+from prosam_jax.checkpoint import Checkpoints
+from prosam_jax.config import DistributionConfig, write_config
+from prosam_jax.data.transforms import resize_image, resize_mask
+from prosam_jax.prompt import weight_file
+from prosam_jax.training import state, step
+from prosam_jax.types import Episode
+
+SIDE = 64
+TARGETS = [(64, 64), (50, 81), (131, 47)]  # height, width
+
+
+def picture(seed, height, width):
+    """Noise on blocks, so that a mask of random networks has parts."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 200, (5, 4, 3)).repeat(-(-height // 5), 0).repeat(-(-width // 4), 1)
+    noise = rng.integers(0, 56, (height, width, 3))
+    return (blocks[:height, :width] + noise).astype(np.uint8)
+
+
+def disc(height, width, y, x, radius):
+    rows, cols = np.ogrid[:height, :width]
+    return (rows - y) ** 2 + (cols - x) ** 2 < radius**2
+
+
+REFERENCES = {
+    "disc": [
+        (picture(1, 90, 70), disc(90, 70, 40, 30, 22)),
+        (picture(2, 64, 64), disc(64, 64, 20, 40, 15)),
+    ],
+    "rim": [
+        (picture(3, 75, 75), ~disc(75, 75, 30, 40, 30)),
+        (picture(4, 64, 99), ~disc(64, 99, 32, 50, 28)),
+    ],
+}
+IMAGES = [picture(5 + i, *size) for i, size in enumerate(TARGETS)]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A file of random numbers."""
+    return prompt_encoder_file(tmp_path_factory.mktemp("model") / "shapes.safetensors")
+
+
+@pytest.fixture(scope="module")
+def seg(file):
+    """Two classes, each shown twice; loaded as the default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(segmenter.MODELS, "prosam-shapes", str(file))
+        made = Segmenter.load()
+    for label, pairs in REFERENCES.items():
+        for image, mask in pairs:
+            made.add_reference(image, mask=mask, label=label)
+    assert made.classes == ("disc", "rim")
+    return made
+
+
+@pytest.fixture(scope="module")
+def found(seg):
+    return seg.segment(IMAGES, uncertainty=True, batch_size=4)
+
+
+@pytest.mark.slow
+def test_masks_are_the_models(seg, found):
+    """Logits up to 1; scores and masks to float32's noise."""
+    squares = [resize_image(x, SIDE) for x in IMAGES]
+    predict = jax.jit(model.ProSAM.predict)
+    low = []
+    for pairs in REFERENCES.values():
+        shown = np.stack([resize_image(image, SIDE) for image, _ in pairs])
+        marked = np.stack([resize_mask(mask, SIDE) for _, mask in pairs])
+        query = np.stack(squares)
+        b = len(query)
+        none = np.zeros((b, SIDE, SIDE), np.bool_)
+        episode = Episode(
+            np.stack([shown] * b), np.stack([marked] * b), query, none, none,
+            np.zeros(b, np.int32), np.arange(b, dtype=np.int32), np.ones(b, np.bool_),
+        )  # fmt: skip
+        low.append(predict(seg.model, episode))
+    low = jnp.stack(low)  # classes, images
+    for i, (image, one) in enumerate(zip(IMAGES, found, strict=True)):
+        size = image.shape[:2]
+        logits = resize.bilinear(low[:, i, :, :, None], size, align_corners=True)[..., 0]
+        sure = np.abs(logits) > 1e-4
+        assert one.masks.shape == (2, *size) and one.masks.dtype == np.bool_
+        assert sure.mean() > 0.99 and 0.02 < one.masks.mean() < 0.98
+        np.testing.assert_array_equal(one.masks[sure], (logits > 0)[sure])
+        labels = np.where(logits.max(0) > 0, logits.argmax(0) + 1, 0)
+        clear = (np.abs(logits[0] - logits[1]) > 1e-4) & sure.all(0)
+        np.testing.assert_array_equal(one.label_map[clear], labels[clear])
+        mask = low[:, i] > 0
+        inside = (jax.nn.sigmoid(low[:, i]) * mask).sum((1, 2)) / mask.sum((1, 2))
+        np.testing.assert_allclose(one.scores, inside, atol=1e-5)
+        assert one.predicted_iou.shape == (2,)
+
+
+@pytest.mark.slow
+def test_a_batch_is_one_by_one(seg, found):
+    last = seg.segment([IMAGES[2]], uncertainty=True, batch_size=4)[0]
+    for name in ("masks", "label_map", "scores", "predicted_iou", "uncertainty"):
+        one, other = getattr(last, name), getattr(found[2], name)
+        np.testing.assert_allclose(one, other, atol=1e-5, err_msg=name)
+    both = seg.segment([IMAGES[2]] * 5, batch_size=4)
+    assert len(both) == 5 and both[4].uncertainty is None
+    np.testing.assert_array_equal(both[4].masks, last.masks)
+
+
+@pytest.mark.slow
+def test_uncertainty_lies_between_its_ends(seg, found):
+    for image, one in zip(IMAGES, found, strict=True):
+        assert one.uncertainty.shape == (2, *image.shape[:2])
+        assert 0 <= one.uncertainty.min() < one.uncertainty.max() <= 1
+        assert one.uncertainty.max() > 1e-4
+    quiet = jax.tree.map(lambda x: x, seg.model)  # a copy
+    head = quiet.prompt_encoder.head.log_scale
+    head.kernel[...] = jnp.zeros_like(head.kernel[...])
+    head.bias[...] = jnp.full_like(head.bias[...], -60)
+    sure = Segmenter(quiet, SIDE)
+    for image, mask in REFERENCES["disc"]:
+        sure.add_reference(image, mask=mask)
+    still = sure.segment(IMAGES, uncertainty=True)[1]
+    np.testing.assert_allclose(still.uncertainty, 0, atol=1e-6)
+    np.testing.assert_array_equal(still.masks[0], found[1].masks[0])
+
+
+@pytest.mark.slow
+def test_every_mark_counts_and_the_last_set_stays(seg):
+    image, mask = REFERENCES["disc"][0]
+    marks = {
+        "mask": mask,
+        "points": [[30, 40], [25, 44]],
+        "box": [8, 18, 53, 63],
+        "scribble": disc(90, 70, 40, 30, 3),
+    }
+    ours = Segmenter(seg.model, SIDE)
+    shown = {}
+    for name, value in marks.items():
+        ours.set_reference(image, **{name: value})
+        shown[name] = np.asarray(ours._references["object"].mask)
+        assert shown[name].shape[0] == 1
+    # 64 pixels are 8 cells of the features: nearest for regions, coverage for points and strokes.
+    np.testing.assert_array_equal(shown["mask"][0], resize_mask(resize_mask(mask, SIDE), 8))
+    box = np.zeros((8, 8))
+    box[2:6, 1:7] = 1
+    np.testing.assert_array_equal(shown["box"][0], box)
+    np.testing.assert_array_equal(np.argwhere(shown["points"][0]), [[3, 2], [3, 3]])
+    assert 1 < (shown["scribble"] > 0).sum() <= 4
+    ours.set_reference(Image.fromarray(image), mask=Image.fromarray(mask))
+    np.testing.assert_array_equal(ours._references["object"].mask, shown["mask"])
+    with pytest.raises(ValueError, match=r"the mark is lost at 8 x 8, the size of the backbone's"):
+        ours.set_reference(image, box=[3, 3, 4, 4])
+    np.testing.assert_array_equal(ours._references["object"].mask, shown["mask"])
+    ours.reset()
+    assert ours.classes == ()
+
+
+@pytest.mark.slow
+def test_mistakes_are_said(seg, monkeypatch):
+    with pytest.raises(ValueError, match="no reference is set: call set_reference first"):
+        Segmenter(seg.model, SIDE).segment(IMAGES[0])
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        seg.segment(IMAGES, batch_size=0)
+    with pytest.raises(ValueError, match="samples=1 must be at least 2"):
+        seg.segment(IMAGES, uncertainty=True, samples=1)
+    with pytest.raises(ValueError, match=r"images\[1\] is int64"):
+        seg.segment([IMAGES[0], IMAGES[1].astype(np.int64)])
+    monkeypatch.setattr(seg.model, "distribution", DistributionConfig(name="vrp"))
+    with pytest.raises(ValueError, match=r"distribution\.name=vrp has one mask .* gaussian or stu"):
+        seg.segment(IMAGES, uncertainty=True)
+
+
+@pytest.mark.slow
+def test_a_run_is_loaded(tmp_path):
+    cfg = small_config(tmp_path / "voc")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    write_config(cfg, workdir / "config.json")
+    weight_file.write_frozen(cfg, workdir)
+    parts = step.split(model.build(cfg))
+    params = jax.tree.map(lambda x: x + 0.01, parts.params)
+    tx = state.optimizer(cfg.train, state.schedule(cfg.train, images=1))
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        checkpoints.save(2, state.create(params, tx), miou=0.5)
+    loaded = Segmenter.load(workdir)
+    assert loaded.image_size == 64
+    theirs = weights.leaves(nnx.merge(*parts._replace(params=params)).prompt_encoder)
+    for name, x in weights.leaves(loaded.model.prompt_encoder).items():
+        np.testing.assert_array_equal(x, theirs[name])
+        assert len(x.devices()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("prosam-shape", {}, "model='prosam-shape' is not known; nearest: prosam-shapes"),
+        ("nothing", {}, "model='nothing' is not known; known: prosam-shapes"),
+        ("none.safetensors", {}, "none.safetensors is missing; make it with: python -m prosam_jax"),
+        ("runs/none", {}, "runs/none is missing; make it with"),
+        ("file", {"sam.weigths": "x"}, "unknown setting sam.weigths; nearest: sam.weights"),
+        ("file", {"prompt.num_queries": 7}, "prompt.num_queries: 5 -> 7; free are sam.weights"),
+        ("file", {"sam.dtype": "float16"}, "sam.dtype='float16' is not known"),
+        (".", {}, "config.json is missing: --workdir must name the workdir of a training run"),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_models_that_are_none_are_said(file, tmp_path, monkeypatch, name, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as error:
+        Segmenter.load(file if name == "file" else name, overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_name_is_imported_when_asked_for():
+    code = (
+        "import sys, prosam_jax\n"
+        "assert 'jax' not in sys.modules\n"
+        "assert prosam_jax.Segmenter.__module__ == 'prosam_jax.segmenter'\n"
+        "assert 'orbax' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "Segmenter" in prosam_jax.__all__
