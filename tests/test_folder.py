@@ -64,7 +64,7 @@ def test_bad_files_are_named_in_one_line(case):
     said = bad_pictures.says(case).splitlines()
     assert not said[0].startswith("DIR: pictures:")
     assert "DIR/" in said[0]
-    assert len(said) == 1 or said[1].startswith(("DIR: pictures:", "error: data.root"))
+    assert all("DIR" in line for line in said)
 
 
 def test_sentences_name_fault_and_remedy():
@@ -116,7 +116,8 @@ def test_masks_are_made_of_each_source(small, source, capsys):
     else:
         assert folder.class_names == ("cat",)
         inside = np.asarray(triangle) > 0
-        assert (found != inside).sum() <= 10  # of 55 pixels: the rim is drawn by another rule
+        assert not (found > inside).any()  # of 55 pixels; COCO's rule leaves out half the rim
+        assert found.sum() >= (36 if source == "coco" else 55)
 
 
 CLASSES = ("cat", "dog", "fox", "owl", "hen")
