@@ -145,7 +145,7 @@ def test_every_mark_counts_and_the_last_set_stays(seg):
         "mask": mask,
         "points": [[30, 40], [25, 44]],
         "box": [8, 18, 53, 63],
-        "scribble": disc(90, 70, 40, 30, 3),
+        "scribble": disc(90, 70, 45, 30, 3),
     }
     ours = Segmenter(seg.model, SIDE)
     shown = {}
@@ -185,13 +185,13 @@ def test_mistakes_are_said(seg, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_is_loaded(tmp_path):
+def test_a_run_is_loaded(seg, tmp_path):
     cfg = small_config(tmp_path / "voc")
     workdir = tmp_path / "run"
     workdir.mkdir()
     write_config(cfg, workdir / "config.json")
     weight_file.write_frozen(cfg, workdir)
-    parts = step.split(model.build(cfg))
+    parts = step.split(seg.model)
     params = jax.tree.map(lambda x: x + 0.01, parts.params)
     tx = state.optimizer(cfg.train, state.schedule(cfg.train, images=1))
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
