@@ -58,7 +58,8 @@ def full(base: Config, workdir: pathlib.Path) -> None:
     runs = grid.runs(base, workdir, SEEDS.value)
     todo = [run for run in runs if comparison.results(run) is None]
     print(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {JOBS.value} at a time", flush=True)
-    grid.finish(todo, jobs=JOBS.value, compiled=workdir / "compiled")
+    if todo:
+        grid.finish(todo, jobs=JOBS.value, compiled=workdir / "compiled")
     found = grid.scores(runs)
     grid.write_scores(workdir / "scores.json", found)
     table = grid.markdown(found, grid.note(runs))

@@ -153,15 +153,16 @@ def test_the_report_is_whole_and_asks_nobody_for_anything(tmp_path):
 
 
 def test_rows_are_the_methods_with_their_controls_and_the_others_once(tmp_path):
-    held = {
-        "VRP-SAM": comparison.finish(_finished(tmp_path, "vrp", 40.0)),
-        "ProSAM, Student-t": comparison.finish(_finished(tmp_path, "student_t", 50.0)),
-    }
+    runs = [_finished(tmp_path, "vrp", 40.0), _finished(tmp_path, "student_t", 50.0)]
+    held = {run.title: comparison.finish(run) for run in runs}
     names = [row.name for row in comparison.rows(held)]
     own = [controls.UNTRAINED, controls.WRONG]
     common = [controls.EMPTY, controls.CLICK, controls.PRIOR, controls.EVERYTHING]
     assert names == ["VRP-SAM", *own, "ProSAM, Student-t", *own, *common]
     assert [row.miou for row in comparison.rows(held)][:3] == [40, 40, 39]
+    singles = grid.scores(runs)
+    assert len(singles) == 2 * (1 + len(controls.MEANING))
+    assert singles[7] == grid.Score("mask", 0, "student_t", 321, "ProSAM, Student-t", 50.0, 25.0)
 
 
 def test_the_grid_is_every_combination_once(tmp_path):

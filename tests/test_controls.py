@@ -84,24 +84,28 @@ def test_each_control_takes_one_thing_away(compiled):
 def test_the_baselines_use_the_prior_alone(compiled):
     graph, params, frozen, _, episode, run = compiled
     found = run(params, frozen, episode)
-    built = nnx.merge(graph, params, frozen)
-    features = built.encode(_plain(episode))
-    likeness = np.asarray(controls.prior(built, features, (64, 64)))
+
+    @jax.jit
+    def clicked(points):
+        built = nnx.merge(graph, params, frozen)
+        features = built.encode(jax.tree.map(jnp.asarray, _plain(episode)))
+        tokens, _ = built.sam.prompt_encoder(points=points, labels=jnp.ones((2, 1), jnp.int32))
+        mask = built.decode(features.image_embeddings, tokens, (64, 64)) >= 0
+        return controls.prior(built, features, (64, 64)), mask
+
+    likeness = np.asarray(clicked(jnp.zeros((2, 1, 2)))[0])
     for i, threshold in ((0, 0.02), (30, 0.62), (48, 0.98)):
         assert controls.THRESHOLDS[i] == threshold
         areas = found.controls[f"cosine prior above {threshold:.2f}"]
-        cut = likeness > np.float32(threshold)
-        inside = (cut & episode.query_mask).sum((1, 2))
+        inside = ((likeness > np.float32(threshold)) & episode.query_mask).sum((1, 2))
         np.testing.assert_allclose(areas.intersection[:, 1], inside, atol=2)
     np.testing.assert_array_equal(
         found.controls[controls.EVERYTHING].intersection[:, 1], episode.query_mask.sum((1, 2))
     )
-    for b in range(2):
-        y, x = np.unravel_index(likeness[b].argmax(), (64, 64))
-        points = jnp.asarray([[[x, y]]], jnp.float32)  # SAM's square has the picture's size
-        tokens, _ = built.sam.prompt_encoder(points=points, labels=jnp.ones((1, 1), jnp.int32))
-        mask = built.decode(features.image_embeddings[b : b + 1], tokens, (64, 64)) >= 0
-        np.testing.assert_array_equal(mask[0], found.control_masks[controls.CLICK][b])
+    peaks = [np.unravel_index(one.argmax(), (64, 64)) for one in likeness]
+    points = np.array([[[x, y]] for y, x in peaks], np.float32)  # SAM's square has their size
+    mask = clicked(jnp.asarray(points))[1]
+    np.testing.assert_array_equal(mask, found.control_masks[controls.CLICK])
 
 
 def test_the_prior_is_cut_where_its_score_is_best():

@@ -136,6 +136,41 @@ def test_train_stop_resume_evaluate(tmp_path):
     _scores_of_the_file_are_the_same(tmp_path, results)
 
 
+@pytest.mark.slow
+def test_the_demo_compares_and_reports_and_does_nothing_twice(tmp_path):
+    small = {
+        "sam.weights": "random", "sam.image_size": 64, "backbone.weights": "random",
+        "data.image_size": 64, "prompt.num_queries": 3, "distribution.samples": 2,
+        "train.steps": 2, "train.batch_size": 2, "train.log_every": 1,
+        "eval.episodes": 3, "eval.batch_size": 2, "eval.pictures": 2,
+    }  # fmt: skip
+    settings = [f"--config.{name}={value}" for name, value in small.items()]
+    done = _run("demo.py", f"--workdir={tmp_path / 'demo'}", *settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 2/2") == 2
+    table = done.stdout[done.stdout.index("novel classes of fold 0") :]
+    for name in ("VRP-SAM", "ProSAM, Student-t", "reference of a wrong class", "empty prompt"):
+        assert name in table
+    report = tmp_path / "demo" / "report.html"
+    assert str(report) in table
+    assert report.read_text().count("data:image/png") == 2 * 8
+    for method in ("vrp", "student_t"):
+        held = json.loads((tmp_path / "demo" / method / "results.json").read_text())
+        assert held["step"] == 2
+        assert held["controls"]["empty prompt"]["miou"] >= 0
+        assert f"{held['miou']:.2f}" in table
+    again = _run("demo.py", f"--workdir={tmp_path / 'demo'}", *settings)
+    assert again.returncode == 0, again.stderr
+    assert "step 2/2" not in again.stdout
+    assert (
+        table.rpartition("the report")[0].splitlines()[:-1]
+        == (again.stdout[again.stdout.index("novel classes of fold 0") :].splitlines()[:-1])
+    )
+    other = _run("demo.py", f"--workdir={tmp_path / 'demo'}", *settings, "--config.seed=5")
+    assert other.returncode == 1
+    assert "holds a run with other settings (seed: 321 -> 5" in other.stderr
+
+
 def _scores_of_the_file_are_the_same(tmp_path, results):
     """Exports the run in `tmp_path` and scores the file without it."""
     file = tmp_path / "encoder.safetensors"

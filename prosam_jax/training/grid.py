@@ -70,7 +70,7 @@ def finish(todo: Sequence[Run], *, jobs: int, compiled: pathlib.Path) -> None:
     began, done, workers = time.monotonic(), 0, {}
     with _terminable():
         try:
-            for job in range(jobs):
+            for job in range(min(jobs, len(todo))):
                 receiver, sender = spawn.Pipe(duplex=False)
                 share = cores[job::jobs] if jobs > 1 else []
                 process = spawn.Process(target=_work, args=(todo, counter, sender, share, compiled))
