@@ -23,10 +23,11 @@ BACKBONES = (
     "tiny",
 )
 DISTRIBUTIONS = ("vrp", "vrp_2linear", "gaussian", "student_t", "t3vae")
-DATASETS = ("pascal", "coco", "shapes")
+DATASETS = ("pascal", "coco", "shapes", "folder")
 TESTS = ("own", "pascal_disjoint", "pascal_standard")
 ANNOTATIONS = ("mask", "box", "scribble", "point")
 DOWNSAMPLES = ("nearest", "coverage")
+BAD_FILES = ("stop", "skip")
 CUELESS = ("redraw", "report")
 DECODES = ("exact", "fast")
 SCHEDULES = ("warm_restarts", "cosine")
@@ -281,7 +282,8 @@ class DataConfig:
     """The benchmark and how its files are read.
 
     Attributes:
-        name: One of `DATASETS`: Pascal-5i, COCO-20i, or the generated Shapes-5i.
+        name: One of `DATASETS`: Pascal-5i, COCO-20i, the generated Shapes-5i, or a folder of
+            one's own.
         root: Folder of the dataset, for Pascal the one that holds `JPEGImages`, for COCO the one
             that holds `train2014`, or a TFDS data directory that `data.tfds_build` filled; shapes
             have none.
@@ -295,6 +297,10 @@ class DataConfig:
             are VOC's classes that are novel in the fold of COCO-20i, "pascal_standard" those that
             are novel in the same fold of Pascal-5i, of which COCO has shown most.
         test_root: Folder of Pascal VOC for these tests.
+        novel: For a folder of one's own the names of the classes kept for testing, with commas
+            between; "" for every fourth, from class 1 + fold.
+        bad_files: What becomes of files in it that cannot be used: "stop" names them, "skip"
+            leaves them out and counts them.
         workers: Processes that read episodes; 0 reads in the main one.
         decode: "exact" decodes every pixel of a file, as VRP-SAM does; "fast" decodes JPEGs of four
             times `image_size` or more at a part of their size (`transforms.decode`).
@@ -316,6 +322,8 @@ class DataConfig:
     val_list: str = ""
     test: str = "own"
     test_root: str = ""
+    novel: str = ""
+    bad_files: str = "stop"
     workers: int = 0
     decode: str = "exact"
     annotation: str = "mask"
@@ -329,6 +337,7 @@ class DataConfig:
         check_choice("data.annotation", self.annotation, ANNOTATIONS)
         check_choice("data.downsample", self.downsample, DOWNSAMPLES)
         check_choice("data.cueless", self.cueless, CUELESS)
+        check_choice("data.bad_files", self.bad_files, BAD_FILES)
         if self.fold not in range(4):
             raise ValueError(f"data.fold={self.fold} must be 0, 1, 2 or 3")
         check_choice("data.test", self.test, TESTS)

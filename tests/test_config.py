@@ -27,6 +27,12 @@ def test_settings_survive_the_round_trip():
         ({"train": {"steps": 1.5}}, "train.steps=1.5 must be of type int, not float"),
         ({"train": {"batch_size": 0}}, "train.batch_size=0 must be at least 1"),
         ({"data": {"fold": 4}}, "data.fold=4 must be 0, 1, 2 or 3"),
+        (
+            {"data": {"annotation": "points"}},
+            "data.annotation='points' is not known; nearest: point",
+        ),
+        ({"data": {"downsample": "area"}}, "data.downsample='area' is not known; known: coverage"),
+        ({"data": {"bad_files": "stopp"}}, "data.bad_files='stopp' is not known; nearest: stop"),
         ({"data": {"fold": True}}, "data.fold=True must be of type int, not bool"),
         ({"prompt": {"dim": 30}}, "prompt.dim=30 must be a multiple of 4"),
         ({"prompt": {"dim": 128}}, "prompt.dim=128 must be 256, as wide as SAM's"),

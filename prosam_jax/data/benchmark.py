@@ -3,11 +3,17 @@
 from prosam_jax.config import DataConfig
 from prosam_jax.data.coco import coco_episodes
 from prosam_jax.data.episodes import EpisodeSource
+from prosam_jax.data.folder import own_episodes
 from prosam_jax.data.folds import COCO_TO_PASCAL
 from prosam_jax.data.pascal import pascal_episodes, transfer_episodes
 from prosam_jax.data.shapes import shapes_episodes
 
-_EPISODES = {"pascal": pascal_episodes, "coco": coco_episodes, "shapes": shapes_episodes}
+_EPISODES = {
+    "pascal": pascal_episodes,
+    "coco": coco_episodes,
+    "shapes": shapes_episodes,
+    "folder": own_episodes,
+}
 
 
 def episodes(cfg: DataConfig, split: str, *, seed: int, length: int | None = None) -> EpisodeSource:

@@ -124,7 +124,7 @@ class FoldIndex:
         """
         kept = {c: ids if len(ids) > shots else () for c, ids in self.entries.items()}
         if not any(kept.values()):
-            most = max(map(len, self.entries.values()))
+            most = max(map(len, self.entries.values()), default=0)
             raise ValueError(
                 f"fold {self.fold} {self.split}: an episode takes {shots + 1} images of one class, "
                 f"and no class has more than {most}; choose another data.fold, fewer data.shots "

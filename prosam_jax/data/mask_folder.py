@@ -12,7 +12,7 @@ import itertools
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -111,7 +111,7 @@ class MaskFolder:
             )
         return ids
 
-    def missing(self, ids: Sequence[str]) -> list[pathlib.Path]:
+    def missing(self, ids: Collection[str]) -> list[pathlib.Path]:
         """Images, then masks, that are not there."""
         files = itertools.chain(map(self.image_path, ids), map(self.mask_path, ids))
         return [path for path in files if not path.is_file()]
@@ -152,7 +152,7 @@ class MaskFolder:
         if not path.is_file():
             return {}
         try:
-            with np.load(path) as file:
+            with path.open("rb") as content, np.load(content) as file:
                 ids, stamps, counts = (file[name] for name in ("ids", "stamps", "counts"))
             if counts.shape != (len(ids), 1 + len(self.rule.class_names)):
                 raise ValueError(f"it has counts of shape {counts.shape}")

@@ -2,6 +2,7 @@
 
     python -m prosam_jax.data.prepare pascal --root DIR [--download]
     python -m prosam_jax.data.prepare coco --root DIR [--download]
+    python -m prosam_jax.data.prepare folder --root DIR [--annotations SOURCE] [--check]
 
 DIR holds the benchmark's folder or its archives, or will. A run that was interrupted goes on when
 the same command is run again, and a second run finds nothing to do.
@@ -16,7 +17,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from prosam_jax.data import archives, coco, folds, pascal, prepare_coco, prepare_pascal
+from prosam_jax.data import (
+    archives,
+    coco,
+    folds,
+    pascal,
+    prepare_coco,
+    prepare_folder,
+    prepare_pascal,
+)
 from prosam_jax.data.mask_folder import MaskFolder
 
 _BENCHMARKS = {
@@ -78,8 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=what)
         command.add_argument("--root", type=pathlib.Path, required=True, help="where it lies")
         command.add_argument("--download", action="store_true", help="fetch what is missing")
+    own = commands.add_parser("folder", help="pictures and masks of one's own")
+    own.add_argument("--root", type=pathlib.Path, required=True, help="where they lie")
+    own.add_argument(
+        "--annotations", type=pathlib.Path, help="CSV, COCO's JSON or labelme's folder of masks"
+    )
+    own.add_argument("--check", action="store_true", help="name bad files and write nothing")
     args = parser.parse_args(argv)
     try:
+        if args.command == "folder":
+            root, source = args.root.expanduser(), args.annotations
+            return int(prepare_folder.prepare(root, source, check_only=args.check) > 0)
         benchmark(args.command, args.root, download=args.download)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

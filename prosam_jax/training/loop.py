@@ -23,6 +23,7 @@ from prosam_jax.training.metrics import Areas, IoU
 
 # A run may go on with other values of these; all else must be as it was at the start.
 FREE = (
+    "data.bad_files",
     "data.root",
     "data.test_root",
     "data.workers",

@@ -18,6 +18,7 @@ from prosam_jax.training import evaluation, report, sharding, state, step
 # What may differ from the run's own settings without making its parameters mean something else.
 FREE = (
     "data.annotation",
+    "data.bad_files",
     "data.cueless",
     "data.downsample",
     "data.root",
@@ -33,7 +34,7 @@ FREE = (
     "sam.dtype",
 )
 # What else may, where nobody knows what the parameters were trained on.
-BENCHMARK = ("data.name", "data.fold", "data.image_size", "data.train_list")
+BENCHMARK = ("data.name", "data.fold", "data.image_size", "data.novel", "data.train_list")
 
 
 def settings(trained: Config, overrides: Mapping[str, Any], free: tuple[str, ...] = FREE) -> Config:

@@ -1,0 +1,210 @@
+"""A user's own folder: odd files are handled, bad ones named before the first episode."""
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from prosam_jax.config import DataConfig
+from prosam_jax.data import benchmark, folder_check, prepare
+from prosam_jax.data.folder_check import check
+from prosam_jax.data.folder_files import find_folder
+from prosam_jax.data.folds import describe
+from tools import bad_pictures
+from tools.bad_pictures import coco, labels, shape
+
+# What is white or black of a picture whose file is odd; others are white.
+BLACK = {"1 x 1 pixels", "20,000 pixels wide"}
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The good folder of one picture; in a path with a space."""
+    root = tmp_path / "my data"
+    bad_pictures.write_folder(root)
+    return root
+
+
+@pytest.mark.parametrize("case", bad_pictures.ODD, ids=lambda case: case.what)
+def test_odd_files_are_handled(small, case):
+    case.change(small)
+    folder = find_folder(str(small))
+    assert check(folder).faults == {}
+    (image_id,) = folder.masks
+    image, mask = folder.image(image_id), folder.labels(image_id)
+    assert (image.mode, (image.height, image.width)) == ("RGB", mask.shape)
+    pixels = np.asarray(image)
+    assert pixels.max() <= 8 if case.what in BLACK else pixels.min() >= 247
+    assert set(np.unique(mask)) <= {0, 1}
+
+
+def test_pictures_are_turned_as_their_masks(small):
+    """A picture with a marked corner, and masks as a viewer shows it and as it is stored."""
+    picture = Image.fromarray(bad_pictures.WHITE)
+    picture.paste((0, 0, 0), (0, 0, 12, 12))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn to the right
+    (small / "images/a.png").unlink()
+    picture.save(small / "images/a.jpg", exif=exif)
+    stored = np.asarray(find_folder(str(small)).image("a.jpg"))
+    assert stored.shape == (30, 40, 3) and stored[:8, :8].max() < 60
+    Image.fromarray(labels().T.copy()).save(small / "masks/a.png")
+    turned = np.asarray(find_folder(str(small)).image("a.jpg"))
+    assert turned.shape == (40, 30, 3) and turned[:8, -8:].max() < 60
+
+
+@pytest.mark.parametrize(
+    "case", (*bad_pictures.BAD, *bad_pictures.SOURCES), ids=lambda case: case.what
+)
+def test_bad_files_are_named_in_one_line(case):
+    if "COCO" in case.what:
+        pytest.importorskip("pycocotools")
+    said = bad_pictures.says(case).splitlines()
+    assert not said[0].startswith("DIR: pictures:")
+    assert "DIR/" in said[0]
+    assert all("DIR" in line for line in said)
+
+
+def test_sentences_name_fault_and_remedy():
+    said = {case.what: bad_pictures.says(case).splitlines()[0] for case in bad_pictures.BAD[2:14:2]}
+    assert said == {
+        "PNG cut short": "cannot read DIR/images/a.png: image file is truncated; copy the file "
+        "again",
+        "PNG with a flipped byte": "cannot read DIR/images/a.png: broken data stream when reading "
+        "image file; copy the file again",
+        "32 bits, TIFF": "DIR/images/a.tif holds the number 70000; save it with 8 or 16 bits",
+        "a link to nothing": "DIR/images/a.png is missing",
+        "mask without picture": "DIR/masks/b.png has no picture in DIR/images",
+        "two masks of one picture": "DIR/masks/a.bmp and a.png belong to one picture; remove one",
+    }
+
+
+@pytest.mark.parametrize("source", ["table", "numbers", "coco", "labelme"])
+def test_masks_are_made_of_each_source(small, source, capsys):
+    (small / "masks").rename(small / "parts")
+    triangle = Image.new("L", (40, 30))
+    ImageDraw.Draw(triangle).polygon([(0, 0), (9, 0), (9, 9)], fill=1)
+    flags = {"coco": "t.json", "labelme": "json"}.get(source, "t.csv")
+    if source == "coco":
+        pytest.importorskip("pycocotools")
+    if source != "numbers":
+        (small / "classes.txt").unlink()
+    rows = {
+        "table": "\ufeffimage,mask,class\r\nimages/a.png,parts/a.png,ox\r\na.png,parts/b.png,cat\n",
+        "numbers": "image,mask\na.png,parts/a.png\n",
+    }
+    other = np.zeros((30, 40), np.uint8)
+    other[:5] = 255
+    Image.fromarray(other).save(small / "parts/b.png")
+    (small / "json").mkdir()
+    (small / "json/a.json").write_text(bad_pictures.json.dumps({"shapes": [shape()]}))
+    (small / "t.json").write_text(bad_pictures.json.dumps(coco()))
+    (small / "t.csv").write_text(rows.get(source, ""))
+    command = ["folder", "--root", str(small), "--annotations", str(small / flags)]
+    for _ in range(2):  # the second time changes nothing
+        assert prepare.main(command) == 0
+    assert "bad files: 0" in capsys.readouterr().out
+    folder = find_folder(str(small))
+    found = folder.labels("a.png")
+    if source == "table":
+        assert folder.class_names == ("cat", "ox")
+        np.testing.assert_array_equal(found, np.where(other > 0, 1, 2 * labels()))
+    elif source == "numbers":
+        np.testing.assert_array_equal(found, labels())
+    else:
+        assert folder.class_names == ("cat",)
+        inside = np.asarray(triangle) > 0
+        assert not (found > inside).any()  # of 55 pixels; COCO's rule leaves out half the rim
+        assert found.sum() >= (36 if source == "coco" else 55)
+
+
+CLASSES = ("cat", "dog", "fox", "owl", "hen")
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Four pictures of each of five classes; the last of a class shows the next one too."""
+    root = tmp_path / "own"
+    for name in ("images/sub", "masks/sub"):
+        (root / name).mkdir(parents=True)
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+    rng = np.random.default_rng(0)
+    for c, name in enumerate(CLASSES, 1):
+        for i in range(4):
+            mask = np.zeros((50, 60), np.uint8)
+            mask[5:30, 5:30] = c
+            if i == 3:
+                mask[40, 40] = c % 5 + 1  # one pixel, too little to count but not to leak
+            picture = rng.integers(0, 256, (50, 60, 3), np.uint8)
+            Image.fromarray(picture).save(root / f"images/sub/{name} {i}.jpg")
+            Image.fromarray(mask).save(root / f"masks/sub/{name} {i}.png")
+    return root
+
+
+def _source(root, split, **settings):
+    cfg = DataConfig(name="folder", root=str(root), image_size=32, **settings)
+    return benchmark.episodes(cfg, split, seed=3, length=6)
+
+
+def test_novel_classes_do_not_leak(own):
+    test = _source(own, "test", novel="owl, fox")
+    assert test.fold.entries == {
+        c: tuple(f"sub/{CLASSES[c - 1]} {i}.jpg" for i in range(4)) for c in (3, 4)
+    }
+    train = _source(own, "train", novel="owl, fox")
+    assert train.fold.classes == (1, 2, 5)
+    assert "sub/dog 3.jpg" not in train.fold.images  # shows a pixel of a fox
+    assert len(train.fold.images) == 11
+    by_rule = [_source(own, "test", fold=fold).fold.classes for fold in range(4)]
+    assert by_rule == [(1, 5), (2,), (3,), (4,)]
+    copy = pickle.loads(pickle.dumps(train))
+    np.testing.assert_array_equal(copy[5].support_image, train[5].support_image)
+    with pytest.raises(ValueError, match=r"data.novel='fix' is not known; nearest: fox"):
+        _source(own, "test", novel="owl, fix")
+
+
+def test_lists_choose_pictures(own):
+    (own / "mine.txt").write_text("sub/fox 0\nsub/fox 1.jpg\n\nsub/fox 2\n")
+    test = _source(own, "test", fold=2, val_list="mine")
+    assert test.fold.entries == {3: ("sub/fox 0.jpg", "sub/fox 1.jpg", "sub/fox 2.jpg")}
+    (own / "mine.txt").write_text("sub/fix 0\n")
+    with pytest.raises(ValueError, match=r"data.val_list='mine': .* 1 pictures .* 'sub/fix 0'"):
+        _source(own, "test", fold=2, val_list="mine")
+    (own / "classes.txt").write_text("cat\n")
+    for mask in (own / "masks/sub").iterdir():
+        Image.new("L", (60, 50), 1).save(mask)
+    with pytest.raises(ValueError, match="fold=0: none of the 1 classes is left for the train sp"):
+        _source(own, "train")
+
+
+def test_bad_files_stop_or_are_skipped_with_a_count(own):
+    good = _source(own, "train", fold=2)
+    for path in (own / "images/sub/cat 1.jpg", own / "masks/sub/owl 2.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(
+        ValueError, match=r"2 bad files, such as: cannot read .*cat 1.jpg"
+    ) as caught:
+        _source(own, "train", fold=2)
+    assert "\n" not in str(caught.value)
+    assert "prepare folder --check --root" in str(caught.value)
+    skipping = _source(own, "train", fold=2, bad_files="skip")
+    lost = {"sub/cat 1.jpg", "sub/owl 2.jpg"}
+    assert set(good.fold.images) - set(skipping.fold.images) == lost
+    assert "own (2 bad files skipped) fold 2 train: 13 images" in describe(skipping.fold)
+    assert [skipping[i].index for i in range(6)] == list(range(6))
+
+
+def test_notes_save_reading_until_a_file_changes(own, monkeypatch):
+    folder = find_folder(str(own))
+    first = check(folder, keep=True)
+    read, plain = [], folder_check._read
+    monkeypatch.setattr(folder_check, "_read", lambda f, i: (read.append(i), plain(f, i))[1])
+    assert check(folder) == first
+    assert read == []
+    (own / "images/sub/cat 1.jpg").write_bytes(b"")
+    assert list(check(folder).faults) == read == ["sub/cat 1.jpg"]
+    other = dataclasses.replace(folder, class_names=CLASSES[:4])
+    assert len(check(other).faults) == 6  # hens, owl 3 and the broken cat; all is read again
+    assert len(read) == 21
