@@ -15,8 +15,8 @@ import dataclasses
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Generator, Mapping
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -30,7 +30,8 @@ from prosam_jax import resize
 from prosam_jax.config import DataConfig
 from prosam_jax.data.episodes import EpisodeSource
 from prosam_jax.data.loader import make_loader
-from prosam_jax.data.pascal import PascalFolder, pascal_episodes
+from prosam_jax.data.mask_folder import MaskFolder
+from prosam_jax.data.pascal import pascal_episodes, pascal_folder
 from prosam_jax.data.shapes import Shapes
 from prosam_jax.data.transforms import IGNORE
 from prosam_jax.types import Episode
@@ -43,11 +44,11 @@ MEAN, STD = (torch.tensor(v)[:, None, None] for v in (resize.MEAN, resize.STD))
 
 
 class TorchEpisodes(Dataset):
-    """The episodes of a `PascalFolder` as float tensors, one by one."""
+    """The episodes of a `MaskFolder` as float tensors, one by one."""
 
     def __init__(self, source: EpisodeSource):
         self.source = source
-        self.folder = source.images
+        self.folder = cast(MaskFolder, source.images)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -78,7 +79,7 @@ class TorchEpisodes(Dataset):
 
 def torch_batches(
     source: EpisodeSource, batch_size: int, workers: int
-) -> Iterator[dict[str, torch.Tensor]]:
+) -> Generator[dict[str, torch.Tensor]]:
     """Batches of the PyTorch loader."""
     context = "spawn" if workers else None  # as grain's workers: JAX's threads forbid a fork
     yield from DataLoader(
@@ -86,7 +87,7 @@ def torch_batches(
     )
 
 
-def our_batches(source: EpisodeSource, batch_size: int, workers: int) -> Iterator[Episode]:
+def our_batches(source: EpisodeSource, batch_size: int, workers: int) -> Generator[Episode]:
     """Batches of this library's loader."""
     loader = make_loader(source, batch_size=batch_size, workers=workers)
     with contextlib.closing(loader):
@@ -101,20 +102,20 @@ def _normalized(episode: Episode) -> Episode:
     )
 
 
-def device_batches(source: EpisodeSource, batch_size: int, workers: int) -> Iterator[Episode]:
+def device_batches(source: EpisodeSource, batch_size: int, workers: int) -> Generator[Episode]:
     """The same as floats on the device."""
     for episode in our_batches(source, batch_size, workers):
         yield jax.block_until_ready(_normalized(jax.device_put(episode)))
 
 
-def rate(batches: Iterable[Any], batch_size: int, timed: int) -> float:
+def rate(batches: Generator[Any], batch_size: int, timed: int) -> float:
     """Episodes per second of the `timed` batches after the first `WARM_UP` ones."""
-    with contextlib.closing(iter(batches)) as iterator:
+    with contextlib.closing(batches):
         for _ in range(WARM_UP):
-            next(iterator)
+            next(batches)
         start = time.perf_counter()
         for _ in range(timed):
-            next(iterator)
+            next(batches)
         return timed * batch_size / (time.perf_counter() - start)
 
 
@@ -140,7 +141,7 @@ def write_pictures(root: pathlib.Path) -> None:
     ids = [f"f0-train-{number:06d}" for number in range(PICTURES)]
     for name in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
         (root / name).mkdir(parents=True)
-    folder = PascalFolder(root)
+    folder = pascal_folder(root)
     for number, image_id in enumerate(ids):
         height, width = VOC_SIZES[number % len(VOC_SIZES)]
         image = pictures.image(image_id).crop((0, 0, width, height))

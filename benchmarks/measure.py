@@ -52,7 +52,7 @@ def in_turns(
     """
     figures = {name: [] for name in cases}
     for turn in range(turns):
-        for name in list(cases) if turn % 2 == 0 else reversed(cases):
+        for name in list(cases)[:: 1 if turn % 2 == 0 else -1]:
             figures[name].append(cases[name]())
         on_turn(turn + 1)
     return figures

@@ -12,6 +12,7 @@ from prosam_jax.data import benchmark, folder_check, prepare
 from prosam_jax.data.folder_check import check
 from prosam_jax.data.folder_files import find_folder
 from prosam_jax.data.folds import describe
+from prosam_jax.data.transforms import resize_image
 from tools import bad_pictures
 from tools.bad_pictures import coco, labels, shape
 
@@ -53,6 +54,25 @@ def test_pictures_are_turned_as_their_masks(small):
     Image.fromarray(labels().T.copy()).save(small / "masks/a.png")
     turned = np.asarray(find_folder(str(small)).image("a.jpg"))
     assert turned.shape == (40, 30, 3) and turned[:8, -8:].max() < 60
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_fast_decoding_turns_pictures_too(small, turned):
+    ramp = np.linspace(0, 255, 160, dtype=np.uint8)
+    picture = Image.fromarray(np.broadcast_to(ramp[None, :, None], (128, 160, 3)).copy())
+    exif = Image.Exif()
+    exif[0x0112] = 8  # shown after a quarter turn to the left
+    (small / "images/a.png").unlink()
+    picture.save(small / "images/a.jpg", exif=exif)
+    Image.new("L", (128, 160) if turned else (160, 128), 1).save(small / "masks/a.png")
+    exact = find_folder(str(small))
+    fast = dataclasses.replace(exact, square=32)
+    assert fast.image("a.jpg").size == (32, 32)
+    one, other = (resize_image(folder.image("a.jpg"), 32).astype(int) for folder in (exact, fast))
+    assert np.abs(one - other).max() <= 1
+    Image.new("L", (160, 127), 1).save(small / "masks/a.png")
+    with pytest.raises(ValueError, match=r"a.jpg has 128 x 160 pixels and its mask 160 x 127"):
+        fast.image("a.jpg")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+
+from prosam_jax.data.transforms import decode
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 """File names that are taken for pictures, in small or capital letters."""
@@ -18,7 +20,7 @@ class BadFile(ValueError):
     """One line that names the file and says what is wrong with it."""
 
 
-def read_image(path: pathlib.Path, size: tuple[int, int]) -> Image.Image:
+def read_image(path: pathlib.Path, size: tuple[int, int], square: int = 0) -> Image.Image:
     """A picture, RGB, turned so that it lies as its mask does.
 
     A camera's note to turn the picture is heeded, as viewers and annotation tools do, unless only
@@ -28,18 +30,18 @@ def read_image(path: pathlib.Path, size: tuple[int, int]) -> Image.Image:
     Args:
         path: The file.
         size: (width, height) of the mask.
+        square: Side of the square that the picture is for, to decode JPEGs fast, or 0.
 
     Raises:
         BadFile: The file cannot be read, or is of another size.
     """
     with opened(path) as stored:
+        if square and stored.format in ("JPEG", "MPO"):
+            return _read_fast(path, stored, size, square)
         turned = ImageOps.exif_transpose(stored)
         image = stored if turned.size != size == stored.size else turned
         if image.size != size:
-            raise BadFile(
-                f"{path} has {_by(image.size)} pixels and its mask {_by(size)}; both must have "
-                "one size"
-            )
+            raise _misfit(path, image.size, size)
         if image.mode in _WHOLE_NUMBERS:
             return _from_16_bits(path, image)
         if image.mode == "F":
@@ -93,6 +95,23 @@ def opened(path: pathlib.Path) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow raises all kinds on broken files
         line = " ".join(str(error).split()).replace(f" '{path}'", "") or type(error).__name__
         raise BadFile(f"cannot read {path}: {line}; copy the file again") from error
+
+
+def _read_fast(
+    path: pathlib.Path, stored: Image.Image, size: tuple[int, int], square: int
+) -> Image.Image:
+    lies = stored.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)  # by a quarter turn
+    upright = stored.size[::-1] if lies else stored.size
+    if size not in (upright, stored.size):
+        raise _misfit(path, upright, size)
+    image = decode(stored, square)
+    return ImageOps.exif_transpose(image) if size == upright else image
+
+
+def _misfit(path: pathlib.Path, found: tuple[int, int], size: tuple[int, int]) -> BadFile:
+    return BadFile(
+        f"{path} has {_by(found)} pixels and its mask {_by(size)}; both must have one size"
+    )
 
 
 def _from_16_bits(path: pathlib.Path, image: Image.Image) -> Image.Image:

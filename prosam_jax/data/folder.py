@@ -1,5 +1,6 @@
 """Episodes of a user's own pictures and masks; `folder_files` has the layout of the folder."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 from prosam_jax.config import DataConfig, check_choice
@@ -45,6 +46,8 @@ def own_episodes(
     ids = _listed(folder, getattr(cfg, setting), f"data.{setting}")
     shares = {i: contents.shares[i] for i in ids if i in contents.shares}
     fold = _index(rule, shares, cfg.fold, split).drawable(cfg.shots)
+    if cfg.decode == "fast":
+        folder = dataclasses.replace(folder, square=cfg.image_size)
     return episode_source(folder, fold, cfg, split, seed=seed, length=length)
 
 

@@ -32,11 +32,13 @@ class Folder:
         path: The folder that holds `images`, `masks` and `classes.txt`.
         class_names: Names of classes 1, 2, ...
         masks: Path of each picture's mask below `masks`, "" where there is none.
+        square: Side of the square that pictures are for, to decode them fast, or 0.
     """
 
     path: pathlib.Path
     class_names: tuple[str, ...]
     masks: Mapping[str, str]
+    square: int = 0
 
     def image_path(self, image_id: str) -> pathlib.Path:
         """Path of a picture."""
@@ -49,7 +51,7 @@ class Folder:
     def image(self, image_id: str) -> Image.Image:
         """The picture, RGB; BadFile if it cannot be read or does not fit its mask."""
         size = files.stored_size(self.mask_path(image_id))
-        return files.read_image(self.image_path(image_id), size)
+        return files.read_image(self.image_path(image_id), size, self.square)
 
     def labels(self, image_id: str) -> UInt8[np.ndarray, "h w"]:
         """The mask's class numbers; BadFile if it cannot be read or holds other numbers."""
