@@ -144,7 +144,7 @@ def scores(network: ResNet, episodes: int = 200) -> dict[str, float]:
         mask = episode.support_mask[:, 0, ..., None].astype(jnp.float32)
         mask = resize.nearest(mask, query.merged.shape[1:3])[..., 0]
         support = backbone.support_taps(network, images, mask)
-        prior = equations.cosine_prior(query.prior, support.prior)[..., None]
+        prior = equations.cosine_prior(query.prior, support.prior, mask)[..., None]
         prior = resize.bilinear(prior, episode.query_mask.shape[1:], align_corners=True)[..., 0]
         above = prior[None] > jnp.asarray(THRESHOLDS).reshape(-1, 1, 1, 1)
         truth = episode.query_mask[None]
@@ -176,7 +176,9 @@ THRESHOLDS = np.linspace(0, 0.98, 50, dtype=np.float32)
 def fresh(cfg: fitting.Settings) -> Classifier:
     """The network before training."""
     rngs = nnx.Rngs(cfg.seed)
-    return Classifier(backbone.build(BackboneConfig(name="shapes"), rngs=rngs), rngs=rngs)
+    network = backbone.build(BackboneConfig(name="shapes"), rngs=rngs)
+    assert isinstance(network, ResNet)
+    return Classifier(network, rngs=rngs)
 
 
 def frozen(model: Classifier) -> ResNet:

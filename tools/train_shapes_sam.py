@@ -51,6 +51,7 @@ def fresh(cfg: fitting.Settings) -> Sam:
         kernel = attention.q_proj.kernel[...]
         for projection in (attention.q_proj, attention.k_proj):
             projection.kernel[...] = 2 * kernel
+            assert projection.bias is not None
             projection.bias[...] = jnp.zeros_like(projection.bias[...])
     return sam
 
@@ -202,7 +203,7 @@ def scores(sam: Sam, count: int = 50) -> dict[str, float]:
             y, x = np.nonzero(mask)
             box = np.array([[x.min(), y.min(), x.max() + 1, y.max() + 1]], np.float32)
             masks = answers(image, innermost(mask)[None, None], box)
-            found.append(iou(np.asarray(masks), np.broadcast_to(mask[None], masks.shape)))
+            found.append(iou(masks, jnp.broadcast_to(mask[None], masks.shape)))
     return dict(zip(names, np.mean(found, axis=0).tolist(), strict=True))
 
 

@@ -96,17 +96,12 @@ def catalogue() -> tuple[Form, ...]:
 def kinds() -> tuple[Kind, ...]:
     """The training classes: every outline of the catalogue with a surface made at random."""
     generator = np.random.default_rng([SEED, 2])
-    return tuple(
-        Kind(
-            form,
-            Surface(
-                PATTERNS[generator.integers(len(PATTERNS))],
-                *generator.uniform(0, 1, 2).tolist(),
-                generator.uniform(0.045, 0.1),
-            ),
-        )
-        for form in catalogue()
-    )
+    found = []
+    for form in catalogue():
+        pattern = PATTERNS[generator.integers(len(PATTERNS))]
+        hue, other = generator.uniform(0, 1, 2).tolist()
+        found.append(Kind(form, Surface(pattern, hue, other, generator.uniform(0.045, 0.1))))
+    return tuple(found)
 
 
 def traits() -> Float[np.ndarray, "k t"]:

@@ -66,12 +66,12 @@ class FeatureAugmentation(nnx.Module):
         self, query: Taps, support: Taps, mask: Float[Array, "b h w"]
     ) -> Float[Array, "b h w"]:
         """Where the target looks like the annotated region, brought to the mask's size."""
-        size, (_, i, j, _) = mask.shape[1:3], support.prior.shape
+        (_, h, w), (_, i, j, _) = mask.shape, support.prior.shape
         weight = resize.bilinear(mask[..., None], (i, j), align_corners=True)[..., 0]
         prior = equations.cosine_prior(query.prior, support.prior, weight)
         if self.normalize_prior:
             prior = equations.min_max(prior)
-        return resize.bilinear(prior[..., None], size, align_corners=True)[..., 0]
+        return resize.bilinear(prior[..., None], (h, w), align_corners=True)[..., 0]
 
     def augmented(
         self,
