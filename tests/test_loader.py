@@ -14,9 +14,9 @@ from prosam_jax.types import Episode
 
 @pytest.fixture
 def source(tmp_path):
-    """Eleven training episodes of two shots, 32 pixels wide and high."""
+    """Eleven training episodes of two scribbled shots, 32 pixels wide and high."""
     root = write_voc(tmp_path, classes=(6, 7, 11), lists=("train_aug",))
-    cfg = DataConfig(root=str(root), shots=2, image_size=32)
+    cfg = DataConfig(root=str(root), shots=2, image_size=32, annotation="scribble")
     return pascal_episodes(cfg, "train", seed=9, length=11)
 
 
