@@ -20,7 +20,7 @@ from prosam_jax.model import ProSAM
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.training import metrics, step
 from prosam_jax.training.evaluation import Result
-from prosam_jax.types import Episode, Features
+from prosam_jax.types import Features
 
 RESULT = "result"
 EMPTY = "empty prompt"
@@ -40,7 +40,7 @@ MEANING = {
 }
 """What each name stands for, in the order of tables."""
 
-Predict = Callable[[nnx.State, nnx.State, Episode], step.Prediction]
+Predict = Callable[..., step.Prediction]
 
 THRESHOLDS = tuple(round(0.02 * i, 2) for i in range(1, 50))
 """Where the prior is cut. The best one is chosen on the test list: an upper bound."""
@@ -57,6 +57,8 @@ def untrained(cfg: Config, merged_channels: int) -> nnx.State:
 def make_step(graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0) -> Predict:
     """Compiles (params, frozen, episodes) -> predictions with controls.
 
+    A fourth argument is as that of a training step.
+
     The episodes are those of a source with `wrong=True`: the right references come first, then as
     many of a wrong class. The frozen networks see each picture once.
 
@@ -67,11 +69,11 @@ def make_step(graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0) -> Pre
     """
 
     @jax.jit
-    def control_step(fresh, params, frozen, episode):
+    def control_step(fresh, params, frozen, episode, image_embeddings=None):
         model = nnx.merge(graph, params, frozen)
         target, ignore = episode.query_mask, episode.query_ignore
         size = target.shape[1:]
-        right, wrong = _halves(model.encode(episode), len(target))
+        right, wrong = _halves(model.encode(episode, image_embeddings), len(target))
         posterior = model.posterior(right)
         named = {
             RESULT: posterior.mean,
