@@ -16,7 +16,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Generator, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -108,15 +108,24 @@ def device_batches(source: EpisodeSource, batch_size: int, workers: int) -> Gene
         yield jax.block_until_ready(_normalized(jax.device_put(episode)))
 
 
-def rate(batches: Generator[Any], batch_size: int, timed: int) -> float:
-    """Episodes per second of the `timed` batches after the first `WARM_UP` ones."""
+class Speed(NamedTuple):
+    """Of reading, in wall time and in CPU time of all processes and threads together."""
+
+    episodes_per_s: float
+    cpu_ms_per_episode: float
+
+
+def speed(batches: Generator[Any], batch_size: int, timed: int) -> Speed:
+    """Speed of the `timed` batches after the first `WARM_UP` ones."""
     with contextlib.closing(batches):
         for _ in range(WARM_UP):
             next(batches)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), measure.cpu_seconds()
         for _ in range(timed):
             next(batches)
-        return timed * batch_size / (time.perf_counter() - start)
+        seconds, cpu = time.perf_counter() - start, measure.cpu_seconds() - cpu
+    episodes = timed * batch_size
+    return Speed(episodes / seconds, 1000 * cpu / episodes)
 
 
 def difference(source: EpisodeSource, episodes: int) -> dict[str, float]:
@@ -154,31 +163,39 @@ def write_pictures(root: pathlib.Path) -> None:
 
 
 def compare(sources: Mapping[str, EpisodeSource], args: argparse.Namespace) -> dict[str, Any]:
-    """Rates of all loaders by number of workers."""
+    """Speeds of all loaders by number of workers."""
     readers = {"torch": (torch_batches, sources["exact"])}
     readers |= {name: (our_batches, source) for name, source in sources.items()}
     readers["exact + device"] = device_batches, sources["exact"]
     result = {}
     for workers in args.workers:
         cases = {
-            name: lambda read=read, source=source, workers=workers: rate(
+            name: lambda read=read, source=source, workers=workers: speed(
                 read(source, args.batch_size, workers), args.batch_size, args.batches
             )
             for name, (read, source) in readers.items()
         }
-        rates = measure.in_turns(
+        found = measure.in_turns(
             cases, args.turns, lambda n, w=workers: print(f"{w} workers, turn {n}", flush=True)
         )
+        rates = {name: [x.episodes_per_s for x in speeds] for name, speeds in found.items()}
+        cpu = {name: [x.cpu_ms_per_episode for x in speeds] for name, speeds in found.items()}
         result[workers] = {
             name: {
-                "episodes/s": measure.spread(values)._asdict(),
-                "over torch": measure.ratio(values, rates["torch"])._asdict(),
+                "episodes/s": measure.spread(rates[name])._asdict(),
+                "over torch": measure.ratio(rates[name], rates["torch"])._asdict(),
+                "CPU ms/episode": measure.spread(cpu[name])._asdict(),
+                "torch's CPU over it": measure.ratio(cpu["torch"], cpu[name])._asdict(),
             }
-            for name, values in rates.items()
+            for name in found
         }
-        for name, values in rates.items():
-            over = measure.ratio(values, rates["torch"])
-            print(f"  {name:16} {measure.spread(values)!s:24} episodes/s, {over!s:24} x torch")
+        for name in found:
+            print(
+                f"  {name:15} {measure.spread(rates[name])!s:20} episodes/s"
+                f"  {measure.ratio(rates[name], rates['torch'])!s:20} x torch"
+                f"  {measure.spread(cpu[name])!s:20} CPU ms/episode"
+                f"  {measure.ratio(cpu['torch'], cpu[name])!s:20} x less"
+            )
     return result
 
 

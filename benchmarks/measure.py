@@ -12,10 +12,13 @@ import pathlib
 import platform
 import resource
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+import psutil
+
+T = TypeVar("T")
 
 PACKAGES = ("flax", "grain", "jax", "jaxlib", "numpy", "pillow", "prosam_jax", "torch")
 
@@ -37,20 +40,20 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def in_turns(
-    cases: Mapping[str, Callable[[], float]], turns: int, on_turn: Callable[[int], None]
-) -> dict[str, list[float]]:
+    cases: Mapping[str, Callable[[], T]], turns: int, on_turn: Callable[[int], None]
+) -> dict[str, list[T]]:
     """Measures every case once a turn, forwards and backwards by turns.
 
     Args:
-        cases: Each measures itself once and returns the figure, such as seconds or a rate. One
+        cases: Each measures itself once and returns what it found, such as seconds or a rate. One
             that compiles should be called once before.
         turns: How often.
         on_turn: Called with the number of turns done so far.
 
     Returns:
-        The figures of each case, in order of the turns.
+        What each case found, in order of the turns.
     """
-    figures = {name: [] for name in cases}
+    figures: dict[str, list[T]] = {name: [] for name in cases}
     for turn in range(turns):
         for name in list(cases)[:: 1 if turn % 2 == 0 else -1]:
             figures[name].append(cases[name]())
@@ -61,6 +64,13 @@ def in_turns(
 def ratio(figures: Sequence[float], baseline: Sequence[float]) -> Spread:
     """Of the ratios within each turn."""
     return spread([a / b for a, b in zip(figures, baseline, strict=True)])
+
+
+def cpu_seconds() -> float:
+    """CPU time so far of this process and of its children that still run."""
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(x.user + x.system for x in times)
 
 
 def peak_memory() -> dict[str, int]:

@@ -111,6 +111,13 @@ def test_points_are_uniform_and_differ():
     np.testing.assert_allclose(share, 2 / 3, atol=4.5 * (2 / 9 / 900) ** 0.5)
 
 
+@pytest.mark.parametrize("kind", ["box", "point", "scribble"])
+def test_marks_do_not_depend_on_the_order_in_memory(masks, kind):
+    marked = _annotate(kind, masks["L"], 5)
+    assert marked.any()
+    np.testing.assert_array_equal(_annotate(kind, np.asfortranarray(masks["L"]), 5), marked)
+
+
 def test_marks_are_for_ever(masks):
     """Other numbers mean other annotations for the same seed."""
     at = np.argwhere(_annotate("point", masks["L"], 1, 2))

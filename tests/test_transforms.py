@@ -71,7 +71,9 @@ def test_resize_mask_takes_the_reference_pixels(golden, shape, size):
     name = f"nearest_{shape[0]}x{shape[1]}_to_{size}x{size}"
     rows, cols = expected[f"{name}/rows"], expected[f"{name}/cols"]
     labels = np.arange(shape[0] * shape[1], dtype=np.int32).reshape(shape)
-    np.testing.assert_array_equal(resize_mask(labels, size), labels[rows][:, cols])
+    out = resize_mask(labels, size)
+    np.testing.assert_array_equal(out, labels[rows][:, cols])
+    assert out.flags.c_contiguous
 
 
 @pytest.mark.parametrize("shape, sizes", [((129, 161), (17, 21)), ((37, 50), (64, 33))])

@@ -85,7 +85,7 @@ def _points(mask: Bool[np.ndarray, "h w"], draws: Draws, training: bool) -> Bool
     n = min(MOST, len(inside))
     n = 1 + draws.below(n) if training else n
     marked = np.zeros_like(mask)
-    marked.ravel()[inside[draws.subset(len(inside), n)]] = True
+    marked.flat[inside[draws.subset(len(inside), n)]] = True
     return marked
 
 

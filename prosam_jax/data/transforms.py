@@ -41,7 +41,7 @@ def resize_mask(mask: Shaped[np.ndarray, "h w"], size: int) -> Shaped[np.ndarray
     height, width = mask.shape
     steps = np.arange(size)
     # Rows first, which are copied whole: several times faster than both axes at once.
-    return mask[steps * height // size][:, steps * width // size]
+    return mask[steps * height // size].take(steps * width // size, axis=1)
 
 
 def class_mask(
