@@ -12,6 +12,7 @@ from small import small_config
 
 from prosam_jax import model
 from prosam_jax.checkpoint import Checkpoints
+from prosam_jax.config import CacheConfig
 from prosam_jax.data.loader import make_loader
 from prosam_jax.training import evaluation, loop, report, score, sharding, state, step
 
@@ -149,6 +150,27 @@ def test_evaluation_agrees_with_validation(finished, capsys):
     assert again.scores == result.scores
     with pytest.raises(ValueError, match=r"--checkpoint=5: .*\(steps kept: [46, ]+\)"):
         score.score(cfg, workdir, "5")
+
+
+@pytest.mark.slow
+def test_a_feature_cache_changes_the_losses_by_no_more_than_its_rounding(
+    finished, tmp_path, capsys
+):
+    """To 1e-3 with entries of bfloat16, and then every embedding is there."""
+    cfg, whole, _ = finished
+    cfg = dataclasses.replace(cfg, cache=CacheConfig(dir=str(tmp_path / "cache")))
+    loop.train(cfg, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "feature cache: 0 entries of 0.0 MB in" in out
+    assert "embeddings read" in out.splitlines()[-1]
+    losses = [
+        [line["train/loss"] for line in _curves(workdir) if "train/loss" in line]
+        for workdir in (tmp_path / "run", whole)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+    result = score.score(cfg, tmp_path / "run", "latest")
+    assert "embeddings read, 0 computed" in capsys.readouterr().out
+    assert result.scores.miou == _scored(tmp_path / "run")[-1][1]
 
 
 @pytest.mark.slow
