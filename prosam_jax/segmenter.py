@@ -5,7 +5,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -169,10 +169,24 @@ class Segmenter:
         self._references = {}
 
     @overload
-    def segment(self, images: ImageLike, **how: Any) -> Segmentation: ...
+    def segment(
+        self,
+        images: ImageLike,
+        *,
+        uncertainty: bool = ...,
+        samples: int = ...,
+        batch_size: int = ...,
+    ) -> Segmentation: ...
 
     @overload
-    def segment(self, images: Sequence[ImageLike], **how: Any) -> list[Segmentation]: ...
+    def segment(
+        self,
+        images: Sequence[ImageLike],
+        *,
+        uncertainty: bool = ...,
+        samples: int = ...,
+        batch_size: int = ...,
+    ) -> list[Segmentation]: ...
 
     def segment(
         self,
@@ -211,10 +225,10 @@ class Segmenter:
                 )
         k = samples if uncertainty else 0
         if _is_one(images):
-            return self._batch([pictures.read(images)], 1, k)[0]
-        found = []
-        for i in range(0, len(images), batch_size):
-            part = images[i : i + batch_size]
+            return self._batch([pictures.read(cast(ImageLike, images))], 1, k)[0]
+        several, found = cast(Sequence[ImageLike], images), []
+        for i in range(0, len(several), batch_size):
+            part = several[i : i + batch_size]
             pixels = [pictures.read(x, f"images[{i + j}]") for j, x in enumerate(part)]
             found += self._batch(pixels, batch_size, k)
         return found

@@ -101,7 +101,8 @@ def _read_fast(
     path: pathlib.Path, stored: Image.Image, size: tuple[int, int], square: int
 ) -> Image.Image:
     lies = stored.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)  # by a quarter turn
-    upright = stored.size[::-1] if lies else stored.size
+    width, height = stored.size
+    upright = (height, width) if lies else (width, height)
     if size not in (upright, stored.size):
         raise _misfit(path, upright, size)
     image = decode(stored, square)

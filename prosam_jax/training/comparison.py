@@ -58,7 +58,7 @@ def share_compiled(folder: pathlib.Path) -> None:
     Runs of one comparison compile much the same, and a run that goes on compiles it again. They
     lie beside the runs, and go with them when those are deleted.
     """
-    if not jax.config.jax_compilation_cache_dir:
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         jax.config.update("jax_compilation_cache_dir", str(folder.resolve()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

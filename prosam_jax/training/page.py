@@ -131,9 +131,8 @@ def _pictures(examples: Mapping[str, Sequence[Example]]) -> str:
     """A row per episode; the methods' columns side by side."""
     *_, last = examples
     probabilistic = [title for title, of in examples.items() if of[0].uncertainty is not None]
-    brightest = max(
-        (x.uncertainty.max() for t in probabilistic for x in examples[t]), default=np.float32(1)
-    )
+    maps = [x.uncertainty for t in probabilistic for x in examples[t] if x.uncertainty is not None]
+    brightest = max((x.max() for x in maps), default=np.float32(1))
     heads = ["reference", "target", "truth", *examples]
     heads += [f"uncertainty of {title}" for title in probabilistic]
     heads += ["a wrong reference", f"{last} given that"]

@@ -228,7 +228,7 @@ def save_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
         arrays[f"control/{name}"] = [x.controls[name] for x in examples]
     if examples[0].uncertainty is not None:
         arrays["uncertainty"] = [x.uncertainty for x in examples]
-    np.savez_compressed(path, **{name: np.stack(x) for name, x in arrays.items()})
+    np.savez_compressed(path, allow_pickle=False, **{k: np.stack(x) for k, x in arrays.items()})
 
 
 def load_examples(path: pathlib.Path) -> list[Example]:
