@@ -51,6 +51,9 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 def pytest_collection_modifyitems(items):
     """Files with slow tests first, so that no worker is left alone with one of them at the end."""
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            item.add_marker("slow")
     slow = collections.Counter(x.path for x in items if x.get_closest_marker("slow"))
     items.sort(key=lambda x: -slow[x.path])
 

@@ -182,8 +182,8 @@ def test_encode_feeds_the_frozen_networks_as_the_reference_does():
     [
         "vrp",
         "student_t",
-        pytest.param("gaussian", marks=pytest.mark.slow),
-        pytest.param("t3vae", marks=pytest.mark.slow),
+        pytest.param("gaussian", marks=pytest.mark.exhaustive),
+        pytest.param("t3vae", marks=pytest.mark.exhaustive),
     ],
 )
 def test_objective_is_the_mean_over_samples(name):

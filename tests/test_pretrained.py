@@ -116,7 +116,7 @@ def test_running_statistics_are_those_of_the_batches():
     np.testing.assert_array_equal(frozen.stem[0].bn.running_mean[...], norm.running_mean[...])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", TRAINERS)
 def test_a_killed_training_goes_on_to_the_same_bits(kind, tmp_path, monkeypatch):
     trainer = TRAINERS[kind]

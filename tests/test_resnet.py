@@ -43,8 +43,8 @@ def test_every_stage_matches_torch(golden, i):
     ("name", "seed"),
     [
         ("resnet50_torchvision", 0),
-        pytest.param("resnet50", 1, marks=pytest.mark.slow),
-        pytest.param("resnet101_torchvision", 0, marks=pytest.mark.slow),
+        pytest.param("resnet50", 1, marks=pytest.mark.exhaustive),
+        pytest.param("resnet101_torchvision", 0, marks=pytest.mark.exhaustive),
     ],
 )
 def test_features_match_torch(name, seed):

@@ -107,7 +107,7 @@ def test_wrong_sizes_are_named(name, size, words):
         encoder(jnp.zeros((1, *size, 3)))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_published_width_and_depth_are_torchs():
     cfg = dataclasses.replace(SAMConfig.vit_b(), image_size=(512, 640))
     oracle, sam = pair(cfg, 0)

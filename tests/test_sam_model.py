@@ -128,7 +128,7 @@ def test_bfloat16_stays_near_float32():
     assert (got.masks != expected.masks).mean() < 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_random_weights_neither_vanish_nor_explode():
     sam = Sam(SQUARE, rngs=nnx.Rngs(0))
     given = inputs(4, (96, 144), ("points", "labels"))

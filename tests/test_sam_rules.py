@@ -154,14 +154,8 @@ def test_both_layouts_have_the_same_parts():
         assert engine.convert(source, rules, (), module).keys() == module.keys()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "count"),
-    [
-        ("vit_b", 314),
-        pytest.param("vit_h", 594, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("model", "count"), [("vit_b", 314), ("vit_h", 594)])
 def test_rules_cover_the_published_sizes(model, count):
     cfg = SAMConfig.named(model)
     vision = configuration_sam.SamVisionConfig(  # facebook/sam-vit-base, -large and -huge

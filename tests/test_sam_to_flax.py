@@ -119,7 +119,7 @@ def test_half_precision_is_mentioned(torch_sam, tmp_path, out, capsys):
     assert "widened 188 half-precision tensors to float32" in capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize("model", ["vit_b", pytest.param("vit_l", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", ["vit_b", pytest.param("vit_l", marks=pytest.mark.exhaustive)])
 def test_rules_cover_the_published_sizes(model):
     source = {
         name: np.broadcast_to(np.float32(0), shape)
