@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from typing import IO, NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar, cast
 
 import rich.console
 import rich.progress
@@ -169,13 +169,9 @@ def _in_tar(path: pathlib.Path) -> Generator[Member, None, None]:
     with bar as file, tarfile.open(fileobj=file, mode="r|*") as archive:
         for info in archive:
             if info.isfile():
-                yield Member(info.name, info.size, functools.partial(_open_regular, archive, info))
-
-
-def _open_regular(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    file = archive.extractfile(info)
-    assert file is not None, info.name
-    return file
+                # None comes only for what is no file.
+                opened = cast(Callable[[], IO[bytes]], functools.partial(archive.extractfile, info))
+                yield Member(info.name, info.size, opened)
 
 
 def _in_zip(path: pathlib.Path) -> Generator[Member, None, None]:
