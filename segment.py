@@ -16,7 +16,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from prosam_jax import cli, segment_files
-from prosam_jax.segmenter import DEFAULT, Segmenter
+from prosam_jax.segmenter import Segmenter
+from prosam_jax.trained import DEFAULT
 
 REFERENCE = flags.DEFINE_multi_string("reference", None, "A picture of the object.", required=True)
 MASK = flags.DEFINE_multi_string("mask", [], "The object in it, white on black.")

@@ -3,40 +3,23 @@
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 from PIL import Image
 
-from prosam_jax import inference, pictures, resize
-from prosam_jax.config import (
-    Config,
-    changed,
-    check_at_least,
-    check_choice,
-    check_setting,
-    packaged,
-    read_config,
-    replaced,
-)
+from prosam_jax import inference, pictures, resize, trained
+from prosam_jax.config import check_at_least
 from prosam_jax.data.transforms import resize_image
 from prosam_jax.equations import SAMPLERS
 from prosam_jax.inference import Prediction, References, Targets
-from prosam_jax.model import ProSAM, build
-from prosam_jax.prompt import weight_file
+from prosam_jax.model import ProSAM
 from prosam_jax.sam.frame import ImageLike, Numbers
 from prosam_jax.types import Posterior
-
-DEFAULT = "prosam-shapes"
-# They come with the package. This one knows generated shapes: on photos it is a toy.
-MODELS = {DEFAULT: packaged("prompt_encoder", "shapes")}
-FREE = ("data.downsample", "sam.dtype")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,14 +68,16 @@ class Segmenter:
 
     @classmethod
     def load(
-        cls, model: str | os.PathLike[str] = DEFAULT, overrides: Mapping[str, Any] | None = None
+        cls,
+        model: str | os.PathLike[str] = trained.DEFAULT,
+        overrides: Mapping[str, Any] | None = None,
     ) -> "Segmenter":
         """Reads a trained model.
 
         Args:
-            model: A name of `MODELS`; a file of a trained prompt encoder (`python -m
-                prosam_jax.prompt_file`); or the folder of a training run, of which the best
-                checkpoint is taken.
+            model: A name, such as "prosam-shapes", which comes with the package; a file of a
+                trained prompt encoder (`python -m prosam_jax.prompt_file`); or the folder of a
+                training run, of which the best checkpoint is taken.
             overrides: Settings that differ from the training's by dotted name, such as
                 {"sam.weights": "elsewhere/sam_vit_h.safetensors", "sam.dtype": "bfloat16"}.
 
@@ -100,14 +85,8 @@ class Segmenter:
             ValueError: There is no such model, its frozen weights are missing or others than it
                 was trained on, or a setting is unknown or belongs to the training.
         """
-        path = pathlib.Path(MODELS.get(os.fspath(model), model))
-        if path.is_dir():
-            cfg = _settings(read_config(path / "config.json"), overrides or {}, "")
-            return cls(_of_run(cfg, path), cfg.data.image_size)
-        if not (path.is_file() or path.suffix or len(path.parts) > 1):
-            check_choice("model", str(model), tuple(MODELS))
-        cfg = _settings(weight_file.read(path).config, overrides or {}, str(path))
-        return cls(build(cfg), cfg.data.image_size)
+        built, cfg = trained.load(model, overrides or {})
+        return cls(built, cfg.data.image_size)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -224,14 +203,15 @@ class Segmenter:
                     f"uncertainty; use one that was trained with {' or '.join(SAMPLERS)}"
                 )
         k = samples if uncertainty else 0
-        if _is_one(images):
-            return self._batch([pictures.read(cast(ImageLike, images))], 1, k)[0]
-        several, found = cast(Sequence[ImageLike], images), []
-        for i in range(0, len(several), batch_size):
-            part = several[i : i + batch_size]
-            pixels = [pictures.read(x, f"images[{i + j}]") for j, x in enumerate(part)]
-            found += self._batch(pixels, batch_size, k)
-        return found
+        one = _is_one(images)
+        listed: Any = [images] if one else images
+        step = 1 if one else batch_size
+        found = []
+        for i in range(0, len(listed), step):
+            part = listed[i : i + step]
+            names = ["image"] if one else [f"images[{i + j}]" for j in range(len(part))]
+            found += self._batch(list(map(pictures.read, part, names)), step, k)
+        return found[0] if one else found
 
     def _encoded(self, image: ImageLike, cues: dict[str, Any]) -> References:
         pixels = pictures.read(image)
@@ -296,27 +276,6 @@ class Segmenter:
             predicted_iou=iou,
             uncertainty=np.clip(rows @ uncertainty[0] @ cols.T, 0, 1) if uncertainty else None,
         )
-
-
-def _settings(trained: Config, overrides: Mapping[str, Any], file: str) -> Config:
-    for name in overrides:
-        check_setting(name)
-    cfg = replaced(trained, overrides)
-    if differences := changed(trained, cfg, FREE):
-        raise ValueError(
-            f"these settings belong to the training and cannot be changed: "
-            f"{'; '.join(differences)}; free are sam.weights, backbone.weights, {', '.join(FREE)}"
-        )
-    return replaced(cfg, {"prompt.weights": file})
-
-
-def _of_run(cfg: Config, workdir: pathlib.Path) -> ProSAM:
-    from prosam_jax.training import score  # takes seconds, and files do without
-
-    parts, _ = score.restored(cfg, workdir, "best")
-    # Restored to the devices of an evaluation; one is enough here.
-    params = jax.tree.map(jnp.asarray, jax.device_get(parts.params))
-    return nnx.merge(*parts._replace(params=params))
 
 
 def _is_one(images: Any) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image
 from small import prompt_encoder_file, small_config
 
 import prosam_jax
-from prosam_jax import Segmenter, model, resize, segmenter, weights
+from prosam_jax import Segmenter, model, resize, trained, weights
 from prosam_jax.checkpoint import Checkpoints
 from prosam_jax.config import DistributionConfig, write_config
 from prosam_jax.data.transforms import resize_image, resize_mask
@@ -61,7 +61,7 @@ def file(tmp_path_factory):
 def seg(file):
     """Two classes, each shown twice; loaded as the default."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(segmenter.MODELS, "prosam-shapes", str(file))
+        patch.setitem(trained.MODELS, "prosam-shapes", str(file))
         made = Segmenter.load()
     for label, pairs in REFERENCES.items():
         for image, mask in pairs:
