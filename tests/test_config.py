@@ -31,7 +31,7 @@ def test_settings_survive_the_round_trip():
             {"data": {"annotation": "points"}},
             "data.annotation='points' is not known; nearest: point",
         ),
-        ({"data": {"downsample": "area"}}, "data.downsample='area' is not known; known: coverage"),
+        ({"data": {"downsample": "cover"}}, "downsample='cover' is not known; nearest: coverage"),
         ({"data": {"bad_files": "stopp"}}, "data.bad_files='stopp' is not known; nearest: stop"),
         ({"data": {"fold": True}}, "data.fold=True must be of type int, not bool"),
         ({"prompt": {"dim": 30}}, "prompt.dim=30 must be a multiple of 4"),

@@ -61,7 +61,7 @@ def survival(marked: Bool[np.ndarray, "n h w"]) -> str:
 
 def main() -> None:
     """Prints one row per benchmark and annotation."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", required=True, help="Folder of VOC 2012.")
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--episodes", type=int, default=100, help="Episodes of each fold.")

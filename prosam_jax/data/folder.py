@@ -1,6 +1,7 @@
 """Episodes of a user's own pictures and masks; `folder_files` has the layout of the folder."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Mapping
 
 from prosam_jax.config import DataConfig, check_choice
@@ -36,9 +37,10 @@ def own_episodes(
     folder = find_folder(cfg.root)
     contents = check(folder)
     if contents.faults and cfg.bad_files == "stop":
+        command = "python -m prosam_jax.data.prepare folder --check --root"
         raise ValueError(
-            f"data.root={cfg.root!r}: {contents.summary()} (all: python -m prosam_jax.data.prepare "
-            f"folder --check --root {cfg.root}; to go on without them: data.bad_files=skip)"
+            f"data.root={cfg.root!r}: {contents.summary()} (all: {command} "
+            f"{shlex.quote(cfg.root)}; to go on without them: data.bad_files=skip)"
         )
     skipped = f" ({len(contents.faults)} bad files skipped)" if contents.faults else ""
     rule = fold_rule(folder.class_names, cfg.novel, f"{folder.path}{skipped}")

@@ -58,9 +58,9 @@ def check(folder: Folder, *, trust: bool = True, keep: bool = False) -> Contents
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:  # Pillow decodes without the GIL
         found = pool.map(functools.partial(_read, folder), todo)
         new = list(archives.track(found, len(todo), "reading pictures and masks"))
-    notes = {i: known.get(i, {}) for i in stamps} | {
-        i: {"stamp": stamps[i]} | note for i, note in zip(todo, new, strict=True)
-    }
+    notes: dict[str, dict[str, Any]] = {i: known.get(i, {}) for i in stamps}
+    for image_id, note in zip(todo, new, strict=True):
+        notes[image_id] = {"stamp": stamps[image_id], **note}
     if keep:
         with archives.writing(folder.path / CHECKED) as file:
             held = {"classes": folder.class_names, "files": notes}

@@ -16,6 +16,7 @@ import csv
 import json
 import math
 import pathlib
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -57,8 +58,7 @@ def prepare(root: pathlib.Path, source: pathlib.Path | None, *, check_only: bool
     Raises:
         ValueError: The folder or the source is not as it must be.
     """
-    made = source is not None and not check_only
-    faults = make_masks(root, source) if made else {}
+    faults = {} if source is None or check_only else make_masks(root, source)
     _print(faults.values())
     folder = find_folder(str(root))
     contents = check(folder, trust=not check_only, keep=not check_only)
@@ -67,12 +67,13 @@ def prepare(root: pathlib.Path, source: pathlib.Path | None, *, check_only: bool
         f"{sum(c in shares for shares in contents.shares.values())} of {name}"
         for c, name in enumerate(folder.class_names, 1)
     ]
-    good, bad = len(contents.shares), len(faults | contents.faults)
+    good, bad = len(contents.shares), len({**faults, **contents.faults})
     print(
         f"{folder.path}: pictures: {good}, bad files: {bad}; pictures by class: {', '.join(counts)}"
     )
     if not bad:
-        print(f"train with: --config configs/folder.py --config.data.root={folder.path}")
+        path = shlex.quote(str(folder.path))
+        print(f"train with: --config configs/folder.py --config.data.root={path}")
     return bad
 
 
