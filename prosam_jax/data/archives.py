@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gzip
 import os
 import pathlib
@@ -10,7 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from typing import IO, NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar, cast
 
 import rich.console
 import rich.progress
@@ -168,14 +169,16 @@ def _in_tar(path: pathlib.Path) -> Generator[Member, None, None]:
     with bar as file, tarfile.open(fileobj=file, mode="r|*") as archive:
         for info in archive:
             if info.isfile():
-                yield Member(info.name, info.size, lambda info=info: archive.extractfile(info))
+                # None comes only for what is no file.
+                opened = cast(Callable[[], IO[bytes]], functools.partial(archive.extractfile, info))
+                yield Member(info.name, info.size, opened)
 
 
 def _in_zip(path: pathlib.Path) -> Generator[Member, None, None]:
     with zipfile.ZipFile(path) as archive:
         files = [info for info in archive.infolist() if not info.is_dir()]
         for info in track(files, len(files), path.name):
-            yield Member(info.filename, info.file_size, lambda info=info: archive.open(info))
+            yield Member(info.filename, info.file_size, functools.partial(archive.open, info))
 
 
 def _bytes_in(folder: pathlib.Path) -> int:

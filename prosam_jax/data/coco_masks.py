@@ -2,8 +2,8 @@
 
 Crowds come first, as 255: a crowd's region takes in what lies between its objects, and COCO's own
 scores leave it out. Then come the objects in the order of the annotation file, each over those
-before it, as in the script from which the published masks of COCO-20i come; that one draws the
-first polygon of an object only, this all. Classes are numbered 1-80 by category id.
+before it, which is the order of the field's public script (of RePRI, arXiv 2012.06166); that one
+draws the first polygon of an object only, this all. Classes are numbered 1-80 by category id.
 """
 
 import json

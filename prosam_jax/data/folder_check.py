@@ -52,7 +52,7 @@ def check(folder: Folder, *, trust: bool = True, keep: bool = False) -> Contents
         ValueError: `checked.json` is damaged.
     """
     known = _noted(folder) if trust else {}
-    stamps = {image_id: list(stamp) for image_id, *stamp in stamps_of(folder)}
+    stamps = {image_id: list(stamp) for image_id, stamp in stamps_of(folder)}
     todo = [i for i, stamp in stamps.items() if known.get(i, {}).get("stamp") != stamp]
     workers = min(8, os.cpu_count() or 1)  # as many pictures are in memory at once
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:  # Pillow decodes without the GIL
@@ -124,10 +124,10 @@ def _noted(folder: Folder) -> dict[str, dict[str, Any]]:
         raise ValueError(f"cannot read {path} ({error}); delete it") from error
 
 
-def stamps_of(folder: Folder) -> tuple[tuple[str | int, ...], ...]:
-    """Each picture's name, its size and time of change, and its mask's; 0 for no file."""
+def stamps_of(folder: Folder) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Each picture's name, with its size and time of change and its mask's; 0 for no file."""
     return tuple(
-        (i, *_of_file(folder.image_path(i)), *_of_file(folder.mask_path(i))) for i in folder.masks
+        (i, _of_file(folder.image_path(i)) + _of_file(folder.mask_path(i))) for i in folder.masks
     )
 
 

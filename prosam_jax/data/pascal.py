@@ -32,7 +32,7 @@ def find_images(root: str, setting: str = "data.root") -> list[pathlib.Path]:
     Raises:
         ValueError: There are several.
     """
-    base = pathlib.Path(root).expanduser()
+    base = _base(root)
     places = [base, base / "VOC2012", base / "VOCdevkit" / "VOC2012"]
     found = [p for p in places if (p / IMAGES).is_dir()]
     if len(found) > 1:
@@ -55,7 +55,7 @@ def find_folder(root: str, setting: str = "data.root") -> MaskFolder:
     found = find_images(root, setting)
     if not found:
         raise ValueError(
-            f"{setting}={root!r}: found nothing of that kind in {pathlib.Path(root)}; it {_WANTED}"
+            f"{setting}={root!r}: found nothing of that kind in {_base(root)}; it {_WANTED}"
         )
     if absent := [name for name in (MASKS, LISTS) if not (found[0] / name).is_dir()]:
         raise ValueError(
@@ -66,11 +66,7 @@ def find_folder(root: str, setting: str = "data.root") -> MaskFolder:
 
 
 def pascal_episodes(
-    cfg: DataConfig,
-    split: str,
-    *,
-    seed: int,
-    length: int | None = None,
+    cfg: DataConfig, split: str, *, seed: int, length: int | None = None
 ) -> EpisodeSource:
     """Episodes of one split of a Pascal-5i fold.
 
@@ -103,3 +99,7 @@ def transfer_episodes(
     """
     folder = find_folder(cfg.test_root, "data.test_root")
     return folder_episodes(folder, rule, cfg, "test", OWN_LISTS, seed=seed, length=length)
+
+
+def _base(root: str) -> pathlib.Path:
+    return pathlib.Path(root).expanduser()

@@ -14,9 +14,6 @@ import pathlib
 import sys
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-from jaxtyping import Int
-
 from prosam_jax.data import (
     archives,
     coco,
@@ -26,7 +23,6 @@ from prosam_jax.data import (
     prepare_folder,
     prepare_pascal,
 )
-from prosam_jax.data.mask_folder import MaskFolder
 
 _BENCHMARKS = {
     "pascal": (prepare_pascal.prepare, pascal.OWN_LISTS),
@@ -45,8 +41,15 @@ def benchmark(name: str, root: pathlib.Path, *, download: bool) -> None:
     folder, was_changed = prepare(root.expanduser(), download=download)
     pools = [folder.ids(pool, "list") for pool in lists]
     ids = list(dict.fromkeys(itertools.chain(*pools)))
-    counts, was_counted = count(folder, ids)
-    if not (was_changed or was_counted):
+    read = 0
+
+    def watch(counts: Iterable[list[int]], total: int) -> Iterable[list[int]]:
+        nonlocal read
+        read = total
+        return archives.track(counts, total, "counting pixels")
+
+    counts = folder.pixel_counts(ids, watch)
+    if not (was_changed or read):
         print(f"nothing to do: {folder.path} is prepared")
     held = " and ".join(f"{len(ids):,} in {pool}" for pool, ids in zip(lists, pools, strict=True))
     print(f"{folder.path} holds {held}")
@@ -57,22 +60,9 @@ def benchmark(name: str, root: pathlib.Path, *, download: bool) -> None:
             index = folder.rule.index(pool, counts[[row_of[i] for i in pool]], fold, split)
             verdicts.append(f"{split} {folds.verdict(index)}")
         print(f"{folder.rule.name} fold {fold}: {'; '.join(verdicts)}")
-    print(f"train with: --config configs/{name}.py --config.data.root={folder.path}")
-
-
-def count(folder: MaskFolder, ids: Sequence[str]) -> tuple[Int[np.ndarray, "{len(ids)} c"], bool]:
-    """Counts pixels of masks and keeps the counts; and whether there were masks to read."""
-    read = 0
-
-    def watch(counts: Iterable[list[int]], total: int) -> Iterable[list[int]]:
-        nonlocal read
-        read = total
-        return archives.track(counts, total, "counting pixels")
-
-    counts = folder.pixel_counts(ids, watch)
-    if read:
+    if read:  # last, so that a folder that cannot be written to has been compared
         folder.keep_pixel_counts(ids, counts)
-    return counts, read > 0
+    print(f"train with: --config configs/{name}.py --config.data.root={folder.path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

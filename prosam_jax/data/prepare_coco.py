@@ -74,7 +74,7 @@ def prepare(root: pathlib.Path, *, download: bool) -> tuple[MaskFolder, bool]:
     if not todo:
         return folder, False
     if importlib.util.find_spec("pycocotools") is None:
-        raise ValueError("pycocotools is not installed; run: pip install 'prosam_jax[prepare]'")
+        raise ValueError("pycocotools is not installed; run: pip install pycocotools")
     if not all(path.exists() for path in files.values()):
         # Whether images are complete cannot be told yet; none at all is certain.
         empty = [pool for pool in todo if not any((root / pool).glob("*.jpg"))]
