@@ -1,12 +1,14 @@
 """Episodes of a user's own pictures and masks; `folder_files` has the layout of the folder."""
 
 import dataclasses
+import functools
+import pathlib
 import shlex
 from collections.abc import Iterable, Mapping
 
 from prosam_jax.config import DataConfig, check_choice
 from prosam_jax.data.episodes import EpisodeSource, episode_source
-from prosam_jax.data.folder_check import check
+from prosam_jax.data.folder_check import Contents, check, stamps_of
 from prosam_jax.data.folder_files import IMAGES, Folder, find_folder, lines, stem
 from prosam_jax.data.folds import FoldIndex, FoldRule
 
@@ -35,7 +37,7 @@ def own_episodes(
             or has no picture for any episode.
     """
     folder = find_folder(cfg.root)
-    contents = check(folder)
+    contents = _contents(folder.path, folder.class_names, stamps_of(folder))
     if contents.faults and cfg.bad_files == "stop":
         command = "python -m prosam_jax.data.prepare folder --check --root"
         raise ValueError(
@@ -73,6 +75,12 @@ def fold_rule(class_names: tuple[str, ...], novel: str, name: str) -> FoldRule:
         check_choice("data.novel", part, class_names)
     chosen = tuple(sorted({class_names.index(part) + 1 for part in wanted}))
     return FoldRule(name, class_names, (chosen,) * _FOLDS)
+
+
+@functools.lru_cache(maxsize=1)
+def _contents(path: pathlib.Path, class_names: tuple[str, ...], stamps: tuple) -> Contents:
+    """What `check` finds; a run asks for it twice, and reading takes minutes."""
+    return check(find_folder(str(path)))
 
 
 def _index(

@@ -52,7 +52,7 @@ def check(folder: Folder, *, trust: bool = True, keep: bool = False) -> Contents
         ValueError: `checked.json` is damaged.
     """
     known = _noted(folder) if trust else {}
-    stamps = {image_id: _stamp(folder, image_id) for image_id in folder.masks}
+    stamps = {image_id: list(stamp) for image_id, stamp in stamps_of(folder)}
     todo = [i for i, stamp in stamps.items() if known.get(i, {}).get("stamp") != stamp]
     workers = min(8, os.cpu_count() or 1)  # as many pictures are in memory at once
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:  # Pillow decodes without the GIL
@@ -124,15 +124,15 @@ def _noted(folder: Folder) -> dict[str, dict[str, Any]]:
         raise ValueError(f"cannot read {path} ({error}); delete it") from error
 
 
-def _stamp(folder: Folder, image_id: str) -> list[int]:
-    """Sizes and times of change of a picture and its mask, 0 where there is none."""
-    return [
-        number
-        for path in (folder.image_path(image_id), folder.mask_path(image_id))
-        for number in (_of_file(path) if path.is_file() else (0, 0))
-    ]
+def stamps_of(folder: Folder) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Each picture's name, with its size and time of change and its mask's; 0 for no file."""
+    return tuple(
+        (i, _of_file(folder.image_path(i)) + _of_file(folder.mask_path(i))) for i in folder.masks
+    )
 
 
 def _of_file(path: pathlib.Path) -> tuple[int, int]:
+    if not path.is_file():
+        return 0, 0
     found = path.stat()
     return found.st_size, found.st_mtime_ns
