@@ -50,13 +50,11 @@ class ProSAM(nnx.Module):
             image_embeddings: What `embed` says of its targets, where that is known already.
         """
         b, s, h, w, _ = episode.support_image.shape
-        return Features(
-            *self.encode_targets(episode.query_image, image_embeddings),
-            *self.encode_references(
-                episode.support_image.reshape(b * s, h, w, 3),
-                episode.support_mask.reshape(b * s, h, w),
-            ),
-        )
+        images = episode.support_image.reshape(b * s, h, w, 3)
+        marked = episode.support_mask.reshape(b * s, h, w)
+        embeddings, query = self.encode_targets(episode.query_image, image_embeddings)
+        references = self.encode_references(images, marked, query.merged.shape[1:3])
+        return Features(embeddings, query, *references)
 
     def encode_targets(
         self,
@@ -72,6 +70,7 @@ class ProSAM(nnx.Module):
         self,
         images: UInt8[Array, "r h w 3"],
         marked: Bool[Array, "r h w"],
+        size: tuple[int, int],
         downsample: str | None = None,
     ) -> tuple[Taps, Float[Array, "r i j"]]:
         """Backbone features of references, and their annotations at the size of these.
@@ -79,13 +78,12 @@ class ProSAM(nnx.Module):
         Args:
             images: The references.
             marked: Their annotations.
-            downsample: How these are shrunk, one of `config.DOWNSAMPLES`; None as in training.
+            size: (height, width) of the backbone's merged features.
+            downsample: How annotations are shrunk to it, one of `config.DOWNSAMPLES`; None as in
+                training.
         """
-        x = resize.normalize(images)
-        merged, _ = jax.eval_shape(self.backbone.trunk, x)
-        rule = downsample or self.downsample
-        mask = _shrunk(marked.astype(jnp.float32), merged.shape[1:3], rule)
-        return backbone.support_taps(self.backbone, x, mask), mask
+        mask = _shrunk(marked.astype(jnp.float32), size, downsample or self.downsample)
+        return backbone.support_taps(self.backbone, resize.normalize(images), mask), mask
 
     def posterior(self, features: Features, dropout_key: PRNGKeyArray | None = None) -> Posterior:
         """q(p | I_r, A_r, I_t) of Eq. 5; with s references s times as many prompts per target."""

@@ -64,6 +64,9 @@ class Segmenter:
         self.image_size = image_size
         # Flattened once: to walk the modules at every call takes longer than a small decoder.
         self._leaves, self._tree = jax.tree.flatten(model)
+        square = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+        merged, _ = jax.eval_shape(model.backbone.trunk, square)
+        self._cells: tuple[int, int] = merged.shape[1:3]
         self._references: dict[str, References] = {}
 
     @classmethod
@@ -220,9 +223,11 @@ class Segmenter:
         square = resize_image(pixels, self.image_size)
         # Most points and thin strokes would vanish under any other rule.
         rule = "coverage" if cues["mask"] is None and cues["box"] is None else None
-        found = _encode_reference(self._tree, self._leaves, square[None], marked[None], rule)
+        found = _encode_reference(
+            self._tree, self._leaves, square[None], marked[None], self._cells, rule
+        )
         if not found.mask.any():
-            _, rows, cols = found.mask.shape
+            rows, cols = self._cells
             raise ValueError(
                 f"the mark is lost at {rows} x {cols}, the size of the backbone's features: mark a "
                 "larger region, pass it as scribble, or cut the picture to it"
@@ -283,16 +288,17 @@ def _is_one(images: Any) -> bool:
     return a_file or getattr(images, "ndim", 0) in (2, 3)  # 4 axes are a batch
 
 
-@functools.partial(jax.jit, static_argnames=("tree", "downsample"))
+@functools.partial(jax.jit, static_argnames=("tree", "size", "downsample"))
 def _encode_reference(
     tree: Any,
     leaves: list[Array],
     images: UInt8[Array, "r h w 3"],
     marked: Bool[Array, "r h w"],
+    size: tuple[int, int],
     downsample: str | None,
 ) -> References:
     model = jax.tree.unflatten(tree, leaves)
-    return References(*model.encode_references(images, marked, downsample))
+    return References(*model.encode_references(images, marked, size, downsample))
 
 
 @functools.partial(jax.jit, static_argnames="tree")
