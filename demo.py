@@ -34,9 +34,9 @@ RESULTS = flags.DEFINE_string("results", "docs/results.md", "With --full: where 
 def demo(base: Config, workdir: pathlib.Path) -> None:
     """Two runs, a table and a report."""
     start = time.monotonic()
-    comparison.share_compiled(workdir / "compiled")
+    comparison.share_compiled(workdir)
     runs = [
-        comparison.run_of(base, workdir / method, {"distribution.name": method})
+        comparison.run_of(base, workdir, method, {"distribution.name": method})
         for method in METHODS
     ]
     held = {}
@@ -59,7 +59,7 @@ def full(base: Config, workdir: pathlib.Path) -> None:
     todo = [run for run in runs if comparison.results(run) is None]
     print(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {JOBS.value} at a time", flush=True)
     if todo:
-        grid.finish(todo, jobs=JOBS.value, compiled=workdir / "compiled")
+        grid.finish(todo, jobs=JOBS.value, shared=workdir)
     found = grid.scores(runs)
     grid.write_scores(workdir / "scores.json", found)
     table = grid.markdown(found, grid.note(runs))

@@ -50,7 +50,7 @@ def _example(seed, *, uncertain):
 
 def _finished(workdir, method, miou):
     """A folder as a finished run leaves it."""
-    run = comparison.run_of(BASE, workdir / method, {"distribution.name": method})
+    run = comparison.run_of(BASE, workdir, method, {"distribution.name": method})
     run.workdir.mkdir(parents=True)
     weight_file.write_frozen(run.cfg, run.workdir)
     held = {
@@ -211,10 +211,10 @@ def test_a_document_keeps_its_words_around_the_table(tmp_path):
 @pytest.mark.slow
 def test_processes_tell_what_came_of_their_runs(tmp_path, capsys):
     done = [_finished(tmp_path, method, 40.0) for method in ("vrp", "gaussian", "student_t")]
-    grid.finish(done, jobs=2, compiled=tmp_path / "compiled")
+    grid.finish(done, jobs=2, shared=tmp_path)
     out = capsys.readouterr().out
     assert len(re.findall(r"mIoU 40\.00 in 0:00:0\d; \d of 3, ", out)) == 3
-    lost = comparison.run_of(BASE, tmp_path / "lost", {"sam.weights": "none.safetensors"})
+    lost = comparison.run_of(BASE, tmp_path, "lost", {"sam.weights": "none.safetensors"})
     with pytest.raises(ValueError, match=r"lost: none\.safetensors is missing; make it with"):
-        grid.finish([lost], jobs=1, compiled=tmp_path / "compiled")
+        grid.finish([lost], jobs=1, shared=tmp_path)
     assert (tmp_path / "lost" / "log.txt").is_file()

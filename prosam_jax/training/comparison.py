@@ -14,7 +14,7 @@ import jax
 import rich.console
 import rich.table
 
-from prosam_jax.config import Config, replaced, to_dict
+from prosam_jax.config import Config, changed, replaced
 from prosam_jax.prompt import weight_file
 from prosam_jax.training import controls, loop, report, score
 
@@ -33,6 +33,9 @@ OF_THE_METHOD = (controls.UNTRAINED, controls.WRONG)
 SETTINGS = {"train.eval_every": -1, "eval.controls": True}
 """No checkpoint is chosen by its score on the test list: the last one counts."""
 
+MOVED = ("cache.dir",)
+"""Settings that may have changed since a run was finished."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -47,19 +50,24 @@ class Run:
         return TITLES[self.cfg.distribution.name]
 
 
-def run_of(base: Config, workdir: pathlib.Path, changes: Mapping[str, Any]) -> Run:
-    """A run of `base` with changed settings by dotted name, and those of a comparison."""
-    return Run(replaced(base, {**changes, **SETTINGS}), workdir)
+def run_of(base: Config, folder: pathlib.Path, name: str, changes: Mapping[str, Any]) -> Run:
+    """A run of `base` in a folder of its own, with changed settings by dotted name.
+
+    All runs of `folder` share SAM's embeddings, exactly as they are.
+    """
+    shared = {"cache.dir": str(folder / "features"), "cache.dtype": "float32"}
+    shared = {} if base.cache.dir else shared
+    return Run(replaced(base, {**changes, **shared, **SETTINGS}), folder / name)
 
 
 def share_compiled(folder: pathlib.Path) -> None:
-    """Keeps compiled functions in `folder`, unless the user keeps them elsewhere.
+    """Keeps compiled functions in a folder of `folder`, unless the user keeps them elsewhere.
 
     Runs of one comparison compile much the same, and a run that goes on compiles it again. They
     lie beside the runs, and go with them when those are deleted.
     """
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        jax.config.update("jax_compilation_cache_dir", str(folder.resolve()))
+        jax.config.update("jax_compilation_cache_dir", str(folder.resolve() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
@@ -90,11 +98,12 @@ def results(run: Run) -> dict[str, Any] | None:
     """`results.json` of a finished run, None if it is not finished or is another one."""
     try:
         held = json.loads((run.workdir / "results.json").read_text())
-    except (OSError, json.JSONDecodeError):
+        cfg = Config.from_dict(held["config"])
+    except (OSError, KeyError, ValueError):
         return None
     pictured = not run.cfg.eval.pictures or (run.workdir / "examples.npz").is_file()
     frozen = weight_file.frozen_weights(run.cfg)
-    fits = held.get("config") == to_dict(run.cfg) and weight_file.read_frozen(run.workdir) == frozen
+    fits = not changed(cfg, run.cfg, MOVED) and weight_file.read_frozen(run.workdir) == frozen
     return held if fits and pictured else None
 
 

@@ -34,7 +34,8 @@ def runs(base: Config, workdir: pathlib.Path, seeds: int) -> list[Run]:
     return [
         comparison.run_of(
             base,
-            workdir / f"{annotation}-fold{fold}-{method}-seed{seed}",
+            workdir,
+            f"{annotation}-fold{fold}-{method}-seed{seed}",
             {
                 "distribution.name": method,
                 "data.annotation": annotation,
@@ -50,7 +51,7 @@ def runs(base: Config, workdir: pathlib.Path, seeds: int) -> list[Run]:
     ]
 
 
-def finish(todo: Sequence[Run], *, jobs: int, compiled: pathlib.Path) -> None:
+def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
     """Finishes the runs, `jobs` at a time, each in a process with its share of the cores.
 
     Prints a line for each finished run. What a run prints goes to `log.txt` in its folder.
@@ -58,7 +59,7 @@ def finish(todo: Sequence[Run], *, jobs: int, compiled: pathlib.Path) -> None:
     Args:
         todo: The runs.
         jobs: How many at a time.
-        compiled: Folder of compiled functions (`comparison.share_compiled`).
+        shared: Folder of what they share (`comparison.share_compiled`).
 
     Raises:
         ValueError: A run cannot be done; the others that were under way are stopped.
@@ -73,7 +74,7 @@ def finish(todo: Sequence[Run], *, jobs: int, compiled: pathlib.Path) -> None:
             for job in range(min(jobs, len(todo))):
                 receiver, sender = spawn.Pipe(duplex=False)
                 share = cores[job::jobs] if jobs > 1 else []
-                process = spawn.Process(target=_work, args=(todo, counter, sender, share, compiled))
+                process = spawn.Process(target=_work, args=(todo, counter, sender, share, shared))
                 process.start()
                 sender.close()
                 workers[receiver] = process
@@ -128,13 +129,13 @@ def _work(
     counter: Any,
     sender: connection.Connection,
     cores: Sequence[int],
-    compiled: pathlib.Path,
+    shared: pathlib.Path,
 ) -> None:
     """One process: takes run after run until none is left or a signal comes."""
     if cores:
         os.sched_setaffinity(0, cores)
     logging.set_verbosity(logging.ERROR)  # as `cli.run` does
-    comparison.share_compiled(compiled)
+    comparison.share_compiled(shared)
     with contextlib.suppress(loop.Stopped, KeyboardInterrupt):
         while (run := _next(todo, counter)) is not None:
             start = time.monotonic()
