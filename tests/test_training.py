@@ -231,8 +231,8 @@ def test_four_devices_compute_what_one_does(tmp_path):
     one, losses_of_one = _steps(cfg, jax.devices()[:1])
     four, losses_of_four = _steps(cfg, jax.devices()[:4])
     np.testing.assert_allclose(losses_of_four, losses_of_one, rtol=1e-5)
-    # Adam's first steps have the size of the learning rate, 1e-3, whatever the gradient's: a rounding
-    # moves a parameter whose gradient is about as small. Seen: 5.8e-5 in one of 65,536.
+    # Adam's first steps have the size of the learning rate, 1e-3, whatever the gradient's: a
+    # rounding moves a parameter whose gradient is as small. Seen: 5.8e-5 in one of 65,536.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), four.params, one.params
     )
