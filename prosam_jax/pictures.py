@@ -129,7 +129,9 @@ def mark(
     else:
         strokes = _fitting(scribble, size, "scribble")
         rows, cols = np.nonzero(strokes)
-        square = resize_mask(strokes, side)  # leaves no gaps where the picture is enlarged
+        square = np.zeros((side, side), np.bool_)
+        if side > min(size):  # enlarged, single pixels would leave gaps
+            square = resize_mask(strokes, side)
     square[rows * side // size[0], cols * side // size[1]] = True
     return square
 

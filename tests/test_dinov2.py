@@ -126,7 +126,12 @@ def test_features_of_any_size_match_torch(pixels, patches, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("pixels", "patches"), [((512, 520), (37, 37)), ((100, 160), (7, 11))], ids=str
+    ("pixels", "patches"),
+    [
+        pytest.param((512, 520), (37, 37), marks=pytest.mark.exhaustive),
+        ((100, 160), (7, 11)),
+    ],
+    ids=str,
 )
 def test_vits14_matches_torch(pixels, patches):
     """In float64, for torch resizes with float32 coordinates: on noise an error of 2e-5."""

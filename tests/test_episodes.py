@@ -204,7 +204,7 @@ def test_source_appends_wrong_references():
     source = dataclasses.replace(plain, wrong=True)
     for i in range(len(source)):
         right, both = plain[i], source[i]
-        ids = draw_wrong(source.fold, 321, i, 2).support_ids
+        ids = draw_wrong(source.fold, 321, source.spec(i)).support_ids
         assert both.support_image[2:, 0, 0, 0].tolist() == [int(image_id) for image_id in ids]
         assert both.support_mask[2:].any((1, 2)).all()
         halved = both._replace(

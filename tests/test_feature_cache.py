@@ -27,6 +27,7 @@ from prosam_jax.feature_cache.cache import FeatureCache
 from prosam_jax.feature_cache.entries import Entries
 from prosam_jax.feature_cache.packing import Packed, pack, unpack
 from prosam_jax.sam.model import Sam
+from prosam_jax.training import evaluation
 
 ARCH = dataclasses.replace(SAMConfig.tiny(), image_size=(64, 80), depth=1, global_attn_indexes=())
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
@@ -260,8 +261,8 @@ def test_the_command_fills_the_cache_that_training_looks_in(tmp_path):
     done = _command("build", *flags(cfg))
     assert done.returncode == 0, done.stderr
     train = benchmark.episodes(cfg.data, "train", seed=cfg.seed)
-    test = benchmark.episodes(cfg.data, "test", seed=cfg.eval.seed)
-    ids = {*train.fold.images, *test.fold.images}
+    test = evaluation.test_episodes(cfg)
+    ids = {*train.fold.images, *(test.spec(i).query_id for i in range(len(test)))}
     assert f"\n{len(ids)} images, 0 of their entries damaged, {len(ids)} to compute" in done.stdout
     assert done.stdout.endswith(f"the cache is complete with {len(ids)} entries\n")
     cache = FeatureCache(cfg.cache, model.build_sam(cfg))

@@ -148,7 +148,13 @@ def golden_run():
         steps |= {"all_iou_pred": decoder.predict_iou(tokens), "low_res_logits": low_res}
         return loss, steps | {"logits": logits, "loss": jnp.stack([loss, *parts])}
 
-    run = jax.jit(jax.grad(loss_and_steps, argnums=(0, 1), has_aux=True))
+    # Compiled as for users: without LLVM's optimisation sums are less exact than torch's.
+    options = {
+        "xla_backend_optimization_level": 3,
+        "xla_llvm_disable_expensive_passes": False,
+    }
+    grad = jax.grad(loss_and_steps, argnums=(0, 1), has_aux=True)
+    run = jax.jit(grad, compiler_options=options)
     sam = golden_modules.sam((16, 16))
     (grad_prompts, grad_image), steps = run(prompts, nhwc(embeddings), sam, target)
     steps |= {"prompts": prompts, "grad_prompts": grad_prompts, "grad_image_embeddings": grad_image}

@@ -74,7 +74,7 @@ def test_only_the_prompt_encoder_is_saved_and_trained(finished):
     "at",
     [
         pytest.param(4, id="at a validation"),
-        pytest.param(2, id="between validations", marks=pytest.mark.slow),
+        pytest.param(2, id="between validations", marks=pytest.mark.exhaustive),
     ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch, capsys, at):
