@@ -21,12 +21,14 @@ def get_config() -> ConfigDict:
     config.backbone.weights = "packaged"
     config.prompt.dim = 96
     config.distribution.samples = 4
-    config.train.steps = 300
+    config.prompt.dropout = 0.1
+    config.train.steps = 400
     config.train.batch_size = 4
-    config.train.learning_rate = 1e-3
+    config.train.learning_rate = 2e-3
+    config.train.schedule = "cosine"
     config.train.log_every = 20
     config.train.checkpoint_every = 100
-    config.train.eval_every = 150
+    config.train.eval_every = 200
     config.eval.episodes = 100
     config.eval.batch_size = 4
     return config
