@@ -123,14 +123,13 @@ def mark(
         return square
     if box is not None:
         return _filled(box, size, side)
+    square = np.zeros((side, side), np.bool_)
     if points is not None:
         rows, cols = _pixels(points, size)
-        square = np.zeros((side, side), np.bool_)
     else:
         strokes = _fitting(scribble, size, "scribble")
         rows, cols = np.nonzero(strokes)
-        square = np.zeros((side, side), np.bool_)
-        if side > min(size):  # enlarged, single pixels would leave gaps
+        if side > min(size):  # a pixel becomes several
             square = resize_mask(strokes, side)
     square[rows * side // size[0], cols * side // size[1]] = True
     return square
