@@ -261,7 +261,7 @@ def test_the_command_fills_the_cache_that_training_looks_in(tmp_path):
     done = _command("build", *flags(cfg))
     assert done.returncode == 0, done.stderr
     train = benchmark.episodes(cfg.data, "train", seed=cfg.seed)
-    test = evaluation.test_episodes(cfg)
+    test = benchmark.episodes(cfg.data, "test", seed=cfg.eval.seed, length=cfg.eval.episodes)
     ids = {*train.fold.images, *(test.spec(i).query_id for i in range(len(test)))}
     assert f"\n{len(ids)} images, 0 of their entries damaged, {len(ids)} to compute" in done.stdout
     assert done.stdout.endswith(f"the cache is complete with {len(ids)} entries\n")
