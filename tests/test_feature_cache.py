@@ -27,7 +27,6 @@ from prosam_jax.feature_cache.cache import FeatureCache
 from prosam_jax.feature_cache.entries import Entries
 from prosam_jax.feature_cache.packing import Packed, pack, unpack
 from prosam_jax.sam.model import Sam
-from prosam_jax.training import evaluation
 
 ARCH = dataclasses.replace(SAMConfig.tiny(), image_size=(64, 80), depth=1, global_attn_indexes=())
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
