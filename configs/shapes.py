@@ -21,7 +21,6 @@ def get_config() -> ConfigDict:
     config.backbone.weights = "packaged"
     config.prompt.dim = 96
     config.distribution.samples = 4
-    config.prompt.dropout = 0.1
     config.train.steps = 400
     config.train.batch_size = 4
     config.train.learning_rate = 2e-3
