@@ -185,6 +185,15 @@ def test_novel_classes_do_not_leak(own):
         _source(own, "test", novel="owl, fix")
 
 
+def test_a_class_that_no_picture_shows_is_told(own):
+    (own / "classes.txt").write_text("\n".join((*CLASSES, "yak")))
+    test = _source(own, "test", novel="owl, yak")
+    assert test.fold.filled == (4,)
+    assert describe(test.fold).endswith("4 images; too few images to draw yak")
+    with pytest.raises(ValueError, match=r"fold 0 test: an .* more than 0; choose .*data.novel"):
+        _source(own, "test", novel="yak")
+
+
 def test_lists_choose_pictures(own):
     (own / "mine.txt").write_text("sub/fox 0\nsub/fox 1.jpg\n\nsub/fox 2\n")
     test = _source(own, "test", fold=2, val_list="mine")

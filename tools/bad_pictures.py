@@ -157,6 +157,7 @@ ODD = (
     Case("mask of 1 bit", _mask(Image.fromarray(labels() * 255).convert("1"))),
     Case("mask of 16 bits", _mask(labels().astype(np.uint16))),
     Case("mask without an object", _mask(np.zeros((HEIGHT, WIDTH), np.uint8))),
+    Case("a class that no picture shows", _bytes("classes.txt", lambda content: content + b"owl")),
 )  # fmt: skip
 """What is handled."""
 

@@ -127,8 +127,8 @@ class FoldIndex:
             most = max(map(len, self.entries.values()), default=0)
             raise ValueError(
                 f"fold {self.fold} {self.split}: an episode takes {shots + 1} images of one class, "
-                f"and no class has more than {most}; choose another data.fold, fewer data.shots "
-                "or longer data.train_list and data.val_list"
+                f"and no class has more than {most}; choose other classes (data.fold, data.novel), "
+                "fewer data.shots, or longer lists (data.train_list, data.val_list)"
             )
         return dataclasses.replace(self, entries=kept)
 
