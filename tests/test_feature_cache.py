@@ -9,16 +9,18 @@ import sys
 import threading
 import time
 
+import absl.flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_voc import write_voc
 from flax import nnx
+from ml_collections import config_flags
 from small import flags, small_config
 from test_scripts import ENVIRONMENT, ROOT
 
-from prosam_jax import model, weights
+from prosam_jax import cli, model, weights
 from prosam_jax.config import CacheConfig, DataConfig, SAMConfig
 from prosam_jax.data import benchmark
 from prosam_jax.data.pascal import pascal_episodes
@@ -268,7 +270,9 @@ def test_the_command_fills_the_cache_that_training_looks_in(tmp_path):
     assert missing(cache, train, sorted(ids)) == []
 
 
-def test_a_wrong_command_gets_one_line():
-    done = _command("bild")
-    message = "'bild' is no command; the one there is: build"
-    assert (done.returncode, done.stderr) == (1, f"error: {message}\n")
+def test_a_wrong_command_is_told_the_right_one(monkeypatch):
+    values = absl.flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    monkeypatch.setattr(absl.flags, "FLAGS", values)
+    with pytest.raises(ValueError, match="^'bild' is no command; the one there is: build$"):
+        cli._parse(cli.DEFAULT_CONFIG, "build", ["feature_cache", "bild"])
