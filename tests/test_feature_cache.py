@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from fake_voc import write_voc
 from flax import nnx
-from ml_collections import config_flags
 from small import flags, small_config
 from test_scripts import ENVIRONMENT, ROOT
 
@@ -272,7 +271,7 @@ def test_the_command_fills_the_cache_that_training_looks_in(tmp_path):
 
 def test_a_wrong_command_is_told_the_right_one(monkeypatch):
     values = absl.flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    absl.flags.DEFINE_string("config", None, "", flag_values=values)
     monkeypatch.setattr(absl.flags, "FLAGS", values)
-    with pytest.raises(ValueError, match="^'bild' is no command; the one there is: build$"):
+    with pytest.raises(ValueError, match=r"^'bild' is no command; the one there is: build$"):
         cli._parse(cli.DEFAULT_CONFIG, "build", ["feature_cache", "bild"])
