@@ -13,7 +13,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,13 @@ from prosam_jax.types import Episode
 OUT = pathlib.Path("runs/benchmarks/feature_cache.json")
 
 
+class Cost(NamedTuple):
+    """Of a step: wall time, and CPU time of all threads, which other programs change less."""
+
+    seconds: float
+    cpu_seconds: float
+
+
 class Training:
     """A run that takes the same steps again in every turn, with or without a cache."""
 
@@ -41,9 +48,9 @@ class Training:
         self.state = jax.tree.map(lambda x: x.copy(), trainer.state)
         self.losses: list[float] = []
 
-    def __call__(self, cache: FeatureCache | None) -> float:
-        """Seconds of a step, the mean over the episodes."""
-        start = time.perf_counter()
+    def __call__(self, cache: FeatureCache | None) -> Cost:
+        """Of a step, the mean over the episodes."""
+        start, cpu = time.perf_counter(), time.process_time()
         for episode in self.episodes:
             batch = sharding.split_batch(episode, self.trainer.mesh)
             embeddings = cache(episode.query_image) if cache else None
@@ -51,7 +58,8 @@ class Training:
                 self.state, self.trainer.frozen, batch, embeddings
             )
             self.losses.append(float(logs["loss"]))
-        return (time.perf_counter() - start) / len(self.episodes)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        return Cost(seconds / len(self.episodes), cpu / len(self.episodes))
 
 
 def settings(args: argparse.Namespace) -> Config:
@@ -78,38 +86,37 @@ def steps(
     runs = {name: Training(trainer, episodes) for name in caches}
     cases = {name: lambda name=name: runs[name](caches[name]) for name in caches}
     for name, case in cases.items():  # compiles, and fills the caches
-        print(f"{name}: first steps {case():.1f} s", flush=True)
+        print(f"{name}: first steps {case().seconds:.1f} s", flush=True)
     found = measure.in_turns(cases, args.turns, lambda n: print(f"turn {n}", flush=True))
     plain = np.array(runs["none"].losses)
     result = {}
-    for name, seconds in found.items():
-        apart = np.abs(np.array(runs[name].losses) / plain - 1)
-        result[name] = {
-            "seconds": measure.spread(seconds)._asdict(),
-            "over none": measure.ratio(seconds, found["none"])._asdict(),
-            "largest difference of losses": apart.max().item(),
-        }
-        print(
-            f"  {name:9} {measure.spread(seconds)!s:20} s a step"
-            f"  {measure.ratio(seconds, found['none'])!s:22} of none"
-            f"  losses of {len(plain)} steps within {apart.max():.1e}"
-        )
+    for name, costs in found.items():
+        result[name] = {}
+        for field in Cost._fields:
+            own, base = ([getattr(x, field) for x in of] for of in (costs, found["none"]))
+            spread, ratio = measure.spread(own), measure.ratio(base, own)
+            result[name][field] = {"a step": spread._asdict(), "times less": ratio._asdict()}
+            print(f"  {name:9} {field:12} {spread!s:20} a step  {ratio!s:20} times less")
+        apart = np.abs(np.array(runs[name].losses) / plain - 1).max().item()
+        result[name]["largest difference of losses"] = apart
+        print(f"  {name:9} losses of {len(plain)} steps within {apart:.1e}")
     return result
 
 
 def building(trainer: loop.Trainer, cache: FeatureCache, images: int, batch: int) -> dict[str, Any]:
-    """Seconds per image of computing entries, and of looking at those that are there."""
+    """Costs per image of computing entries, and of looking at those that are there."""
     ids = trainer.source.fold.images[:images]
     cache.compute(np.stack([trainer.source.image(ids[0])] * batch))  # compiles
-    start = time.perf_counter()
-    todo = missing(cache, trainer.source, ids)
-    computed = build(cache, trainer.source, todo, batch_size=batch)
-    built = time.perf_counter() - start
-    start = time.perf_counter()
-    assert not missing(cache, trainer.source, ids)
-    looked = time.perf_counter() - start
-    result = {"images": computed, "seconds": built / computed, "looking": looked / len(ids)}
-    print(f"  built {result}")
+    result = {}
+    for name in ("looking for nothing", "computing", "looking"):
+        start, cpu = time.perf_counter(), time.process_time()
+        if name == "computing":
+            build(cache, trainer.source, ids, batch_size=batch)
+        else:
+            missing(cache, trainer.source, ids)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        result[name] = Cost(seconds / len(ids), cpu / len(ids))._asdict()
+        print(f"  {name} {result[name]}")
     return result
 
 
