@@ -108,12 +108,13 @@ def building(trainer: loop.Trainer, cache: FeatureCache, images: int, batch: int
     ids = trainer.source.fold.images[:images]
     cache.compute(np.stack([trainer.source.image(ids[0])] * batch))  # compiles
     result = {}
-    for name in ("looking for nothing", "computing", "looking"):
+    tasks = {
+        "computing": lambda: build(cache, trainer.source, ids, batch_size=batch),
+        "looking": lambda: missing(cache, trainer.source, ids),
+    }
+    for name, task in tasks.items():
         start, cpu = time.perf_counter(), time.process_time()
-        if name == "computing":
-            build(cache, trainer.source, ids, batch_size=batch)
-        else:
-            missing(cache, trainer.source, ids)
+        task()
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         result[name] = Cost(seconds / len(ids), cpu / len(ids))._asdict()
         print(f"  {name} {result[name]}")
