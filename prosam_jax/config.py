@@ -353,8 +353,8 @@ class DataConfig:
             top left pixel of each cell (VRP-SAM; most points vanish), "coverage" weighs each cell
             by how much of it is marked (`resize.coverage`).
         cueless: What becomes of a reference on which no pixel is marked: "redraw" marks it anew,
-            or takes another if the object itself is lost at this size; "report" keeps and counts
-            it.
+            or takes another if the object itself is lost at this size; "report" keeps it. Those
+            that stay are counted.
     """
 
     name: str = "pascal"

@@ -161,7 +161,7 @@ def test_a_feature_cache_changes_the_losses_by_no_more_than_its_rounding(
     cfg = dataclasses.replace(cfg, cache=CacheConfig(dir=str(tmp_path / "cache")))
     loop.train(cfg, tmp_path / "run")
     out = capsys.readouterr().out
-    assert "feature cache: 0 entries of 0.0 MB in" in out
+    assert "feature cache: 0 entries of 8.2 kB in" in out
     assert "embeddings read" in out.splitlines()[-1]
     losses = [
         [line["train/loss"] for line in _curves(workdir) if "train/loss" in line]
