@@ -82,29 +82,32 @@ def attend(
     """
     b, h, w, _, d = q.shape
     scores = b * w * h * w  # of one row of one head
+    rows = max(n for n in range(1, h + 1) if n == 1 or (h % n == 0 and n * scores <= limit))
+    heads = limit // (h * scores)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
-    def row(q, k, v, rel_h):
-        scores = product("bwd,bijd->bwij", q * d**-0.5, k)
+    def some_rows(q, k, v, rel_h):
+        scores = product("brwd,bijd->brwij", q * d**-0.5, k)
         if rel_h is not None:
-            scores += product("bwd,id->bwi", q, rel_h)[..., :, None]
+            scores += product("brwd,rid->brwi", q, rel_h)[..., :, None]
         if rel_w is not None:
-            scores += product("bwd,wjd->bwj", q, rel_w)[..., None, :]
+            scores += product("brwd,wjd->brwj", q, rel_w)[..., None, :]
         largest = jax.lax.stop_gradient(scores.max((-2, -1), keepdims=True))
         weights = jnp.exp(scores - largest)
         # Divided afterwards: values are fewer than scores.
-        out = product("bwij,bijd->bwd", weights.astype(v.dtype), v)
+        out = product("brwij,bijd->brwd", weights.astype(v.dtype), v)
         return (out / weights.sum((-2, -1))[..., None]).astype(v.dtype)
 
     def head(qkv):
         q, k, v = qkv
-        rows = jnp.moveaxis(q, 1, 0), rel_h
-        step = max(1, limit // scores)
-        return jax.lax.map(lambda x: row(x[0], k, v, x[1]), rows, batch_size=step)
+        q = jnp.moveaxis(q.reshape(b, h // rows, rows, w, d), 1, 0)
+        offsets = None if rel_h is None else rel_h.reshape(h // rows, rows, h, d)
+        out = jax.lax.map(lambda x: some_rows(x[0], k, v, x[1]), (q, offsets))
+        return jnp.moveaxis(out, 0, 1).reshape(b, h, w, d)
 
-    heads = tuple(jnp.moveaxis(x, 3, 0) for x in (q, k, v))
-    out = jax.lax.map(head, heads, batch_size=max(1, limit // (h * scores)))  # (n, h, b, w, d)
-    return out.transpose(2, 1, 3, 0, 4)
+    qkv = tuple(jnp.moveaxis(x, 3, 0) for x in (q, k, v))
+    out = jax.lax.map(head, qkv, batch_size=heads if heads > 1 else None)
+    return jnp.moveaxis(out, 0, 3)
 
 
 def attend_fused(
