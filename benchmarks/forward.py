@@ -105,8 +105,8 @@ def run(network: Network, args: argparse.Namespace) -> dict[str, Any]:
     for side in sides:
         given = network.our_flops if side.library == "prosam_jax" else network.torch_flops
         flops[side.name] = given or sides[0].ask("flops")
-    cases: dict[str, Callable[[], float]] = {
-        side.name: lambda side=side: side.ask("seconds") for side in sides
+    cases: dict[str, Callable[[], Any]] = {
+        side.name: lambda side=side: side.ask("timing") for side in sides
     }
     matmuls = open_matmuls(args)
     cases |= {name: lambda ask=ask: ask("__call__") for name, ask in matmuls.items()}
@@ -190,15 +190,15 @@ def check(sides: Sequence[Side], dtype: str) -> dict[str, float]:
 
 def summary(
     side: Side,
-    figures: Mapping[str, Sequence[float]],
+    figures: Mapping[str, Sequence[measure.Timing]],
     sides: Sequence[Side],
     flops: int,
     peaks: Sequence[float],
 ) -> dict[str, Any]:
     """What is kept of a side. Ratios are to the fastest PyTorch of its allocator in each turn."""
-    seconds = figures[side.name]
+    seconds = [x.seconds for x in figures[side.name]]
     others = [
-        figures[x.name]
+        [turn.seconds for turn in figures[x.name]]
         for x in sides
         if x.library != "prosam_jax" and (x.dtype, x.malloc) == (side.dtype, side.malloc)
     ]
@@ -207,6 +207,7 @@ def summary(
     compiling = side.ask("compiling") if side.library == "prosam_jax" else None
     return {
         "seconds": measure.spread(seconds)._asdict(),
+        "CPU seconds": measure.spread([x.cpu_seconds for x in figures[side.name]])._asdict(),
         "over PyTorch": measure.ratio(seconds, fastest)._asdict(),
         "FLOP": flops,
         "FLOP/s": measure.spread(rates)._asdict(),
@@ -222,6 +223,7 @@ def row(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "": name,
         "seconds": measure.Spread(**summary["seconds"]),
+        "CPU seconds": measure.Spread(**summary["CPU seconds"]),
         "over PyTorch": measure.Spread(**summary["over PyTorch"]),
         "GFLOP": round(summary["FLOP"] / 1e9),
         "GFLOP/s": summary["FLOP/s"]["median"] / 1e9,

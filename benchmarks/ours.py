@@ -44,11 +44,9 @@ class Forward:
         """The maps in float32."""
         return [np.asarray(x, np.float32) for x in jax.tree.leaves(self.function(*self.arguments))]
 
-    def seconds(self) -> float:
-        """Time of one forward pass."""
-        start = time.perf_counter()
-        jax.block_until_ready(self.function(*self.arguments))
-        return time.perf_counter() - start
+    def timing(self) -> measure.Timing:
+        """How long one forward pass takes."""
+        return measure.timed(lambda: jax.block_until_ready(self.function(*self.arguments)))
 
     def peak(self) -> int:
         """Peak bytes so far, of the process or on the GPU."""

@@ -51,14 +51,14 @@ class Forward:
         maps: Sequence[torch.Tensor] = found if isinstance(found, tuple) else [found]
         return [x.permute(0, 2, 3, 1).float().cpu().numpy() for x in maps]
 
+    def timing(self) -> measure.Timing:
+        """How long one forward pass takes."""
+        return measure.timed(self._forward)
+
     @torch.inference_mode()
-    def seconds(self) -> float:
-        """Time of one forward pass."""
-        _wait(self.device)
-        start = time.perf_counter()
+    def _forward(self) -> None:
         self.module(self.images)
         _wait(self.device)
-        return time.perf_counter() - start
 
     def flops(self) -> int:
         """Operations of matrix products and convolutions, a multiplication and addition being 2."""
