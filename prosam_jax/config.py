@@ -33,6 +33,7 @@ CUELESS = ("redraw", "report")
 DECODES = ("exact", "fast")
 SCHEDULES = ("warm_restarts", "cosine")
 DTYPES = ("float32", "bfloat16")
+ATTENTIONS = ("plain", "cudnn")
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
 RANDOM = "random"
 PACKAGED = "packaged"
@@ -95,6 +96,7 @@ class SAMConfig:
         iou_head_depth: Layers of the MLP that predicts the masks' IoU.
         iou_head_hidden_dim: Hidden width of that MLP.
         dtype: Type of the activations; parameters stay float32.
+        attention: How the ViT attends, see `SAMSettings`.
     """
 
     image_size: tuple[int, int] = (1024, 1024)
@@ -116,10 +118,16 @@ class SAMConfig:
     iou_head_depth: int = 3
     iou_head_hidden_dim: int = 256
     dtype: str = "float32"
+    attention: str = "plain"
 
     def __post_init__(self) -> None:
         """Checks what the modules rely on."""
         check_choice("sam.dtype", self.dtype, DTYPES)
+        check_choice("sam.attention", self.attention, ATTENTIONS)
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise ValueError(
+                f"sam.attention='cudnn' needs sam.dtype='bfloat16', not {self.dtype!r}"
+            )
         if min(self.image_size) < self.patch_size:
             raise ValueError(
                 f"image_size={self.image_size} must be at least patch_size={self.patch_size}"
@@ -196,12 +204,15 @@ class SAMSettings:
         image_size: Side in pixels of the square that target images are brought to; 0 for the
             model's own. Published weights know 1024 only.
         dtype: Type of SAM's activations.
+        attention: How its ViT attends: "plain" on any device, or "cudnn" through cuDNN's flash
+            attention, which needs "bfloat16" and a GPU of Hopper's generation or a later one.
     """
 
     model: str = "vit_h"
     weights: str = "weights/sam_{model}.safetensors"
     image_size: int = 0
     dtype: str = "float32"
+    attention: str = "plain"
 
     def __post_init__(self) -> None:
         """Checks names and sizes."""
@@ -221,7 +232,7 @@ class SAMSettings:
         """The architecture that these settings name."""
         cfg = SAMConfig.named(self.model)
         size = (self.image_size, self.image_size) if self.image_size else cfg.image_size
-        return dataclasses.replace(cfg, image_size=size, dtype=self.dtype)
+        return dataclasses.replace(cfg, image_size=size, dtype=self.dtype, attention=self.attention)
 
 
 @dataclasses.dataclass(frozen=True)
