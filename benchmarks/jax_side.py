@@ -1,0 +1,119 @@
+"""The training step and the prompt generator of this library, to be run in a process of their own."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks import measure
+from benchmarks.problem import Problem, prompt_encoder
+from prosam_jax import backbone, equations, model, weights
+from prosam_jax.config import BackboneConfig, Config, DistributionConfig
+from prosam_jax.model import ProSAM
+from prosam_jax.sam.model import Sam
+from prosam_jax.training import state
+from prosam_jax.types import Features, Taps
+
+BETA1 = 0.9  # AdamW's
+
+
+class Side:
+    """The problem as this library computes it.
+
+    Args:
+        problem: The problem.
+        arrays: Weights by NNX path, `problem.to_jax`.
+        group: `distribution.sample_group`; 0 for the default.
+    """
+
+    def __init__(self, problem: Problem, arrays: Mapping[str, np.ndarray], group: int = 0):
+        self.problem = problem
+        distribution = DistributionConfig(samples=problem.samples)
+        if group:
+            distribution = dataclasses.replace(distribution, sample_group=group)
+        cfg = Config(distribution=distribution)
+        parts = {
+            "sam": lambda rngs: Sam(problem.sam(), rngs=rngs),
+            "prompt_encoder": lambda rngs: prompt_encoder(problem, rngs),
+        }
+        filled = {
+            name: weights.fill(weights.abstract(build), lambda x, n=name: arrays[f"{n}.{x}"])
+            for name, build in parts.items()
+        }
+        unused = weights.random(
+            lambda rngs: backbone.build(BackboneConfig("tiny", "random"), rngs=rngs), 0
+        )
+        whole = ProSAM(cfg, **filled, backbone=unused, rngs=nnx.Rngs(0))
+        self.graph, params, self.frozen = nnx.split(whole, self._is_learned, ...)
+        self.tx = state.optimizer(cfg.train, lambda step: cfg.train.learning_rate)
+        self.state = state.create(params, self.tx)
+        self.inputs = {name: jnp.asarray(x) for name, x in problem.inputs().items()}
+        self.key = jax.random.key(problem.seed)
+        step = jax.jit(self._step, donate_argnums=0)
+        start = time.perf_counter()
+        self.step = step.lower(self.state, self.frozen, self.inputs, self.key).compile()
+        self.compile_seconds = time.perf_counter() - start
+
+    def _is_learned(self, path: tuple, value: object) -> bool:
+        if self.problem.part == "heads":
+            return path[:2] == ("prompt_encoder", "head")
+        return model.learned(path, value)
+
+    def _loss(self, whole: ProSAM, inputs: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+        if self.problem.part == "heads":
+            posterior = whole.prompt_encoder.head(inputs["features"])
+            given = inputs["embeddings"], posterior, inputs["target"]
+            return whole.expected_loss(*given, jax.random.split(key)[1])[0]
+        taps = [Taps(inputs[f"{x}_merged"], inputs[f"{x}_prior"]) for x in ("query", "support")]
+        if self.problem.part == "generator":
+            mean, log_scale = whole.prompt_encoder(*taps, inputs["mask"])
+            return jnp.square(mean).mean() + jnp.square(log_scale).mean()
+        features = Features(inputs["embeddings"], *taps, inputs["mask"])
+        return whole.objective(features, inputs["target"], key)[0]
+
+    def _step(self, current, frozen, inputs, key):
+        def loss(params):
+            return self._loss(nnx.merge(self.graph, params, frozen), inputs, key)
+
+        value, grads = jax.value_and_grad(loss)(current.params)
+        updates, opt_state = self.tx.update(grads, current.opt_state, current.params)
+        params = jax.tree.map(jnp.add, current.params, updates)
+        return state.TrainState(params, opt_state, current.step + 1), value
+
+    def noise(self) -> equations.Noise:
+        """What the samples are made of, (k, b, q, n)."""
+        p, nu = self.problem, DistributionConfig().nu
+        shape = (p.samples, p.batch, p.prompts, 256)
+        key = jax.random.split(self.key)[1]
+        return jax.device_get(equations.draw_noise(key, shape, "student_t", nu))
+
+    def first(self) -> dict[str, Any]:
+        """Takes the first step: "loss", "grads" by NNX path, "seconds" of the compilation."""
+        self.state, loss = self.step(self.state, self.frozen, self.inputs, self.key)
+        # Adam's first moment is then (1 - beta1) times the gradient: of the very step that is timed.
+        moments = weights.leaves(nnx.merge(self.graph, self.state.opt_state[0].mu, self.frozen))
+        names = ["prompt_encoder." + ("head." if self.problem.part == "heads" else "")]
+        grads = {
+            name: np.asarray(x) / (1 - BETA1)
+            for name, x in moments.items()
+            if name.startswith(names[0])
+        }
+        return {"loss": float(loss), "grads": grads, "seconds": self.compile_seconds}
+
+    def seconds(self) -> float:
+        """Time of a step."""
+        start = time.perf_counter()
+        self.state, loss = self.step(self.state, self.frozen, self.inputs, self.key)
+        float(loss)
+        return time.perf_counter() - start
+
+    def peak(self) -> int:
+        """Peak bytes: of the device, or of the process where that is the CPU."""
+        if statistics := jax.local_devices()[0].memory_stats():
+            return statistics["peak_bytes_in_use"]
+        return measure.process_peak()

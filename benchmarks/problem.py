@@ -1,0 +1,124 @@
+"""What both sides of a benchmark of ProSAM's own part compute: sizes, inputs and weights.
+
+No network on images runs here: their features are random numbers of the right shapes. Whatever is
+drawn is drawn from the seed, so that every process makes the same for itself. Neither PyTorch nor
+this library is imported before it is needed: the memory of a side's process is its own.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+HEADS = ("mean", "log_scale")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Sizes; the defaults are those of the paper's training.
+
+    Attributes:
+        part: What is computed: "heads" is a training step from the query decoder's output on,
+            "all" the same with the whole prompt encoder, "generator" the prompt encoder alone.
+        size: Side of images and masks in pixels; backbone features are an eighth of it.
+        embedding: Side of SAM's image embedding.
+        samples: K.
+        batch: Images.
+        prompts: Prompt vectors per image.
+        merged: Channels of the backbone's merged features.
+        prior: Channels of its high-level features.
+        marked: Share of the reference that is annotated.
+        device: "cpu" or "gpu".
+        dtype: Of SAM's decoder.
+        seed: Of everything.
+    """
+
+    part: str = "heads"
+    size: int = 512
+    embedding: int = 64
+    samples: int = 10
+    batch: int = 2
+    prompts: int = 50
+    merged: int = 1536
+    prior: int = 2048
+    marked: float = 0.2
+    device: str = "cpu"
+    dtype: str = "float32"
+    seed: int = 0
+
+    def sam(self) -> Any:
+        """SAM's heads at full size; its image encoder, which does not run, is as good as none."""
+        from prosam_jax.config import SAMConfig
+
+        side = 16 * self.embedding
+        return SAMConfig(
+            image_size=(side, side), embed_dim=8, depth=1, num_heads=2, dtype=self.dtype
+        )
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Inputs of `part` by name, channels last."""
+        rng = np.random.default_rng(self.seed)
+
+        def normal(*shape: int) -> np.ndarray:
+            return rng.standard_normal(shape, np.float32)
+
+        b, side, cells = self.batch, self.embedding, self.size // 8
+        found = {}
+        if self.part != "generator":
+            found["embeddings"] = normal(b, side, side, 256)
+            found["target"] = self._disk(self.size)
+        if self.part == "heads":
+            found["features"] = normal(b, self.prompts, 256)
+            return found
+        for name in ("query", "support"):
+            found[f"{name}_merged"] = np.maximum(normal(b, cells, cells, self.merged), 0)
+            found[f"{name}_prior"] = np.maximum(normal(b, cells, cells, self.prior), 0)
+        found["mask"] = self._disk(cells).astype(np.float32)
+        found["support_prior"] *= found["mask"][..., None]
+        return found
+
+    def _disk(self, side: int) -> np.ndarray:
+        """(b, side, side): `marked` of each square."""
+        y, x = np.mgrid[:side, :side] / side - 0.5
+        return np.broadcast_to(y**2 + x**2 < self.marked / np.pi, (self.batch, side, side)).copy()
+
+
+def to_jax(problem: Problem, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights or gradients of the torch side under this library's names, in its layout.
+
+    Args:
+        problem: The problem.
+        tensors: By torch's names, "sam." or "prompt_encoder." before them; or some of them.
+    """
+    from convert import engine, sam_rules, vrp_sam_to_flax
+    from convert.engine import Rule, linear
+    from prosam_jax import weights
+    from prosam_jax.sam.model import Sam
+
+    rules = [*vrp_sam_to_flax.RULES]
+    for head in HEADS:
+        rules.append(Rule(rf"{head}\.weight", f"head.{head}.kernel", linear))
+        rules.append(Rule(rf"{head}\.bias", f"head.{head}.bias"))
+    found = {}
+    for part, build, rules_of in (
+        ("sam", lambda rngs: Sam(problem.sam(), rngs=rngs), sam_rules.META_RULES),
+        ("prompt_encoder", lambda rngs: prompt_encoder(problem, rngs), rules),
+    ):
+        prefix = f"{part}."
+        source = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+        specs = weights.leaves(weights.abstract(build))
+        if source.keys() <= {f"{head}.{leaf}" for head in HEADS for leaf in ("weight", "bias")}:
+            specs = {n: s for n, s in specs.items() if source and n.startswith("head.")}
+        for name, array in engine.convert(source, rules_of, (), specs).items():
+            found[prefix + name] = array
+    return found
+
+
+def prompt_encoder(problem: Problem, rngs: Any) -> Any:
+    """This library's prompt encoder, without dropout."""
+    from prosam_jax.config import DistributionConfig, PromptConfig
+    from prosam_jax.prompt.encoder import ReferencePromptEncoder
+
+    cfg = PromptConfig(num_queries=problem.prompts, dropout=0.0)
+    return ReferencePromptEncoder(cfg, DistributionConfig(), problem.merged, rngs=rngs)
