@@ -92,24 +92,26 @@ class Side:
         key = jax.random.split(self.key)[1]
         return jax.device_get(equations.draw_noise(key, shape, "student_t", nu))
 
+    def loss(self) -> float:
+        """Takes a step."""
+        self.state, loss = self.step(self.state, self.frozen, self.inputs, self.key)
+        return float(loss)
+
     def first(self) -> dict[str, Any]:
         """Takes the first step: "loss", "grads" by NNX path, "seconds" of the compilation."""
-        self.state, loss = self.step(self.state, self.frozen, self.inputs, self.key)
-        # Adam's first moment is then (1 - beta1) times the gradient: of the very step that is timed.
+        loss = self.loss()
+        # Adam's first moment is then (1 - beta1) times the gradient: of the step that is timed.
         moments = weights.leaves(nnx.merge(self.graph, self.state.opt_state[0].mu, self.frozen))
-        names = ["prompt_encoder." + ("head." if self.problem.part == "heads" else "")]
+        learned = "prompt_encoder." + ("head." if self.problem.part == "heads" else "")
         grads = {
-            name: np.asarray(x) / (1 - BETA1)
-            for name, x in moments.items()
-            if name.startswith(names[0])
+            n: np.asarray(x) / (1 - BETA1) for n, x in moments.items() if n.startswith(learned)
         }
-        return {"loss": float(loss), "grads": grads, "seconds": self.compile_seconds}
+        return {"loss": loss, "grads": grads, "seconds": self.compile_seconds}
 
     def seconds(self) -> float:
         """Time of a step."""
         start = time.perf_counter()
-        self.state, loss = self.step(self.state, self.frozen, self.inputs, self.key)
-        float(loss)
+        self.loss()
         return time.perf_counter() - start
 
     def peak(self) -> int:

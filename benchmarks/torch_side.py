@@ -50,9 +50,7 @@ class Side:
         learned = [
             x for n, x in self.encoder.named_parameters() if problem.part != "heads" or _is_head(n)
         ]
-        self.optimizer = torch.optim.AdamW(
-            learned, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
-        )
+        self.optimizer = torch.optim.AdamW(learned, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         self.compute = torch.compile(self._compute) if compiled else self._compute
 
     def _tensor(self, x: np.ndarray, channels_last: bool) -> torch.Tensor:
@@ -64,7 +62,10 @@ class Side:
 
     def weights(self) -> dict[str, np.ndarray]:
         """All weights by name."""
-        parts = {"sam": sam.build(self.problem.sam(), self.problem.seed), "prompt_encoder": self.encoder}
+        parts = {
+            "sam": sam.build(self.problem.sam(), self.problem.seed),
+            "prompt_encoder": self.encoder,
+        }
         return {
             f"{part}.{name}": tensor.cpu().numpy().copy()  # not what training changes
             for part, module in parts.items()
@@ -101,7 +102,9 @@ class Side:
         """One step of training."""
         self.optimizer.zero_grad()
         low = self.problem.dtype == "bfloat16"
-        mixed = torch.autocast(self.device.type, torch.bfloat16) if low else contextlib.nullcontext()
+        mixed = (
+            torch.autocast(self.device.type, torch.bfloat16) if low else contextlib.nullcontext()
+        )
         with mixed:
             loss = self.compute()
         self.optimizer.step()

@@ -100,7 +100,9 @@ class Sides:
                     f"{name} has another loss ({loss:.1e} of {most[0]:.0e}) or other gradients "
                     f"({grads:.1e} of {most[1]:.0e}) than {next(iter(self.all))}"
                 )
-            print(f"{name}: loss {first['loss']:.6f}, agrees to {loss:.0e}, {grads:.0e}", flush=True)
+            print(
+                f"{name}: loss {first['loss']:.6f}, agrees to {loss:.0e}, {grads:.0e}", flush=True
+            )
 
     def compare(self, turns: int, peak: float) -> list[dict[str, Any]]:
         """Times every side in turns; rows of a table.

@@ -35,7 +35,10 @@ class QueryDecoder(nn.Module):
         super().__init__()
         self.supp_q_feat = nn.Embedding(queries, dim)
         for suffix in ("_0", ""):  # the reference, the target
-            for name, kind in (("cross_attention", "multihead_attn"), ("self_attention", "self_attn")):
+            for name, kind in (
+                ("cross_attention", "multihead_attn"),
+                ("self_attention", "self_attn"),
+            ):
                 block = nn.ModuleList([Attended(kind, dim, heads)])
                 setattr(self, f"transformer_{name}_layers{suffix}", block)
 
