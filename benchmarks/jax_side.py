@@ -1,7 +1,6 @@
-"""The training step and the prompt generator of this library, to be run in a process of their own."""
+"""The training step and the prompt generator of this library, to run in a process of their own."""
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,9 +54,12 @@ class Side:
         self.inputs = {name: jnp.asarray(x) for name, x in problem.inputs().items()}
         self.key = jax.random.key(problem.seed)
         step = jax.jit(self._step, donate_argnums=0)
-        start = time.perf_counter()
-        self.step = step.lower(self.state, self.frozen, self.inputs, self.key).compile()
-        self.compile_seconds = time.perf_counter() - start
+        given = self.state, self.frozen, self.inputs, self.key
+
+        def compile_step() -> None:
+            self.step = step.lower(*given).compile()
+
+        self.compilation = measure.timed(compile_step)
 
     def _is_learned(self, path: tuple, value: object) -> bool:
         if self.problem.part == "heads":
@@ -98,21 +100,18 @@ class Side:
         return float(loss)
 
     def first(self) -> dict[str, Any]:
-        """Takes the first step: "loss", "grads" by NNX path, "seconds" of the compilation."""
+        """Takes the first step: "loss", "grads" by NNX path, "timing" of the compilation."""
         loss = self.loss()
         # Adam's first moment is then (1 - beta1) times the gradient: of the step that is timed.
-        moments = weights.leaves(nnx.merge(self.graph, self.state.opt_state[0].mu, self.frozen))
-        learned = "prompt_encoder." + ("head." if self.problem.part == "heads" else "")
+        moments = nnx.to_flat_state(self.state.opt_state[0].mu)
         grads = {
-            n: np.asarray(x) / (1 - BETA1) for n, x in moments.items() if n.startswith(learned)
+            ".".join(map(str, path)): np.asarray(x.get_value()) / (1 - BETA1) for path, x in moments
         }
-        return {"loss": loss, "grads": grads, "seconds": self.compile_seconds}
+        return {"loss": loss, "grads": grads, "timing": self.compilation}
 
-    def seconds(self) -> float:
-        """Time of a step."""
-        start = time.perf_counter()
-        self.loss()
-        return time.perf_counter() - start
+    def timing(self) -> measure.Timing:
+        """Of a step."""
+        return measure.timed(self.loss)
 
     def peak(self) -> int:
         """Peak bytes: of the device, or of the process where that is the CPU."""

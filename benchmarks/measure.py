@@ -60,6 +60,20 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(*np.quantile(values, (0.5, 0.25, 0.75)).tolist())
 
 
+class Timing(NamedTuple):
+    """Of one call, in wall time and in CPU time of all threads of this process."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def timed(call: Callable[[], Any]) -> Timing:
+    """Calls, and says how long it took; the call must wait for its result."""
+    start, cpu = time.perf_counter(), time.process_time()
+    call()
+    return Timing(time.perf_counter() - start, time.process_time() - cpu)
+
+
 def in_turns(
     cases: Mapping[str, Callable[[], T]], turns: int, on_turn: Callable[[int], None]
 ) -> dict[str, list[T]]:

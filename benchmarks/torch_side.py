@@ -1,7 +1,5 @@
 """The training step and the prompt generator in PyTorch, to be run in a process of their own."""
 
-import contextlib
-import time
 from typing import Any
 
 import numpy as np
@@ -102,30 +100,25 @@ class Side:
         """One step of training."""
         self.optimizer.zero_grad()
         low = self.problem.dtype == "bfloat16"
-        mixed = (
-            torch.autocast(self.device.type, torch.bfloat16) if low else contextlib.nullcontext()
-        )
-        with mixed:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             loss = self.compute()
         self.optimizer.step()
         return loss
 
     def first(self) -> dict[str, Any]:
-        """Takes the first step: "loss", "grads" by name, "seconds" that it took."""
-        start = time.perf_counter()
-        loss = self.step().item()
+        """Takes the first step: "loss", "grads" by name, "timing"."""
+        losses = []
+        timing = measure.timed(lambda: losses.append(self.step().item()))
         grads = {
             f"prompt_encoder.{name}": x.grad.cpu().numpy()
             for name, x in self.encoder.named_parameters()
             if x.grad is not None
         }
-        return {"loss": loss, "grads": grads, "seconds": time.perf_counter() - start}
+        return {"loss": losses[0], "grads": grads, "timing": timing}
 
-    def seconds(self) -> float:
-        """Time of a step."""
-        start = time.perf_counter()
-        self.step().item()
-        return time.perf_counter() - start
+    def timing(self) -> measure.Timing:
+        """Of a step."""
+        return measure.timed(lambda: self.step().item())
 
     def flops(self) -> int:
         """Of the matrix products and convolutions of a step, multiply and add counted apart."""

@@ -88,12 +88,15 @@ class Sides:
         expected = None
         for name, side in self.all.items():
             first = side("first")
-            self.facts[name] = {"first step or compilation, s": first["seconds"]}
+            self.facts[name] = {}
+            if name in self.jax:
+                wall, cpu = first["timing"]
+                self.facts[name] = {"compilation": f"{wall:.1f} s, CPU {cpu:.1f} s"}
             if name in self.torch:
                 first["grads"] = to_jax(self.problem, first["grads"])
             expected = expected or first
             loss, grads = differences(first, expected)
-            self.facts[name] |= {"loss differs": loss, "gradients differ": grads}
+            self.facts[name] |= {"loss apart": loss, "gradients apart": grads}
             most = TOLERANCES[self.problem.dtype]
             if not (loss <= most[0] and grads <= most[1]):
                 raise ValueError(
@@ -111,24 +114,31 @@ class Sides:
             turns: How often.
             peak: FLOP/s that the machine is capable of.
         """
-        cases = {name: lambda side=side: side("seconds") for name, side in self.all.items()}
-        seconds = measure.in_turns(cases, turns, lambda n: print(f"turn {n}", flush=True))
+        cases = {name: lambda side=side: side("timing") for name, side in self.all.items()}
+        found = measure.in_turns(cases, turns, lambda n: print(f"turn {n}", flush=True))
+        seconds = {name: [x.seconds for x in timings] for name, timings in found.items()}
+        cpu = {name: [x.cpu_seconds for x in timings] for name, timings in found.items()}
         work = next(iter(self.torch.values()))("flops")
         rows = []
         for name, values in seconds.items():
             malloc = name.rpartition(", ")[2]
             rivals = [x for x in self.torch if x.endswith(malloc)]
             best = min(rivals, key=lambda x: measure.spread(seconds[x]).median)
-            median = measure.spread(values).median
+            rate = work / measure.spread(values).median
+            facts = self.facts[name]
             rows.append(
                 {
                     "side": name,
                     "seconds": str(measure.spread(values)),
                     "of PyTorch's best": str(measure.ratio(values, seconds[best])),
+                    "CPU seconds": str(measure.spread(cpu[name])),
+                    "of its": str(measure.ratio(cpu[name], cpu[best])),
                     "peak GB": self.all[name]("peak") / 1e9,
-                    "GFLOP/s": work / median / 1e9,
-                    "share of peak": work / median / peak,
-                    **self.facts[name],
+                    "GFLOP/s": rate / 1e9,
+                    "share of peak": rate / peak,
+                    "compilation": facts.get("compilation", ""),
+                    "loss apart": facts["loss apart"],
+                    "gradients apart": facts["gradients apart"],
                 }
             )
         return rows
