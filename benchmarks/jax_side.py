@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import measure
 from benchmarks.problem import Problem, prompt_encoder
@@ -15,7 +16,7 @@ from prosam_jax import backbone, equations, model, weights
 from prosam_jax.config import BackboneConfig, Config, DistributionConfig
 from prosam_jax.model import ProSAM
 from prosam_jax.sam.model import Sam
-from prosam_jax.training import state
+from prosam_jax.training import sharding, state
 from prosam_jax.types import Features, Taps
 
 BETA1 = 0.9  # AdamW's
@@ -50,10 +51,13 @@ class Side:
         whole = ProSAM(cfg, **filled, backbone=unused, rngs=nnx.Rngs(0))
         self.graph, params, self.frozen = nnx.split(whole, self._is_learned, ...)
         self.tx = state.optimizer(cfg.train, lambda step: cfg.train.learning_rate)
-        self.state = state.create(params, self.tx)
-        self.inputs = {name: jnp.asarray(x) for name, x in problem.inputs().items()}
-        self.key = jax.random.key(problem.seed)
-        step = jax.jit(self._step, donate_argnums=0)
+        mesh = sharding.make_mesh(problem.batch, jax.devices()[: problem.devices])
+        self.frozen = sharding.replicate(self.frozen, mesh)
+        self.state = sharding.replicate(state.create(params, self.tx), mesh)
+        self.inputs = sharding.split_batch(problem.inputs(), mesh)
+        self.key = sharding.replicate(jax.random.key(problem.seed), mesh)
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        step = jax.jit(self._step, donate_argnums=0, out_shardings=everywhere)
         given = self.state, self.frozen, self.inputs, self.key
 
         def compile_step() -> None:

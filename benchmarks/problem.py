@@ -30,6 +30,7 @@ class Problem:
         prior: Channels of its high-level features.
         marked: Share of the reference that is annotated.
         device: "cpu" or "gpu".
+        devices: How many of them share the batch, here; PyTorch has one.
         dtype: Of SAM's decoder.
         seed: Of everything.
     """
@@ -44,6 +45,7 @@ class Problem:
     prior: int = 2048
     marked: float = 0.2
     device: str = "cpu"
+    devices: int = 1
     dtype: str = "float32"
     seed: int = 0
 
@@ -122,3 +124,19 @@ def prompt_encoder(problem: Problem, rngs: Any) -> Any:
 
     cfg = PromptConfig(num_queries=problem.prompts, dropout=0.0)
     return ReferencePromptEncoder(cfg, DistributionConfig(), problem.merged, rngs=rngs)
+
+
+def weights(problem: Problem) -> dict[str, np.ndarray]:
+    """Weights for this library where PyTorch takes no part."""
+    from prosam_jax import weights
+    from prosam_jax.sam.model import Sam
+
+    parts = {
+        "sam": lambda rngs: Sam(problem.sam(), rngs=rngs),
+        "prompt_encoder": lambda rngs: prompt_encoder(problem, rngs),
+    }
+    return {
+        f"{part}.{name}": np.asarray(array)
+        for part, build in parts.items()
+        for name, array in weights.leaves(weights.random(build, problem.seed)).items()
+    }

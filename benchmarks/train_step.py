@@ -42,6 +42,14 @@ def make_jax(problem: Problem, arrays: Mapping[str, np.ndarray], group: int = 0)
     return Side(problem, arrays, group)
 
 
+def platform(problem: Problem) -> dict[str, str]:
+    """Variables that give JAX the devices of a problem, made-up ones where they are CPUs."""
+    if problem.device == "gpu":
+        return {"JAX_PLATFORMS": "cuda"}
+    fake = f"--xla_force_host_platform_device_count={problem.devices}"
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": fake}
+
+
 class Sides:
     """All ways to compute a problem, by name, each in a process of its own; checked to agree.
 
@@ -63,9 +71,8 @@ class Sides:
         self.torch: dict[str, measure.Alone] = {}
         self.jax: dict[str, measure.Alone] = {}
         self.facts: dict[str, dict[str, Any]] = {}
-        platform = {"JAX_PLATFORMS": {"cpu": "cpu", "gpu": "cuda"}[problem.device]}
         for malloc in mallocs:
-            environment = measure.MALLOCS[malloc] | platform
+            environment = measure.MALLOCS[malloc] | platform(problem)
             for name, way in torch_ways.items():
                 self.torch[f"torch {name}, {malloc}"] = measure.Alone(
                     make_torch, problem, *way, environment=environment
@@ -178,7 +185,12 @@ def parser(text: str | None, out: pathlib.Path) -> argparse.ArgumentParser:
 
 def problem_of(args: argparse.Namespace, part: str) -> Problem:
     """The problem that the flags say."""
-    names = {field.name for field in dataclasses.fields(Problem)} - {"part", "seed", "marked"}
+    names = {field.name for field in dataclasses.fields(Problem)} - {
+        "part",
+        "seed",
+        "marked",
+        "devices",
+    }
     return Problem(part=part, **{name: getattr(args, name) for name in names})
 
 
