@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import measure
-from benchmarks.problem import Problem, weights
+from benchmarks.problem import Problem, random_weights
 from benchmarks.train_step import make_jax, parser, platform, problem_of
 
 OUT = pathlib.Path("runs/benchmarks/growth.json")
@@ -35,7 +35,7 @@ NAMES = {"samples": "K", "batch": "batch", "size": "side of the mask", "devices"
 
 def measured(problem: Problem, turns: int) -> dict[str, Any]:
     """Figures of one size of the problem."""
-    side = measure.Alone(make_jax, problem, weights(problem), environment=platform(problem))
+    side = measure.Alone(make_jax, problem, random_weights(problem), environment=platform(problem))
     with contextlib.closing(side):
         loss = side("first")["loss"]
         timings = [side("timing") for _ in range(turns)]

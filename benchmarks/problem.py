@@ -126,7 +126,7 @@ def prompt_encoder(problem: Problem, rngs: Any) -> Any:
     return ReferencePromptEncoder(cfg, DistributionConfig(), problem.merged, rngs=rngs)
 
 
-def weights(problem: Problem) -> dict[str, np.ndarray]:
+def random_weights(problem: Problem) -> dict[str, np.ndarray]:
     """Weights for this library where PyTorch takes no part."""
     from prosam_jax import weights
     from prosam_jax.sam.model import Sam
