@@ -1,6 +1,7 @@
 """How long the device waits for data: steps of a real training, with its loader.
 
-    python -m benchmarks.input --root=VOCdevkit/VOC2012 [--workers=2] [--sam=vit_h --backbone=resnet50]
+    python -m benchmarks.input --root=VOCdevkit/VOC2012 [--workers 0 2]
+    python -m benchmarks.input --sam=vit_h --backbone=resnet50 --dtype=bfloat16  # on a GPU
 
 Without --root it writes pictures of VOC's sizes to a temporary folder. Networks have random
 weights. A step is sent to the device as soon as the one before is done and its batch is there. If
