@@ -11,15 +11,28 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import measure
-from benchmarks.problem import Problem, prompt_encoder
+from benchmarks.problem import Problem, parts
 from prosam_jax import backbone, equations, model, weights
-from prosam_jax.config import BackboneConfig, Config, DistributionConfig
+from prosam_jax.config import RANDOM, BackboneConfig, Config, DistributionConfig, SAMSettings
 from prosam_jax.model import ProSAM
-from prosam_jax.sam.model import Sam
 from prosam_jax.training import sharding, state
-from prosam_jax.types import Features, Taps
+from prosam_jax.types import Episode, Features, Taps
 
 BETA1 = 0.9  # AdamW's
+
+
+def _peak() -> int:
+    if statistics := jax.local_devices()[0].memory_stats():
+        return statistics["peak_bytes_in_use"]
+    return measure.process_peak()
+
+
+def fill(problem: Problem, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The problem's modules with their weights, by attribute of `ProSAM`."""
+    return {
+        name: weights.fill(weights.abstract(build), lambda x, n=name: arrays[f"{n}.{x}"])
+        for name, build in parts(problem).items()
+    }
 
 
 class Side:
@@ -37,14 +50,7 @@ class Side:
         if group:
             distribution = dataclasses.replace(distribution, sample_group=group)
         cfg = Config(distribution=distribution)
-        parts = {
-            "sam": lambda rngs: Sam(problem.sam(), rngs=rngs),
-            "prompt_encoder": lambda rngs: prompt_encoder(problem, rngs),
-        }
-        filled = {
-            name: weights.fill(weights.abstract(build), lambda x, n=name: arrays[f"{n}.{x}"])
-            for name, build in parts.items()
-        }
+        filled = fill(problem, arrays)
         unused = weights.random(
             lambda rngs: backbone.build(BackboneConfig("tiny", "random"), rngs=rngs), 0
         )
@@ -119,6 +125,48 @@ class Side:
 
     def peak(self) -> int:
         """Peak bytes: of the device, or of the process where that is the CPU."""
-        if statistics := jax.local_devices()[0].memory_stats():
-            return statistics["peak_bytes_in_use"]
-        return measure.process_peak()
+        return _peak()
+
+
+class Predictor:
+    """The evaluation: images in, logits of masks out; arguments as of `Side`."""
+
+    def __init__(self, problem: Problem, arrays: Mapping[str, np.ndarray]):
+        cfg = Config(sam=SAMSettings(model=problem.model, weights=RANDOM))
+        graph, self.state = nnx.split(ProSAM(cfg, **fill(problem, arrays), rngs=nnx.Rngs(0)))
+        images = problem.inputs()
+        b, h, w = images["mask"].shape
+        self.episode = Episode(
+            support_image=images["support"][:, None],
+            support_mask=images["mask"][:, None],
+            query_image=images["query"],
+            query_mask=np.zeros((b, h, w), bool),
+            query_ignore=np.zeros((b, h, w), bool),
+            class_id=np.ones(b, np.int32),
+            index=np.arange(b, dtype=np.int32),
+            valid=np.ones(b, bool),
+        )
+        predict = jax.jit(lambda state, episode: nnx.merge(graph, state).predict(episode))
+
+        def compile_prediction() -> None:
+            self.predict = predict.lower(self.state, self.episode).compile()
+
+        self.compilation = measure.timed(compile_prediction)
+
+    def logits(self) -> np.ndarray:
+        """(b, h, w)."""
+        return np.asarray(self.predict(self.state, self.episode))
+
+    def first(self) -> dict[str, Any]:
+        """As of `Side`; what must agree are the logits."""
+        logits = self.logits()
+        size = float(np.abs(logits).mean())
+        return {"loss": size, "grads": {"logits": logits}, "timing": self.compilation}
+
+    def timing(self) -> measure.Timing:
+        """Of a batch."""
+        return measure.timed(self.logits)
+
+    def peak(self) -> int:
+        """As of `Side`."""
+        return _peak()

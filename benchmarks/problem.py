@@ -1,12 +1,13 @@
-"""What both sides of a benchmark of ProSAM's own part compute: sizes, inputs and weights.
+"""What both sides of a benchmark of ProSAM compute: sizes, inputs and weights.
 
-No network on images runs here: their features are random numbers of the right shapes. Whatever is
-drawn is drawn from the seed, so that every process makes the same for itself. Neither PyTorch nor
-this library is imported before it is needed: the memory of a side's process is its own.
+Only "evaluation" runs networks on images; else their features are random numbers of the right
+shapes. Whatever is drawn is drawn from the seed, so that every process makes the same for itself.
+Neither PyTorch nor this library is imported before it is needed: the memory of a side's process is
+its own.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,14 @@ class Problem:
 
     Attributes:
         part: What is computed: "heads" is a training step from the query decoder's output on,
-            "all" the same with the whole prompt encoder, "generator" the prompt encoder alone.
+            "all" the same with the whole prompt encoder, "generator" the prompt encoder alone;
+            "evaluation" goes from images to masks.
         size: Side of images and masks in pixels; backbone features are an eighth of it.
         embedding: Side of SAM's image embedding.
         samples: K.
         batch: Images.
         prompts: Prompt vectors per image.
+        model: SAM's in the evaluation, one of `config.SAM_MODELS`; the backbone is ResNet-50.
         merged: Channels of the backbone's merged features.
         prior: Channels of its high-level features.
         marked: Share of the reference that is annotated.
@@ -41,6 +44,7 @@ class Problem:
     samples: int = 10
     batch: int = 2
     prompts: int = 50
+    model: str = "vit_b"
     merged: int = 1536
     prior: int = 2048
     marked: float = 0.2
@@ -50,9 +54,11 @@ class Problem:
     seed: int = 0
 
     def sam(self) -> Any:
-        """SAM's heads at full size; its image encoder, which does not run, is as good as none."""
+        """SAM's architecture; an image encoder that does not run is as good as none."""
         from prosam_jax.config import SAMConfig
 
+        if self.part == "evaluation":
+            return dataclasses.replace(SAMConfig.named(self.model), dtype=self.dtype)
         side = 16 * self.embedding
         return SAMConfig(
             image_size=(side, side), embed_dim=8, depth=1, num_heads=2, dtype=self.dtype
@@ -66,6 +72,9 @@ class Problem:
             return rng.standard_normal(shape, np.float32)
 
         b, side, cells = self.batch, self.embedding, self.size // 8
+        if self.part == "evaluation":
+            images = rng.integers(0, 256, (2, b, self.size, self.size, 3), np.uint8)
+            return {"query": images[0], "support": images[1], "mask": self._disk(self.size)}
         found = {}
         if self.part != "generator":
             found["embeddings"] = normal(b, side, side, 256)
@@ -93,50 +102,54 @@ def to_jax(problem: Problem, tensors: Mapping[str, np.ndarray]) -> dict[str, np.
         problem: The problem.
         tensors: By torch's names, "sam." or "prompt_encoder." before them; or some of them.
     """
-    from convert import engine, sam_rules, vrp_sam_to_flax
+    from convert import engine, resnet, sam_rules, vrp_sam_to_flax
     from convert.engine import Rule, linear
     from prosam_jax import weights
-    from prosam_jax.sam.model import Sam
 
-    rules = [*vrp_sam_to_flax.RULES]
+    rules: list[Rule] = [*vrp_sam_to_flax.RULES]
     for head in HEADS:
         rules.append(Rule(rf"{head}\.weight", f"head.{head}.kernel", linear))
         rules.append(Rule(rf"{head}\.bias", f"head.{head}.bias"))
+    tables = {"sam": sam_rules.META_RULES, "prompt_encoder": rules, "backbone": resnet.RULES}
     found = {}
-    for part, build, rules_of in (
-        ("sam", lambda rngs: Sam(problem.sam(), rngs=rngs), sam_rules.META_RULES),
-        ("prompt_encoder", lambda rngs: prompt_encoder(problem, rngs), rules),
-    ):
+    for part, build in parts(problem).items():
         prefix = f"{part}."
         source = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
         specs = weights.leaves(weights.abstract(build))
         if source.keys() <= {f"{head}.{leaf}" for head in HEADS for leaf in ("weight", "bias")}:
             specs = {n: s for n, s in specs.items() if source and n.startswith("head.")}
-        for name, array in engine.convert(source, rules_of, (), specs).items():
+        for name, array in engine.convert(source, tables[part], (resnet.COUNTERS,), specs).items():
             found[prefix + name] = array
     return found
 
 
-def prompt_encoder(problem: Problem, rngs: Any) -> Any:
-    """This library's prompt encoder, without dropout."""
-    from prosam_jax.config import DistributionConfig, PromptConfig
+def parts(problem: Problem) -> dict[str, Callable[[Any], Any]]:
+    """What builds this library's modules, by attribute of `ProSAM`; there is no dropout."""
+    from prosam_jax import backbone
+    from prosam_jax.config import BackboneConfig, DistributionConfig, PromptConfig
     from prosam_jax.prompt.encoder import ReferencePromptEncoder
+    from prosam_jax.sam.model import Sam
 
     cfg = PromptConfig(num_queries=problem.prompts, dropout=0.0)
-    return ReferencePromptEncoder(cfg, DistributionConfig(), problem.merged, rngs=rngs)
+
+    def prompt_encoder(rngs: Any) -> ReferencePromptEncoder:
+        return ReferencePromptEncoder(cfg, DistributionConfig(), problem.merged, rngs=rngs)
+
+    found: dict[str, Callable[[Any], Any]] = {
+        "sam": lambda rngs: Sam(problem.sam(), rngs=rngs),
+        "prompt_encoder": prompt_encoder,
+    }
+    if problem.part == "evaluation":
+        found["backbone"] = lambda rngs: backbone.build(BackboneConfig("resnet50"), rngs=rngs)
+    return found
 
 
 def random_weights(problem: Problem) -> dict[str, np.ndarray]:
     """Weights for this library where PyTorch takes no part."""
     from prosam_jax import weights
-    from prosam_jax.sam.model import Sam
 
-    parts = {
-        "sam": lambda rngs: Sam(problem.sam(), rngs=rngs),
-        "prompt_encoder": lambda rngs: prompt_encoder(problem, rngs),
-    }
     return {
         f"{part}.{name}": np.asarray(array)
-        for part, build in parts.items()
+        for part, build in parts(problem).items()
         for name, array in weights.leaves(weights.random(build, problem.seed)).items()
     }

@@ -4,14 +4,29 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure
 from benchmarks.problem import Problem
-from torch_models import prosam, sam
+from torch_models import prosam, resnet, sam
 
 NU = 5.0
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-6
+
+
+def _device(problem: Problem) -> torch.device:
+    if problem.device == "gpu":
+        torch.set_float32_matmul_precision("high")  # TF32, as JAX takes it there
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return measure.process_peak()
 
 
 class Side:
@@ -33,9 +48,7 @@ class Side:
         channels_last: bool = False,
     ):
         self.problem, self.how = problem, how
-        self.device = torch.device("cuda" if problem.device == "gpu" else "cpu")
-        if problem.device == "gpu":
-            torch.set_float32_matmul_precision("high")  # TF32, as JAX takes it there
+        self.device = _device(problem)
         torch.manual_seed(problem.seed)
         self.sam = sam.build(problem.sam(), problem.seed)
         self.sam.image_encoder = torch.nn.Identity()
@@ -128,9 +141,81 @@ class Side:
 
     def peak(self) -> int:
         """Peak bytes: of the device, or of the process where that is the CPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return measure.process_peak()
+        return _peak(self.device)
+
+
+class Predictor:
+    """The evaluation: images in, logits of masks out; arguments as of `Side`."""
+
+    def __init__(self, problem: Problem, *, compiled: bool = False, channels_last: bool = False):
+        self.problem = problem
+        self.device = _device(problem)
+        torch.manual_seed(problem.seed)
+        modules = {
+            "sam": sam.build(problem.sam(), problem.seed),
+            "prompt_encoder": prosam.PromptEncoder(problem.merged, queries=problem.prompts),
+            "backbone": resnet.resnet50(problem.seed),
+        }
+        self.modules = torch.nn.ModuleDict(modules).eval().requires_grad_(False).to(self.device)
+        if channels_last:
+            for parameter in self.modules.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        self.images = problem.inputs()
+        self.compute = torch.compile(self._compute) if compiled else self._compute
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """All weights by name."""
+        return {name: x.cpu().numpy() for name, x in self.modules.state_dict().items()}
+
+    def _compute(
+        self, query: torch.Tensor, support: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        whole, network = self.modules["sam"], self.modules["backbone"]
+        query, support = _normalized(query), _normalized(support)
+        side = whole.image_encoder.img_size
+        square = F.interpolate(query, (side, side), mode="bilinear", align_corners=True)
+        embeddings = whole.image_encoder(square)
+        taps = network(query)
+        small = F.interpolate(mask[:, None].float(), taps[0].shape[2:])
+        merged, last = network.trunk(support)
+        prior = network.tail(last * small) * small
+        mean, _ = self.modules["prompt_encoder"](taps, (merged, prior), small[:, 0])
+        return prosam.decode(whole, embeddings, mean, tuple(mask.shape[1:]))
+
+    @torch.inference_mode()
+    def logits(self) -> np.ndarray:
+        """(b, h, w)."""
+        given = [torch.from_numpy(x).to(self.device) for x in self.images.values()]
+        low = self.problem.dtype == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            return self.compute(*given).float().cpu().numpy()
+
+    def first(self) -> dict[str, Any]:
+        """As of `Side`; what must agree are the logits."""
+        found = []
+        timing = measure.timed(lambda: found.append(self.logits()))
+        size = float(np.abs(found[0]).mean())
+        return {"loss": size, "grads": {"logits": found[0]}, "timing": timing}
+
+    def timing(self) -> measure.Timing:
+        """Of a batch."""
+        return measure.timed(self.logits)
+
+    def flops(self) -> int:
+        """Of the matrix products and convolutions of a batch."""
+        with FlopCounterMode(display=False) as counter:
+            self.logits()
+        return counter.get_total_flops()
+
+    def peak(self) -> int:
+        """As of `Side`."""
+        return _peak(self.device)
+
+
+def _normalized(images: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(x, device=images.device)[:, None, None] for x in (MEAN, STD))
+    return (images.movedim(-1, 1).float() / 255 - mean) / std
 
 
 def _is_head(name: str) -> bool:

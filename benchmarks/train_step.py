@@ -30,15 +30,19 @@ TOLERANCES = {"float32": (1e-5, 1e-3), "bfloat16": (2e-2, 0.1)}
 
 def make_torch(problem: Problem, how: str, compiled: bool = False, last: bool = False) -> Any:
     """PyTorch's side, in its own process."""
-    from benchmarks.torch_side import Side
+    from benchmarks.torch_side import Predictor, Side
 
+    if problem.part == "evaluation":
+        return Predictor(problem, compiled=compiled, channels_last=last)
     return Side(problem, how, compiled=compiled, channels_last=last)
 
 
 def make_jax(problem: Problem, arrays: Mapping[str, np.ndarray], group: int = 0) -> Any:
     """This library's side, in its own process."""
-    from benchmarks.jax_side import Side
+    from benchmarks.jax_side import Predictor, Side
 
+    if problem.part == "evaluation":
+        return Predictor(problem, arrays)
     return Side(problem, arrays, group)
 
 
@@ -83,7 +87,7 @@ class Sides:
                 self.jax[f"{name}, {malloc}"] = measure.Alone(
                     make_jax, problem, weights, group, environment=environment
                 )
-        if problem.part != "generator":
+        if problem.part in ("heads", "all"):
             noise = next(iter(self.jax.values()))("noise")
             for side in self.torch.values():
                 side("set_noise", *noise)
@@ -99,7 +103,7 @@ class Sides:
             if name in self.jax:
                 wall, cpu = first["timing"]
                 self.facts[name] = {"compilation": f"{wall:.1f} s, CPU {cpu:.1f} s"}
-            if name in self.torch:
+            if name in self.torch and self.problem.part != "evaluation":
                 first["grads"] = to_jax(self.problem, first["grads"])
             expected = expected or first
             loss, grads = differences(first, expected)
