@@ -12,7 +12,6 @@ as one batch ("folded"); on a GPU it also does so under `torch.compile`. Ratios 
 
 import argparse
 import contextlib
-import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from benchmarks import measure
 from benchmarks.problem import Problem, to_jax
 
 OUT = pathlib.Path("runs/benchmarks/train_step.json")
+SIZES = ("size", "embedding", "samples", "batch", "prompts", "merged", "prior")
 # Largest differences allowed: of the loss, and of a gradient's L2 norm against its own; where that
 # is nothing but rounding, as for a key's bias, against a hundredth of the largest of all.
 TOLERANCES = {"float32": (1e-5, 1e-3), "bfloat16": (2e-2, 0.1)}
@@ -179,7 +179,7 @@ def parser(text: str | None, out: pathlib.Path) -> argparse.ArgumentParser:
     )
     made.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     made.add_argument("--dtype", choices=tuple(TOLERANCES), default="float32")
-    for name in ("size", "embedding", "samples", "batch", "prompts", "merged", "prior"):
+    for name in SIZES:
         made.add_argument(f"--{name}", type=int, default=getattr(Problem, name))
     made.add_argument("--malloc", nargs="+", choices=tuple(measure.MALLOCS), default=["default"])
     made.add_argument("--turns", type=int, default=7)
@@ -189,13 +189,7 @@ def parser(text: str | None, out: pathlib.Path) -> argparse.ArgumentParser:
 
 def problem_of(args: argparse.Namespace, part: str) -> Problem:
     """The problem that the flags say."""
-    names = {field.name for field in dataclasses.fields(Problem)} - {
-        "part",
-        "seed",
-        "marked",
-        "devices",
-    }
-    return Problem(part=part, **{name: getattr(args, name) for name in names})
+    return Problem(part=part, **{name: getattr(args, name) for name in (*SIZES, "device", "dtype")})
 
 
 def report(args: argparse.Namespace, sides: Sides) -> None:
