@@ -179,18 +179,39 @@ def sample_prompts(
 def monte_carlo(
     loss: Callable[[Float[Array, "b q c"]], tuple[Float[Array, ""], Aux]],
     prompts: Float[Array, "k b q c"],
+    group: int,
 ) -> tuple[Float[Array, ""], Aux]:
     """Eq. 10: (1/K) sum_k L(D(F, p_k), M), the estimate of the expectation in Eq. 8-9.
 
-    One `jax.vmap` over K. What `loss` closes over, the image embedding above all, has no K axis
-    and is not repeated. It is a mean of losses, never the loss of a mean mask.
+    A `jax.vmap` over the samples of a group, one group after the other. What `loss` closes over,
+    the image embedding above all, has no K axis and is not repeated. It is a mean of losses, never
+    the loss of a mean mask.
+
+    Gradients flow to the prompts only: those of a group are computed with its losses, so that no
+    more than one group's activations are ever in memory, and nothing is computed twice. JAX
+    refuses to differentiate in what `loss` closes over, and differentiates once only.
 
     Args:
-        loss: Prompts of one sample -> (scalar loss, auxiliary arrays).
+        loss: Prompts of one sample -> (scalar loss, auxiliary arrays, which are constants).
         prompts: K samples.
+        group: Samples at a time; any number, whatever K is.
 
     Returns:
         The mean loss, and the auxiliary arrays with a leading K axis.
     """
-    losses, aux = jax.vmap(loss)(prompts)
+    group = min(group, len(prompts))
+
+    @jax.custom_vjp
+    def each(prompts):
+        return jax.lax.map(loss, prompts, batch_size=group)
+
+    def forward(prompts):
+        return jax.lax.map(jax.value_and_grad(loss, has_aux=True), prompts, batch_size=group)
+
+    def backward(grads, cotangents):
+        of_losses, _ = cotangents
+        return (of_losses[:, None, None, None] * grads,)
+
+    each.defvjp(forward, backward)
+    losses, aux = each(prompts)
     return losses.mean(), aux

@@ -185,7 +185,8 @@ def test_deterministic_posteriors_are_not_sampled():
         )
 
 
-def test_monte_carlo_is_the_mean_of_losses():
+@pytest.mark.parametrize("group", [1, 4, 6, 9])
+def test_monte_carlo_is_the_mean_of_losses_in_any_groups(group):
     prompts = jax.random.normal(jax.random.key(0), (6, 2, 3, 4))
     embedding = jax.random.normal(jax.random.key(1), (2, 4))
 
@@ -193,11 +194,33 @@ def test_monte_carlo_is_the_mean_of_losses():
         assert p.shape == (2, 3, 4)
         assert embedding.shape == (2, 4)
         value = jnp.square(jnp.einsum("bqc,bc->bq", p, embedding)).mean()
-        return value, {"p": p}
+        return value, {"p": p, "sign": (p > 0).sum()}
 
-    value, aux = equations.monte_carlo(loss, prompts)
-    np.testing.assert_allclose(value, np.mean([loss(p)[0] for p in prompts]), rtol=1e-6)
-    np.testing.assert_array_equal(aux["p"], prompts)
+    def plain(prompts):
+        losses, aux = jax.vmap(loss)(prompts)
+        return 3 * losses.mean(), aux
+
+    def grouped(prompts):
+        value, aux = equations.monte_carlo(loss, prompts, group)
+        return 3 * value, aux
+
+    (expected, aux), grad = jax.value_and_grad(plain, has_aux=True)(prompts)
+    (value, found), found_grad = jax.value_and_grad(grouped, has_aux=True)(prompts)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(grouped(prompts)[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(found_grad, grad, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(found["p"], prompts)
+    np.testing.assert_array_equal(found["sign"], aux["sign"])
+
+
+def test_monte_carlo_loses_no_gradient_in_silence():
+    prompts = jnp.ones((2, 1, 1, 3))
+
+    def value(weight):
+        return equations.monte_carlo(lambda p: ((weight * p).sum(), ()), prompts, 1)[0]
+
+    with pytest.raises(Exception, match=r"closed-over|tracer"):
+        jax.grad(value)(2.0)
 
 
 def test_noise_penalises_the_laplacian():
