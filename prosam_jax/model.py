@@ -180,7 +180,8 @@ class ProSAM(nnx.Module):
         prompts = equations.sample_prompts(
             key, posterior, cfg.samples, sampler=cfg.name, nu=cfg.nu, min_scale=cfg.min_scale
         )
-        value, aux = equations.monte_carlo(loss, prompts, cfg.sample_group)
+        group = cfg.sample_group or (2 if jax.default_backend() == "cpu" else cfg.samples)
+        value, aux = equations.monte_carlo(loss, prompts, group)
         sigma = equations.scale(posterior.log_scale, cfg.min_scale)
         aux = {name: x.mean(0) for name, x in aux.items()} | _scale_statistics(
             posterior.mean, sigma
