@@ -25,7 +25,7 @@ from prosam_jax.config import BackboneConfig, DataConfig
 from prosam_jax.data.loader import make_loader
 from prosam_jax.data.shapes import shapes_episodes
 from tools import fitting
-from tools.training_shapes import CLASSES, kinds, traits
+from tools.training_shapes import CLASSES, traits
 
 OUT = pathlib.Path(__file__).resolve().parents[1]
 OUT /= "prosam_jax/pretrained/backbone_shapes.safetensors"
@@ -69,7 +69,7 @@ class Classifier(nnx.Module):
                 module.bn = BatchNorm(len(module.bn.bias[...]))
         self.network = network
         channels = network.layer4[-1].conv3.bn.bias[...].size
-        known = np.pad(traits(kinds()), ((1, 0), (0, 0)))  # nothing is known of the background
+        known = np.pad(traits(), ((1, 0), (0, 0)))  # nothing is known of the background
         self.traits = nnx.Variable(jnp.asarray(known))
         init = nnx.initializers.normal(1.0)
         self.mapping = nnx.Param(init(rngs.params(), (known.shape[1], channels)) / 3)

@@ -7,7 +7,7 @@ for a class of the benchmark, for a form of its clutter, or for an earlier class
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -104,9 +104,9 @@ def kinds() -> tuple[Kind, ...]:
     return tuple(found)
 
 
-def traits(kinds: Sequence[Kind]) -> Float[np.ndarray, "k t"]:
+def traits() -> Float[np.ndarray, "k t"]:
     """What numbers say of each class's surface: pattern, both hues on their circle, period."""
-    surfaces = [kind.surface for kind in kinds]
+    surfaces = [kind.surface for kind in kinds()]
     pattern = np.array([[s.pattern == name for name in PATTERNS] for s in surfaces], float)
     angle = 2 * np.pi * np.array([(s.hue, s.other_hue) for s in surfaces])
     turns = np.concatenate([angle, 2 * angle[:, :1]], axis=1)
