@@ -14,8 +14,10 @@ from prosam_jax.config import ATTENTIONS, DTYPES, SAM_MODELS, SAMConfig
 
 def architecture(args: argparse.Namespace) -> SAMConfig:
     """The network of the arguments."""
+    cfg = SAMConfig.named(args.model)
     return dataclasses.replace(
-        SAMConfig.named(args.model),
+        cfg,
+        depth=args.blocks or cfg.depth,
         image_size=(args.size, args.size),
         dtype=args.dtype,
         attention=args.attention,
@@ -83,6 +85,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measures and writes."""
     parser = forward.parser(__doc__, variants=["eager"])
     parser.add_argument("--model", choices=SAM_MODELS, default="vit_b")
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        help="of the ViT; 3 of ViT-B are a quarter, 1 of them global as in all",
+    )
     parser.add_argument("--size", type=int, default=1024, help="side of the images")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--attention", choices=ATTENTIONS, default="plain")
