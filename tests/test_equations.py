@@ -51,20 +51,35 @@ def test_masked_average_is_the_plain_average_inside():
     np.testing.assert_array_equal(found[1], 0)
 
 
-def test_cosine_prior_is_the_greatest_similarity():
-    keys = jax.random.split(jax.random.key(0))
-    query = jax.nn.relu(jax.random.normal(keys[0], (2, 3, 5, 8)))
-    support = jax.nn.relu(jax.random.normal(keys[1], (2, 4, 2, 8)))
-    weight = jax.random.uniform(keys[0], (2, 4, 2)).at[:, 1].set(1).at[:, 2].set(0)
-    found = np.asarray(equations.cosine_prior(query, support, weight))
-    query, support, weight = map(np.asarray, (query, support, weight))
-    for b in range(2):
-        for i in range(3):
-            for j in range(5):
-                q, s = query[b, i, j], support[b].reshape(-1, 8)
-                cosines = s @ q / (np.linalg.norm(s, axis=1) * np.linalg.norm(q) + 1e-7)
-                expected = (cosines * weight[b].ravel()).max()
-                np.testing.assert_allclose(found[b, i, j], expected, atol=1e-6)
+@pytest.mark.parametrize("block", [3, 512])
+@pytest.mark.parametrize("annotated", ["some", "all"])
+def test_cosine_prior_is_the_greatest_similarity(monkeypatch, annotated, block):
+    monkeypatch.setattr(equations, "PRIOR_BLOCK", block)
+    rng = np.random.default_rng(0)
+    query, support = (jnp.float32(rng.standard_normal((2, *x, 8))) for x in ((3, 5), (4, 2)))
+    weight = rng.uniform(0.1, 1, (2, 4, 2))
+    if annotated == "some":
+        weight[0, 2] = weight[1, 1:] = 0
+    else:
+        support = jnp.abs(support)
+        query = -jnp.abs(query)  # all similarities are negative
+    weight = jnp.float32(weight)
+
+    def direct(query, support):
+        products = jnp.einsum("bhwc,bijc,bij->bhwij", query, support, weight)
+        norms = [jnp.linalg.norm(x + 1e-15, axis=-1) for x in (query, support)]
+        return (products / (jnp.einsum("bhw,bij->bhwij", *norms) + 1e-7)).max((3, 4))
+
+    def found(query, support):
+        return equations.cosine_prior(query, support, weight)
+
+    slope = jnp.float32(rng.standard_normal((2, 3, 5)))
+    results = []
+    for f in (found, direct):
+        value, pull = jax.jit(lambda q, s, f=f: jax.vjp(f, q, s))(query, support)
+        results.append((value, *pull(slope)))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_cosine_prior_of_nothing_is_zero_with_finite_gradients():
