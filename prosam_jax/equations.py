@@ -58,11 +58,8 @@ def cosine_prior(
         afterwards.
     """
     b, h, w, c = query.shape
-    query, support, weight = (
-        query.reshape(b, -1, c),
-        support.reshape(b, -1, c),
-        weight.reshape(b, -1),
-    )
+    query, support = (x.reshape(b, -1, c) for x in (query, support))
+    weight = weight.reshape(b, -1)
     order = jnp.argsort(weight == 0, axis=1)  # the annotated ones first
     support = jnp.take_along_axis(support, order[..., None], axis=1)
     weight = jnp.take_along_axis(weight, order, axis=1)

@@ -25,7 +25,3 @@ def test_training_step_is_torchs():
         loss, grads = differences(found, expected)
         assert loss <= TOLERANCES["float32"][0]
         assert grads <= TOLERANCES["float32"][1]
-    # Both took the same step of AdamW, so the next losses agree, and are lower.
-    again = [float(sides[0].step()), ours.loss()]
-    np.testing.assert_allclose(again[1], again[0], rtol=1e-4)
-    assert again[1] < found["loss"]
