@@ -14,7 +14,7 @@ import contextlib
 import pathlib
 import tempfile
 import time
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -49,7 +49,7 @@ def idle(trainer: loop.Trainer, steps: int) -> dict[str, Any]:
             episode = next(loader)
             batch = sharding.split_batch(episode, trainer.mesh)
             waits.append(time.perf_counter() - began)
-            done = logs is not None and logs["loss"].is_ready()
+            done = logs is not None and cast(Any, logs["loss"]).is_ready()
             idles.append(waits[-1] if done else 0.0)
             crossed = sum(x.nbytes for x in episode)
             jax.block_until_ready(logs)

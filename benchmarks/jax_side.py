@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,8 @@ class Side:
         group: `distribution.sample_group`; 0 for the default.
     """
 
+    step: Any
+
     def __init__(self, problem: Problem, arrays: Mapping[str, np.ndarray], group: int = 0):
         self.problem = problem
         distribution = DistributionConfig(samples=problem.samples)
@@ -52,7 +54,7 @@ class Side:
         cfg = Config(distribution=distribution)
         filled = fill(problem, arrays)
         unused = weights.random(
-            lambda rngs: backbone.build(BackboneConfig("tiny", "random"), rngs=rngs), 0
+            lambda rngs: cast(Any, backbone.build(BackboneConfig("tiny", "random"), rngs=rngs)), 0
         )
         whole = ProSAM(cfg, **filled, backbone=unused, rngs=nnx.Rngs(0))
         self.graph, params, self.frozen = nnx.split(whole, self._is_learned, ...)
@@ -79,13 +81,16 @@ class Side:
     def _loss(self, whole: ProSAM, inputs: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         if self.problem.part == "heads":
             posterior = whole.prompt_encoder.head(inputs["features"])
-            given = inputs["embeddings"], posterior, inputs["target"]
-            return whole.expected_loss(*given, jax.random.split(key)[1])[0]
-        taps = [Taps(inputs[f"{x}_merged"], inputs[f"{x}_prior"]) for x in ("query", "support")]
+            embeddings, target = inputs["embeddings"], inputs["target"]
+            sample_key = jax.random.split(key)[1]
+            return whole.expected_loss(embeddings, posterior, target, sample_key)[0]
+        query, support = (
+            Taps(inputs[f"{x}_merged"], inputs[f"{x}_prior"]) for x in ("query", "support")
+        )
         if self.problem.part == "generator":
-            mean, log_scale = whole.prompt_encoder(*taps, inputs["mask"])
+            mean, log_scale = whole.prompt_encoder(query, support, inputs["mask"])
             return jnp.square(mean).mean() + jnp.square(log_scale).mean()
-        features = Features(inputs["embeddings"], *taps, inputs["mask"])
+        features = Features(inputs["embeddings"], query, support, inputs["mask"])
         return whole.objective(features, inputs["target"], key)[0]
 
     def _step(self, current, frozen, inputs, key):
@@ -113,7 +118,7 @@ class Side:
         """Takes the first step: "loss", "grads" by NNX path, "timing" of the compilation."""
         loss = self.loss()
         # Adam's first moment is then (1 - beta1) times the gradient: of the step that is timed.
-        moments = nnx.to_flat_state(self.state.opt_state[0].mu)
+        moments = nnx.to_flat_state(cast(Any, self.state.opt_state)[0].mu)
         grads = {
             ".".join(map(str, path)): np.asarray(x.get_value()) / (1 - BETA1) for path, x in moments
         }
@@ -130,6 +135,8 @@ class Side:
 
 class Predictor:
     """The evaluation: images in, logits of masks out; arguments as of `Side`."""
+
+    predict: Any
 
     def __init__(self, problem: Problem, arrays: Mapping[str, np.ndarray]):
         cfg = Config(sam=SAMSettings(model=problem.model, weights=RANDOM))

@@ -1,6 +1,6 @@
 """The training step and the prompt generator in PyTorch, to be run in a process of their own."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class Side:
         self.device = _device(problem)
         torch.manual_seed(problem.seed)
         self.sam = sam.build(problem.sam(), problem.seed)
-        self.sam.image_encoder = torch.nn.Identity()
+        cast(Any, self.sam).image_encoder = torch.nn.Identity()
         self.encoder = prosam.PromptEncoder(problem.merged, queries=problem.prompts)
         self.inputs = {n: self._tensor(x, channels_last) for n, x in problem.inputs().items()}
         if "target" in self.inputs:
@@ -101,7 +101,8 @@ class Side:
             loss = mean.square().mean() + log_scale.square().mean()
             loss.backward()
             return loss
-        prompts = prosam.sample(mean, log_scale, *self.noise, NU)
+        eps, delta = self.noise
+        prompts = prosam.sample(mean, log_scale, eps, delta, NU)
         given = self.sam, self.inputs["embeddings"], prompts, self.inputs["target"]
         if self.how == "loop":
             return prosam.backward_one_by_one(*given)
@@ -171,7 +172,8 @@ class Predictor:
     def _compute(
         self, query: torch.Tensor, support: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        whole, network = self.modules["sam"], self.modules["backbone"]
+        whole: Any = self.modules["sam"]
+        network: Any = self.modules["backbone"]
         query, support = _normalized(query), _normalized(support)
         side = whole.image_encoder.img_size
         square = F.interpolate(query, (side, side), mode="bilinear", align_corners=True)
@@ -181,7 +183,7 @@ class Predictor:
         merged, last = network.trunk(support)
         prior = network.tail(last * small) * small
         mean, _ = self.modules["prompt_encoder"](taps, (merged, prior), small[:, 0])
-        return prosam.decode(whole, embeddings, mean, tuple(mask.shape[1:]))
+        return prosam.decode(whole, embeddings, mean, mask.shape[1:])
 
     @torch.inference_mode()
     def logits(self) -> np.ndarray:

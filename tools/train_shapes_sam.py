@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import pathlib
 import sys
+from typing import Any, cast
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -109,11 +110,11 @@ class Described(nnx.Module):
 
 
 @functools.cache
-def _seen_by() -> backbone.Backbone:
+def _seen_by() -> Any:
     """The packaged backbone."""
     cfg = BackboneConfig("shapes", PACKAGED)
     return weights.load(
-        lambda rngs: backbone.build(cfg, rngs=rngs),
+        lambda rngs: cast(Any, backbone.build(cfg, rngs=rngs)),
         cfg.weight_file(),
         kind="backbone",
         architecture=cfg.name,
@@ -341,11 +342,11 @@ def described_score(network: Described, count: int = 50) -> float:
 def _described(
     network: Described, image: UInt8[Array, "b n n 3"], mask: Bool[Array, "b n n"]
 ) -> Bool[Array, "b n n"]:
-    sam = network.sam
+    sam, n = network.sam, mask.shape[1]
     tokens = network.tokens(image.astype(jnp.float32), mask.astype(jnp.float32))
     sparse, dense = sam.prompt_encoder(prompts=tokens)
     logits, _ = sam.decode(sam.encode_image(sam.preprocess(image)), sparse, dense)
-    logits = resize.bilinear(jnp.moveaxis(logits, 1, -1), mask.shape[1:], align_corners=False)
+    logits = resize.bilinear(jnp.moveaxis(logits, 1, -1), (n, n), align_corners=False)
     return logits[..., 0] > 0
 
 

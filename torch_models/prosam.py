@@ -5,6 +5,7 @@ ProSAM, of which no checkpoint is published, are `mean` and `log_scale`.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,8 @@ class QueryDecoder(nn.Module):
     def forward(self, support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         """Maps (b, c, h, w) of the reference and of the target -> (b, q, c)."""
         x = self.supp_q_feat.weight.expand(len(support), -1, -1)
-        positions = sine_positions(*support.shape[2:], support.shape[1]).to(support)
+        _, channels, h, w = support.shape
+        positions = sine_positions(h, w, channels).to(support)
         for suffix, maps in (("_0", support), ("", query)):
             values = maps.flatten(2).mT
             cross = getattr(self, f"transformer_cross_attention_layers{suffix}")[0]
@@ -139,7 +141,7 @@ def sample(
 
 
 def decode(
-    sam: modeling.Sam, embeddings: torch.Tensor, prompts: torch.Tensor, size: tuple[int, int]
+    sam: modeling.Sam, embeddings: torch.Tensor, prompts: torch.Tensor, size: Sequence[int]
 ) -> torch.Tensor:
     """Logits (b, h, w) of SAM's single mask; what the other masks need is left out.
 
@@ -161,7 +163,7 @@ def decode(
     upscaled = decoder.output_upscaling(attended.mT.reshape(image.shape))
     weights = decoder.output_hypernetworks_mlps[0](tokens[:, 1])
     logits = (weights[:, None] @ upscaled.flatten(2)).view(batch, 1, *upscaled.shape[2:])
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=True)[:, 0]
+    return F.interpolate(logits.float(), list(size), mode="bilinear", align_corners=True)[:, 0]
 
 
 def mask_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -178,7 +180,7 @@ def objective_folded(
     """The mean loss of prompts (k, b, q, c), samples and images decoded as one batch."""
     samples = len(prompts)
     repeated = embeddings.repeat(samples, 1, 1, 1)
-    logits = decode(sam, repeated, prompts.flatten(0, 1), tuple(target.shape[1:]))
+    logits = decode(sam, repeated, prompts.flatten(0, 1), target.shape[1:])
     return mask_loss(logits, target.repeat(samples, 1, 1))
 
 
@@ -192,7 +194,7 @@ def backward_one_by_one(
     leaf = prompts.detach().requires_grad_()
     total = torch.zeros((), device=prompts.device)
     for sample_prompts in leaf:
-        logits = decode(sam, embeddings, sample_prompts, tuple(target.shape[1:]))
+        logits = decode(sam, embeddings, sample_prompts, target.shape[1:])
         loss = mask_loss(logits, target) / len(prompts)
         loss.backward()
         total += loss.detach()

@@ -173,6 +173,7 @@ class Attention(nnx.Module):
         projection is the bias, which therefore comes after it.
         """
         _, height, width, c = x.shape
+        assert self.qkv.bias is not None
         kernel, bias = (p[...].astype(x.dtype) for p in (self.qkv.kernel, self.qkv.bias))
         qkv = x @ kernel
         if self.window_size:
