@@ -89,6 +89,7 @@ class Side:
         )
         if self.problem.part == "generator":
             mean, log_scale = whole.prompt_encoder(query, support, inputs["mask"])
+            assert log_scale is not None
             return jnp.square(mean).mean() + jnp.square(log_scale).mean()
         features = Features(inputs["embeddings"], query, support, inputs["mask"])
         return whole.objective(features, inputs["target"], key)[0]
