@@ -49,7 +49,7 @@ def test_operations_are_those_that_pytorch_counts(window_size):
 
 
 def test_encoder_benchmark_runs(quick, tmp_path, capsys):
-    arguments = "--model tiny --size 80 --batch 2 --turns 3 --out"
+    arguments = "--model tiny --size 96 --batch 2 --turns 3 --out"
     result = encoder.main([*arguments.split(), str(tmp_path / "out.json")])
     sides = result["sides"]
     assert list(sides) == [
