@@ -4,23 +4,44 @@ The alternatives take turns within a run, so that whatever else the machine does
 and what is compared is the ratio within each turn.
 """
 
+import concurrent.futures
 import datetime
+import functools
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
 import resource
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import jax
 import numpy as np
 import psutil
 
 T = TypeVar("T")
 
-PACKAGES = ("flax", "grain", "jax", "jaxlib", "numpy", "pillow", "prosam_jax", "torch")
+PACKAGES = (
+    "flax",
+    "grain",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "pillow",
+    "prosam_jax",
+    "segment_anything",
+    "torch",
+)
+# glibc keeps freed memory instead of returning it, so that it need not be paged in again.
+TUNED = {
+    "MALLOC_TOP_PAD_": "268435456",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_MMAP_MAX_": "0",
+}
+MALLOCS: dict[str, dict[str, str]] = {"default": {}, "tuned": TUNED}
 
 
 class Spread(NamedTuple):
@@ -37,6 +58,20 @@ class Spread(NamedTuple):
 def spread(values: Sequence[float]) -> Spread:
     """Median and quartiles."""
     return Spread(*np.quantile(values, (0.5, 0.25, 0.75)).tolist())
+
+
+class Timing(NamedTuple):
+    """Of one call, in wall time and in CPU time of all threads of this process."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def timed(call: Callable[[], Any]) -> Timing:
+    """Calls, and says how long it took; the call must wait for its result."""
+    start, cpu = time.perf_counter(), time.process_time()
+    call()
+    return Timing(time.perf_counter() - start, time.process_time() - cpu)
 
 
 def in_turns(
@@ -66,6 +101,87 @@ def ratio(figures: Sequence[float], baseline: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(figures, baseline, strict=True)])
 
 
+def use_malloc(name: str) -> None:
+    """Begins this program anew with the allocator set as `MALLOCS[name]`, unless it is so."""
+    wanted = MALLOCS[name]
+    if any(os.environ.get(variable) != value for variable, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wanted})
+
+
+class Alone:
+    """An object in a process of its own, whose peak memory and allocator are its own.
+
+    Args:
+        make: Makes the object; a function of a module. The process imports what that module
+            imports, so one that compares memory imports libraries inside of such functions.
+        *arguments: Of `make`.
+        environment: Variables that the process gets besides this one's.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        *arguments: Any,
+        environment: Mapping[str, str] | None = None,
+    ):
+        self._pool = concurrent.futures.ProcessPoolExecutor(
+            1, mp_context=multiprocessing.get_context("spawn")
+        )
+        before = dict(os.environ)
+        os.environ.update(environment or {})
+        try:  # the first task starts the process
+            self._pool.submit(_make, make, *arguments).result()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def __call__(self, method: str, *arguments: Any) -> Any:
+        """What a method of the object returns."""
+        return self._pool.submit(_call, method, *arguments).result()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pool.shutdown()
+
+
+_held: list[Any] = []  # in the process of an `Alone`: its object
+
+
+def _make(make: Callable[..., Any], *arguments: Any) -> None:
+    _held.append(make(*arguments))
+
+
+def _call(method: str, *arguments: Any) -> Any:
+    return getattr(_held[0], method)(*arguments)
+
+
+def matmul(dtype: str, size: int = 4096, count: int = 1) -> Callable[[], float]:
+    """A case for `in_turns`: FLOP/s of a product of square matrices, the machine's practical peak.
+
+    Args:
+        dtype: Type of the matrices and of the result; float32 is computed in full precision.
+        size: Their side.
+        count: Products in a row; more than one where a product is short against its launch.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    @jax.jit
+    def products(a, b):
+        return functools.reduce(lambda x, _: jnp.matmul(x, b, precision="highest"), range(count), a)
+
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    b = a / size**0.5  # keeps the products' scale
+
+    def rate() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(products(a, b))
+        return 2 * count * size**3 / (time.perf_counter() - start)
+
+    rate()  # compiles
+    return rate
+
+
 def cpu_seconds() -> float:
     """CPU time so far of this process and of its children that still run."""
     own = psutil.Process()
@@ -75,9 +191,11 @@ def cpu_seconds() -> float:
 
 def peak_memory() -> dict[str, int]:
     """Peak bytes so far: of this process, of its largest ended child, and of each device."""
+    import jax
+
     unit = 1 if platform.system() == "Darwin" else 1024
     peaks = {
-        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "process": process_peak(),
         "largest child": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit,
     }
     for device in jax.local_devices():
@@ -86,8 +204,32 @@ def peak_memory() -> dict[str, int]:
     return peaks
 
 
+def process_peak() -> int:
+    """Peak bytes so far of this process in main memory."""
+    status = pathlib.Path("/proc/self/status")
+    if status.is_file():  # there, getrusage's begins with the peak of the process that started it
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal columns as a Markdown table; floats with three digits."""
+    cells = [list(rows[0])] + [
+        [f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(x.ljust(n) for x, n in zip(line, widths, strict=True)) + " |"
+        for line in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (n + 2) for n in widths) + "|", *lines[1:]])
+
+
 def surroundings() -> dict[str, Any]:
     """Date, versions, devices and load of the machine."""
+    import jax
+
     installed = {x.name: x.version for x in importlib.metadata.distributions()}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -4,7 +4,7 @@
         --config.data.test_root=VOC2012 --config.data.fold=0 --workdir=runs/coco_to_pascal0
 
 Tests the classes of VOC that are novel in the fold of COCO-20i. What the paper's table tested is
-not known; `docs/benchmarks_data.md` has both readings. A run of `configs/coco.py` needs no new
+not known; `docs/data.md` has both readings. A run of `configs/coco.py` needs no new
 training: `python evaluate.py --workdir=runs/coco0 --config.data.test=pascal_disjoint
 --config.data.test_root=VOC2012`.
 """

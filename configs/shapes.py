@@ -20,10 +20,11 @@ def get_config() -> ConfigDict:
     config.backbone.name = "shapes"
     config.backbone.weights = "packaged"
     config.prompt.dim = 96
-    config.distribution.samples = 4
+    config.distribution.samples = 2
+    config.distribution.init_scale = 0.1  # with 1 the noise drowns the prompts: nothing is learnt
     config.train.steps = 400
     config.train.batch_size = 4
-    config.train.learning_rate = 2e-3
+    config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
     config.train.log_every = 20
     config.train.checkpoint_every = 100

@@ -33,6 +33,7 @@ CUELESS = ("redraw", "report")
 DECODES = ("exact", "fast")
 SCHEDULES = ("warm_restarts", "cosine")
 DTYPES = ("float32", "bfloat16")
+ATTENTIONS = ("plain", "cudnn")
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
 RANDOM = "random"
 PACKAGED = "packaged"
@@ -95,6 +96,7 @@ class SAMConfig:
         iou_head_depth: Layers of the MLP that predicts the masks' IoU.
         iou_head_hidden_dim: Hidden width of that MLP.
         dtype: Type of the activations; parameters stay float32.
+        attention: How the ViT attends, see `SAMSettings`.
     """
 
     image_size: tuple[int, int] = (1024, 1024)
@@ -116,10 +118,16 @@ class SAMConfig:
     iou_head_depth: int = 3
     iou_head_hidden_dim: int = 256
     dtype: str = "float32"
+    attention: str = "plain"
 
     def __post_init__(self) -> None:
         """Checks what the modules rely on."""
         check_choice("sam.dtype", self.dtype, DTYPES)
+        check_choice("sam.attention", self.attention, ATTENTIONS)
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise ValueError(
+                f"sam.attention='cudnn' needs sam.dtype='bfloat16', not {self.dtype!r}"
+            )
         if min(self.image_size) < self.patch_size:
             raise ValueError(
                 f"image_size={self.image_size} must be at least patch_size={self.patch_size}"
@@ -196,12 +204,15 @@ class SAMSettings:
         image_size: Side in pixels of the square that target images are brought to; 0 for the
             model's own. Published weights know 1024 only.
         dtype: Type of SAM's activations.
+        attention: How its ViT attends: "plain" on any device, or "cudnn" through cuDNN's flash
+            attention, which needs "bfloat16" and a GPU of Hopper's generation or a later one.
     """
 
     model: str = "vit_h"
     weights: str = "weights/sam_{model}.safetensors"
     image_size: int = 0
     dtype: str = "float32"
+    attention: str = "plain"
 
     def __post_init__(self) -> None:
         """Checks names and sizes."""
@@ -221,7 +232,7 @@ class SAMSettings:
         """The architecture that these settings name."""
         cfg = SAMConfig.named(self.model)
         size = (self.image_size, self.image_size) if self.image_size else cfg.image_size
-        return dataclasses.replace(cfg, image_size=size, dtype=self.dtype)
+        return dataclasses.replace(cfg, image_size=size, dtype=self.dtype, attention=self.attention)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,6 +307,8 @@ class DistributionConfig:
             Table 7), "gaussian" (Table 4), "student_t" (Eq. 5-7) or "t3vae" (arXiv 2312.01133).
         nu: Degrees of freedom of the t-distributions.
         samples: K of Eq. 10, Monte Carlo samples per training step.
+        sample_group: Samples that are decoded at once; 0 for two on a CPU, where more are slower,
+            and for all of them elsewhere. Memory grows with it, the result does not change.
         init_scale: Scale sigma that the log-scale head is centred on at the start.
         min_scale: Floor that is added to sigma; 0 is the paper's.
         entropy_weight: Weight of the mean log-scale that is subtracted from the loss; 0 is the
@@ -305,6 +318,7 @@ class DistributionConfig:
     name: str = "student_t"
     nu: float = 5.0
     samples: int = 10
+    sample_group: int = 0
     init_scale: float = 1.0
     min_scale: float = 0.0
     entropy_weight: float = 0.0
@@ -313,6 +327,7 @@ class DistributionConfig:
         """Checks names and ranges."""
         check_choice("distribution.name", self.name, DISTRIBUTIONS)
         check_at_least("distribution.samples", self.samples, 1)
+        check_at_least("distribution.sample_group", self.sample_group, 0)
         check_at_least("distribution.min_scale", self.min_scale, 0)
         check_at_least("distribution.entropy_weight", self.entropy_weight, 0)
         if not self.nu > 0:
@@ -353,8 +368,8 @@ class DataConfig:
             top left pixel of each cell (VRP-SAM; most points vanish), "coverage" weighs each cell
             by how much of it is marked (`resize.coverage`).
         cueless: What becomes of a reference on which no pixel is marked: "redraw" marks it anew,
-            or takes another if the object itself is lost at this size; "report" keeps and counts
-            it.
+            or takes another if the object itself is lost at this size; "report" keeps it. Those
+            that stay are counted.
     """
 
     name: str = "pascal"

@@ -16,6 +16,8 @@ from prosam_jax.config import check_choice
 from prosam_jax.types import Posterior
 
 SAMPLERS = ("gaussian", "student_t", "t3vae")
+PRIOR_BLOCK = 512
+"""Support positions that `cosine_prior` compares at a time."""
 
 Aux = TypeVar("Aux")
 
@@ -41,6 +43,9 @@ def cosine_prior(
 ) -> Float[Array, "b h w"]:
     """Greatest cosine similarity of each query position to any support position (8.1).
 
+    Support positions outside the annotation have similarity 0 and are not compared: the annotated
+    ones come first, in blocks of `PRIOR_BLOCK`, until those of every image of the batch are done.
+
     Args:
         query: High-level features of the target.
         support: The same of the reference, zero outside the annotation.
@@ -52,15 +57,35 @@ def cosine_prior(
         As in VRP-SAM's code 1e-7 is added to the product of the norms and nothing is normalised
         afterwards.
     """
-    b, h, w, _ = query.shape
-    query = query.reshape(b, h * w, -1)
-    support = support.reshape(b, -1, query.shape[-1])
-    weighted = support * weight.reshape(b, -1, 1)
-    products = jnp.einsum("bnc,bmc->bnm", query, weighted)
+    b, h, w, c = query.shape
+    query, support = (x.reshape(b, -1, c) for x in (query, support))
+    weight = weight.reshape(b, -1)
+    order = jnp.argsort(weight == 0, axis=1)  # the annotated ones first
+    support = jnp.take_along_axis(support, order[..., None], axis=1)
+    weight = jnp.take_along_axis(weight, order, axis=1)
     # The tiny floor keeps the gradient finite where a feature is zero; 1e-7 hides its value.
     lengths = [jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1), 1e-30)) for x in (query, support)]
-    norms = jnp.einsum("bn,bm->bnm", *lengths)
-    return (products / (norms + 1e-7)).max(-1).reshape(b, h, w)
+    marked = (weight > 0).sum(1)
+    block = min(PRIOR_BLOCK, weight.shape[1])
+
+    def improved(best, start):
+        # Beyond the end the slice begins earlier: what is compared twice changes no maximum.
+        part, share, length = (
+            jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
+            for x in (support, weight, lengths[1])
+        )
+        products = jnp.einsum("bnc,bmc->bnm", query, part * share[..., None])
+        norms = jnp.einsum("bn,bm->bnm", lengths[0], length)
+        return jnp.maximum(best, (products / (norms + 1e-7)).max(-1))
+
+    def step(best, start):
+        kept = jax.lax.cond(start < marked.max(), improved, lambda best, _: best, best, start)
+        return kept, None
+
+    least = jnp.where(marked < weight.shape[1], 0.0, -jnp.inf).astype(query.dtype)
+    best = jnp.broadcast_to(least[:, None], query.shape[:2])
+    best, _ = jax.lax.scan(step, best, jnp.arange(0, weight.shape[1], block))
+    return best.reshape(b, h, w)
 
 
 def min_max(prior: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
@@ -179,18 +204,39 @@ def sample_prompts(
 def monte_carlo(
     loss: Callable[[Float[Array, "b q c"]], tuple[Float[Array, ""], Aux]],
     prompts: Float[Array, "k b q c"],
+    group: int,
 ) -> tuple[Float[Array, ""], Aux]:
     """Eq. 10: (1/K) sum_k L(D(F, p_k), M), the estimate of the expectation in Eq. 8-9.
 
-    One `jax.vmap` over K. What `loss` closes over, the image embedding above all, has no K axis
-    and is not repeated. It is a mean of losses, never the loss of a mean mask.
+    A `jax.vmap` over the samples of a group, one group after the other. What `loss` closes over,
+    the image embedding above all, has no K axis and is not repeated. It is a mean of losses, never
+    the loss of a mean mask.
+
+    Gradients flow to the prompts only: those of a group are computed with its losses, so that no
+    more than one group's activations are ever in memory, and nothing is computed twice. JAX
+    refuses to differentiate in what `loss` closes over, and differentiates once only.
 
     Args:
-        loss: Prompts of one sample -> (scalar loss, auxiliary arrays).
+        loss: Prompts of one sample -> (scalar loss, auxiliary arrays, which are constants).
         prompts: K samples.
+        group: Samples at a time; any number, whatever K is.
 
     Returns:
         The mean loss, and the auxiliary arrays with a leading K axis.
     """
-    losses, aux = jax.vmap(loss)(prompts)
+    group = min(group, len(prompts))
+
+    @jax.custom_vjp
+    def each(prompts):
+        return jax.lax.map(loss, prompts, batch_size=group)
+
+    def forward(prompts):
+        return jax.lax.map(jax.value_and_grad(loss, has_aux=True), prompts, batch_size=group)
+
+    def backward(grads, cotangents):
+        of_losses, _ = cotangents
+        return (of_losses[:, None, None, None] * grads,)
+
+    each.defvjp(forward, backward)
+    losses, aux = each(prompts)
     return losses.mean(), aux

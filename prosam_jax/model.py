@@ -147,13 +147,23 @@ class ProSAM(nnx.Module):
             of the samples' masks (averaged over K), and for the probabilistic variants
             "scale_mean", "scale_p05", "scale_p95" (of sigma) and "scale_to_norm" (|sigma| / |mu|).
         """
-        cfg = self.distribution
         dropout_key, sample_key = jax.random.split(key)
         posterior = self.posterior(features, dropout_key)
+        return self.expected_loss(features.image_embeddings, posterior, target, sample_key)
+
+    def expected_loss(
+        self,
+        image_embeddings: Float[Array, "b i j c"],
+        posterior: Posterior,
+        target: Bool[Array, "b h w"],
+        key: PRNGKeyArray,
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """`objective` for a posterior that is there already; `key` draws the samples."""
+        cfg = self.distribution
         _, h, w = target.shape
 
         def loss(prompts):
-            logits = self.decode(features.image_embeddings, prompts, (h, w))
+            logits = self.decode(image_embeddings, prompts, (h, w))
             bce = equations.bce_loss(logits, target)
             dice = equations.dice_loss(logits, target)
             mask = logits > 0
@@ -168,14 +178,10 @@ class ProSAM(nnx.Module):
         if posterior.log_scale is None:
             return loss(posterior.mean)
         prompts = equations.sample_prompts(
-            sample_key,
-            posterior,
-            cfg.samples,
-            sampler=cfg.name,
-            nu=cfg.nu,
-            min_scale=cfg.min_scale,
+            key, posterior, cfg.samples, sampler=cfg.name, nu=cfg.nu, min_scale=cfg.min_scale
         )
-        value, aux = equations.monte_carlo(loss, prompts)
+        group = cfg.sample_group or (2 if jax.default_backend() == "cpu" else cfg.samples)
+        value, aux = equations.monte_carlo(loss, prompts, group)
         sigma = equations.scale(posterior.log_scale, cfg.min_scale)
         aux = {name: x.mean(0) for name, x in aux.items()} | _scale_statistics(
             posterior.mean, sigma

@@ -25,7 +25,7 @@ DEFAULT = "prosam-shapes"
 # They come with the package. This one knows generated shapes: on photos it is a toy.
 MODELS = {DEFAULT: packaged("prompt_encoder", "shapes")}
 # Settings with which a trained model may be used otherwise; weight files may always have moved.
-FREE = ("data.downsample", "sam.dtype")
+FREE = ("data.downsample", "sam.attention", "sam.dtype")
 
 
 def load(model: str | os.PathLike[str], overrides: Mapping[str, Any]) -> tuple[ProSAM, Config]:

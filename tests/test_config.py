@@ -23,6 +23,8 @@ def test_settings_survive_the_round_trip():
         ({"sma": {}}, "unknown setting sma; nearest: sam"),
         ({"sam": {"model": "vit_x"}}, "sam.model='vit_x' is not known; nearest: vit_l, vit_h"),
         ({"sam": {"dtype": "float8"}}, "sam.dtype='float8' is not known; nearest: float32"),
+        ({"sam": {"attention": "cudnn"}}, "sam.attention='cudnn' needs sam.dtype='bfloat16'"),
+        ({"sam": {"attention": "flash"}}, "sam.attention='flash' is not known"),
         ({"sam": "tiny"}, "sam='tiny' must be a group of settings"),
         ({"train": {"steps": 1.5}}, "train.steps=1.5 must be of type int, not float"),
         ({"train": {"batch_size": 0}}, "train.batch_size=0 must be at least 1"),

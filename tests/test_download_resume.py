@@ -2,8 +2,6 @@ import dataclasses
 import hashlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -29,7 +27,8 @@ from file_server import (
     wrong_range,
 )
 
-from prosam_jax.weights import download
+from prosam_jax.weights import __main__ as command
+from prosam_jax.weights import download, registry
 
 
 @pytest.fixture
@@ -243,43 +242,36 @@ def test_an_etag_does_not_outlive_its_bytes(server, unknown, tmp_path):
     assert os.listdir(tmp_path) == ["x.pth.part"]
 
 
-INTERRUPTED = """
-import dataclasses, signal, sys
-from prosam_jax.weights import __main__, registry
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs tests with &
-entry = registry.named("sam_vit_b")
-entry = dataclasses.replace(entry, file="x.pth", url=sys.argv[1], sha256=sys.argv[2], size=None)
-registry.PUBLISHED = (entry,)
-sys.exit(__main__.main(["fetch", "sam_vit_b", "--to", sys.argv[3]]))
-"""
+def test_an_interrupted_command_goes_on_when_run_again(
+    server, entry, tmp_path, capsys, monkeypatch
+):
+    """Ctrl-C comes while the command waits for the rest; nothing here depends on a clock."""
+    part, ended = tmp_path / "x.pth.part", threading.Event()
+    waiting = threading.get_ident()
 
-
-def test_an_interrupted_command_goes_on_when_run_again(server, entry, tmp_path):
-    halfway, go_on = threading.Event(), threading.Event()
-
-    def slow(handler):
+    def interrupting(handler):
         cut()(handler)
         handler.wfile.flush()
-        halfway.set()
-        go_on.wait(60)
-
-    server.answers.append(slow)
-    arguments = [sys.executable, "-c", INTERRUPTED, server.url, DIGEST, str(tmp_path)]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
-    part = tmp_path / "x.pth.part"
-    try:
-        assert halfway.wait(60)
-        while part.stat().st_size < CUT - (1 << 16):
+        while not ended.is_set() and part.stat().st_size < CUT - (1 << 16):
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        if not ended.is_set():
+            signal.pthread_kill(waiting, signal.SIGINT)
+        ended.wait()
+
+    server.answers.append(interrupting)
+    unsized = dataclasses.replace(entry, size=None)
+    monkeypatch.setattr(registry, "PUBLISHED", (unsized,))
+    # Ignored where a shell runs tests with &.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code = command.main(["fetch", entry.name, "--to", str(tmp_path)])
     finally:
-        go_on.set()
-        process.kill()
+        ended.set()
+        signal.signal(signal.SIGINT, former)
     expected = "error: stopped; the same command goes on from what has arrived\n"
-    assert (process.returncode, err) == (1, expected)
+    assert (code, capsys.readouterr().err) == (1, expected)
     kept = part.stat().st_size
     assert part.read_bytes() == DATA[:kept]
     assert 0 < kept <= CUT
-    fetch(dataclasses.replace(entry, size=None), tmp_path)
+    fetch(unsized, tmp_path)
     assert ranges(server) == [None, f"bytes={kept}-"]

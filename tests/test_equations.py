@@ -51,20 +51,35 @@ def test_masked_average_is_the_plain_average_inside():
     np.testing.assert_array_equal(found[1], 0)
 
 
-def test_cosine_prior_is_the_greatest_similarity():
-    keys = jax.random.split(jax.random.key(0))
-    query = jax.nn.relu(jax.random.normal(keys[0], (2, 3, 5, 8)))
-    support = jax.nn.relu(jax.random.normal(keys[1], (2, 4, 2, 8)))
-    weight = jax.random.uniform(keys[0], (2, 4, 2)).at[:, 1].set(1).at[:, 2].set(0)
-    found = np.asarray(equations.cosine_prior(query, support, weight))
-    query, support, weight = map(np.asarray, (query, support, weight))
-    for b in range(2):
-        for i in range(3):
-            for j in range(5):
-                q, s = query[b, i, j], support[b].reshape(-1, 8)
-                cosines = s @ q / (np.linalg.norm(s, axis=1) * np.linalg.norm(q) + 1e-7)
-                expected = (cosines * weight[b].ravel()).max()
-                np.testing.assert_allclose(found[b, i, j], expected, atol=1e-6)
+@pytest.mark.parametrize("block", [3, 512])
+@pytest.mark.parametrize("annotated", ["some", "all"])
+def test_cosine_prior_is_the_greatest_similarity(monkeypatch, annotated, block):
+    monkeypatch.setattr(equations, "PRIOR_BLOCK", block)
+    rng = np.random.default_rng(0)
+    query, support = (jnp.float32(rng.standard_normal((2, *x, 8))) for x in ((3, 5), (4, 2)))
+    weight = rng.uniform(0.1, 1, (2, 4, 2))
+    if annotated == "some":
+        weight[0, 2] = weight[1, 1:] = 0
+    else:
+        support = jnp.abs(support)
+        query = -jnp.abs(query)  # all similarities are negative
+    weight = jnp.float32(weight)
+
+    def direct(query, support):
+        products = jnp.einsum("bhwc,bijc,bij->bhwij", query, support, weight)
+        norms = [jnp.linalg.norm(x + 1e-15, axis=-1) for x in (query, support)]
+        return (products / (jnp.einsum("bhw,bij->bhwij", *norms) + 1e-7)).max((3, 4))
+
+    def found(query, support):
+        return equations.cosine_prior(query, support, weight)
+
+    slope = jnp.float32(rng.standard_normal((2, 3, 5)))
+    results = []
+    for f in (found, direct):
+        value, pull = jax.jit(lambda q, s, f=f: jax.vjp(f, q, s))(query, support)
+        results.append((value, *pull(slope)))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_cosine_prior_of_nothing_is_zero_with_finite_gradients():
@@ -185,7 +200,8 @@ def test_deterministic_posteriors_are_not_sampled():
         )
 
 
-def test_monte_carlo_is_the_mean_of_losses():
+@pytest.mark.parametrize("group", [1, 4, 6, 9])
+def test_monte_carlo_is_the_mean_of_losses_in_any_groups(group):
     prompts = jax.random.normal(jax.random.key(0), (6, 2, 3, 4))
     embedding = jax.random.normal(jax.random.key(1), (2, 4))
 
@@ -193,11 +209,33 @@ def test_monte_carlo_is_the_mean_of_losses():
         assert p.shape == (2, 3, 4)
         assert embedding.shape == (2, 4)
         value = jnp.square(jnp.einsum("bqc,bc->bq", p, embedding)).mean()
-        return value, {"p": p}
+        return value, {"p": p, "sign": (p > 0).sum()}
 
-    value, aux = equations.monte_carlo(loss, prompts)
-    np.testing.assert_allclose(value, np.mean([loss(p)[0] for p in prompts]), rtol=1e-6)
-    np.testing.assert_array_equal(aux["p"], prompts)
+    def plain(prompts):
+        losses, aux = jax.vmap(loss)(prompts)
+        return 3 * losses.mean(), aux
+
+    def grouped(prompts):
+        value, aux = equations.monte_carlo(loss, prompts, group)
+        return 3 * value, aux
+
+    (expected, aux), grad = jax.value_and_grad(plain, has_aux=True)(prompts)
+    (value, found), found_grad = jax.value_and_grad(grouped, has_aux=True)(prompts)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(grouped(prompts)[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(found_grad, grad, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(found["p"], prompts)
+    np.testing.assert_array_equal(found["sign"], aux["sign"])
+
+
+def test_monte_carlo_loses_no_gradient_in_silence():
+    prompts = jnp.ones((2, 1, 1, 3))
+
+    def value(weight):
+        return equations.monte_carlo(lambda p: ((weight * p).sum(), ()), prompts, 1)[0]
+
+    with pytest.raises(Exception, match=r"closed-over|tracer"):
+        jax.grad(value)(2.0)
 
 
 def test_noise_penalises_the_laplacian():

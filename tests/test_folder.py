@@ -1,6 +1,7 @@
 """A user's own folder: odd files are handled, bad ones named before the first episode."""
 
 import dataclasses
+import pathlib
 import pickle
 
 import numpy as np
@@ -16,6 +17,7 @@ from prosam_jax.data.transforms import resize_image
 from tools import bad_pictures
 from tools.bad_pictures import coco, labels, shape
 
+DOCUMENT = (pathlib.Path(__file__).parents[1] / "docs/data.md").read_text() + "\n"
 # What is white or black of a picture whose file is odd; others are white.
 BLACK = {"1 x 1 pixels", "20,000 pixels wide"}
 
@@ -85,6 +87,8 @@ def test_bad_files_are_named_in_one_line(case):
     assert not said[0].startswith("DIR: pictures:")
     assert "DIR/" in said[0]
     assert all("DIR" in line for line in said)
+    others_words = "cannot read" in said[0] or "(" in said[0]  # they change with the libraries
+    assert others_words or f"| {case.what} | {said[0]} |\n" in DOCUMENT
 
 
 def test_sentences_name_fault_and_remedy():
@@ -125,7 +129,9 @@ def test_masks_are_made_of_each_source(small, source, capsys):
     command = ["folder", "--root", str(small), "--annotations", str(small / flags)]
     for _ in range(2):  # the second time changes nothing
         assert prepare.main(command) == 0
-    assert "bad files: 0" in capsys.readouterr().out
+    shown = {"table": "1 of cat, 1 of ox", "numbers": "1 of cat, none of dog"}
+    told = f"bad files: 0; pictures by class: {shown.get(source, '1 of cat')}\n"
+    assert told in capsys.readouterr().out
     folder = find_folder(str(small))
     found = folder.labels("a.png")
     if source == "table":
@@ -183,6 +189,15 @@ def test_novel_classes_do_not_leak(own):
     np.testing.assert_array_equal(copy[5].support_image, train[5].support_image)
     with pytest.raises(ValueError, match=r"data.novel='fix' is not known; nearest: fox"):
         _source(own, "test", novel="owl, fix")
+
+
+def test_a_class_that_no_picture_shows_is_told(own):
+    (own / "classes.txt").write_text("\n".join((*CLASSES, "yak")))
+    test = _source(own, "test", novel="owl, yak")
+    assert test.fold.filled == (4,)
+    assert describe(test.fold).endswith("4 images; too few images to draw yak")
+    with pytest.raises(ValueError, match=r"fold 0 test: an .* more than 0; choose .*data.novel"):
+        _source(own, "test", novel="yak")
 
 
 def test_lists_choose_pictures(own):

@@ -112,8 +112,9 @@ def test_broken_files_are_named(voc, name, part):
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
     read = pascal_folder(voc).image if name.startswith("JPEG") else pascal_folder(voc).labels
-    with pytest.raises(ValueError, match=f"cannot read .*{path.name}: .*; copy the file again"):
-        read("2007_000017")
+    for use in (read, lambda image_id: pascal_folder(voc).pixel_counts([image_id])):
+        with pytest.raises(ValueError, match=f"cannot read .*{path.name}: .*; copy the file again"):
+            use("2007_000017")
 
 
 def test_a_fold_without_episodes_is_an_error(voc):

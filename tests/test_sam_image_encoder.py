@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +63,40 @@ def test_relative_positions_are_torchs(length):
 def test_attention_is_torchs(name, index):
     oracle, encoder = encoders(name)
     x = random(2, 2, *CONFIGS[name].embedding_size, 48)
-    expected = oracle.blocks[index].attn(torch.from_numpy(x))
+    expected = torch.from_numpy(x)
+    if size := oracle.blocks[index].window_size:
+        expected, padded = reference.window_partition(expected, size)
+    expected = oracle.blocks[index].attn(expected)
+    if size:
+        expected = reference.window_unpartition(expected, size, padded, x.shape[1:3])
     np.testing.assert_allclose(apply(encoder.blocks[index].attn, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [True, False], ids=["rel_pos", "no_rel_pos"])
+def test_forms_of_attention_are_equal(positions):
+    b, h, w, n, d = 2, 5, 7, 3, 6
+    q, k, v, weight = random(3, 4, b, h, w, n, d)
+    tables = [jnp.asarray(random(4, m, m, d)) if positions else None for m in (h, w)]
+
+    def run(attend):
+        def loss(q, k, v):
+            out = attend(q, k, v, *tables)
+            return (out * weight).sum(), out
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+
+    plain = image_encoder.attend
+    whole = run(functools.partial(plain, limit=10**6))
+    others = {
+        "two rows at a time, the last alone": functools.partial(plain, limit=2 * b * w * h * w),
+        "fused": functools.partial(image_encoder.attend_fused, implementation="xla"),
+    }
+    for name, attend in others.items():
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4, err_msg=name),
+            run(attend),
+            whole,
+        )
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=["windowed", "global"])

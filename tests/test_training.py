@@ -148,8 +148,12 @@ def test_evaluation_agrees_with_validation(finished, capsys):
     assert "mIoU" in out
     again = score.score(cfg, workdir, "6")
     assert again.scores == result.scores
-    with pytest.raises(ValueError, match=r"--checkpoint=5: .*\(steps kept: [46, ]+\)"):
-        score.score(cfg, workdir, "5")
+    for unknown in ("5", "worst"):
+        wanted = rf"--checkpoint={unknown}: .*\(steps kept: [46, ]+\)"
+        with pytest.raises(ValueError, match=wanted):
+            score.score(cfg, workdir, unknown)
+    with pytest.raises(ValueError, match="belong to the run and cannot be changed: seed: 321 -> 7"):
+        score.settings(cfg, {"seed": 7})
 
 
 @pytest.mark.slow
@@ -161,7 +165,7 @@ def test_a_feature_cache_changes_the_losses_by_no_more_than_its_rounding(
     cfg = dataclasses.replace(cfg, cache=CacheConfig(dir=str(tmp_path / "cache")))
     loop.train(cfg, tmp_path / "run")
     out = capsys.readouterr().out
-    assert "feature cache: 0 entries of 0.0 MB in" in out
+    assert "feature cache: 0 entries of 8.2 kB in" in out
     assert "embeddings read" in out.splitlines()[-1]
     losses = [
         [line["train/loss"] for line in _curves(workdir) if "train/loss" in line]
@@ -248,7 +252,7 @@ def test_the_first_number_that_is_not_finite_ends_the_run(tmp_path, monkeypatch)
     checkpoints.close()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_training_lowers_the_loss(tmp_path):
     """One class, one pair of pictures: the objective must be learnable through a random SAM."""
     cfg = small_config(

@@ -153,10 +153,11 @@ ODD = (
     Case("1 x 1 pixels", _picture(Image.new("RGB", (1, 1)))),
     Case("20,000 pixels wide", _picture(Image.new("RGB", (20000, 40)), "a.jpg")),
     Case("spaces, accents, signs in the path", _picture(Image.fromarray(WHITE), "ä b/日本 🐈.JPG")),
-    Case("PNG called .jpg", _bytes("images/a.png", lambda content: content)),
+    Case("PNG called .jpg", _picture(Image.fromarray(WHITE), "a.jpg", format="PNG")),
     Case("mask of 1 bit", _mask(Image.fromarray(labels() * 255).convert("1"))),
     Case("mask of 16 bits", _mask(labels().astype(np.uint16))),
     Case("mask without an object", _mask(np.zeros((HEIGHT, WIDTH), np.uint8))),
+    Case("a class that no picture shows", _bytes("classes.txt", lambda content: content + b"owl")),
 )  # fmt: skip
 """What is handled."""
 

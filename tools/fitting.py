@@ -80,6 +80,7 @@ def fit(
     cfg: Settings,
     network: nnx.Module,
     loss: Callable[[Any, tuple[Array, Array, Array], PRNGKeyArray], tuple[Array, dict[str, Array]]],
+    name: str = "",
 ) -> Any:
     """Trains the parameters (`nnx.Param`) of `network`, or goes on from a checkpoint.
 
@@ -88,6 +89,7 @@ def fit(
         network: With fresh weights.
         loss: (network, (images, objects, classes), key) -> (loss, what to log). The images are
             RGB in 0-255, `augmented`. It may change statistics of the network.
+        name: Folder in `cfg.workdir` for the checkpoints, where it holds several runs.
 
     Returns:
         The trained network.
@@ -118,7 +120,7 @@ def fit(
         }
 
     state = State(initial, tx.init(nnx.filter_state(initial, nnx.Param)), jnp.zeros((), jnp.int32))
-    with contextlib.closing(Checkpoints(cfg.workdir)) as checkpoints:
+    with contextlib.closing(Checkpoints(cfg.workdir / name)) as checkpoints:
         if checkpoints.latest:
             state = checkpoints.restore(checkpoints.latest, state)
         start, began, window = int(state.step), time.monotonic(), []

@@ -223,27 +223,22 @@ class EpisodeSource:
     def _reference(self, spec: EpisodeSpec, shot: int) -> tuple[np.ndarray, np.ndarray]:
         """A reference image and its annotation.
 
-        Raises:
-            ValueError: "redraw" was asked for, and no attempt gave a marked pixel.
+        Where no attempt gives a marked pixel the first stays: it is counted, and ends no run.
         """
         training = self.fold.split == "train"
         stream = _TRAIN_MARKS if training else _TEST_MARKS
-        image_id = spec.support_ids[shot]
-        for attempt in range(_ATTEMPTS):
+        image_id, found = spec.support_ids[shot], []
+        for attempt in range(_ATTEMPTS if self.cueless == "redraw" else 1):
             draws = Draws(self.seed, stream, spec.index, shot, attempt)
             image, mask, _ = self._read(image_id, spec.class_id)
             marked = annotate(self.annotation, mask, draws, training=training)
-            if marked.any() or self.cueless == "report":
+            if marked.any():
                 return image, marked
+            found.append((image, marked))
             if not mask.any():
                 others = [i for i in self.fold.entries[spec.class_id] if i != spec.query_id]
                 image_id = draws.choose(others)
-        name = self.images.class_name(spec.class_id)
-        raise ValueError(
-            f"episode {spec.index}: {_ATTEMPTS} references of {name} in a row, such as "
-            f"{spec.support_ids[shot]}, show no pixel of it at data.image_size={self.size}; "
-            "raise that, or set data.cueless to report"
-        )
+        return found[0]
 
     def _read(self, image_id: str, class_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         labels = resize_mask(self.images.labels(image_id), self.size)

@@ -44,7 +44,8 @@ def own_episodes(
             f"data.root={cfg.root!r}: {contents.summary()} (all: {command} "
             f"{shlex.quote(cfg.root)}; to go on without them: data.bad_files=skip)"
         )
-    skipped = f" ({len(contents.faults)} bad files skipped)" if contents.faults else ""
+    n = len(contents.faults)
+    skipped = f" ({n} bad file{'s' * (n > 1)} skipped)" if n else ""
     rule = fold_rule(folder.class_names, cfg.novel, f"{folder.path}{skipped}")
     setting = "train_list" if split == "train" else "val_list"
     ids = _listed(folder, getattr(cfg, setting), f"data.{setting}")

@@ -127,8 +127,8 @@ class FoldIndex:
             most = max(map(len, self.entries.values()), default=0)
             raise ValueError(
                 f"fold {self.fold} {self.split}: an episode takes {shots + 1} images of one class, "
-                f"and no class has more than {most}; choose another data.fold, fewer data.shots "
-                "or longer data.train_list and data.val_list"
+                f"and no class has more than {most}; choose other classes (data.fold, data.novel), "
+                "fewer data.shots, or longer lists (data.train_list, data.val_list)"
             )
         return dataclasses.replace(self, entries=kept)
 
@@ -159,8 +159,13 @@ def verdict(index: FoldIndex) -> str:
     empty = [index.rule.class_names[c - 1] for c, ids in index.entries.items() if not ids]
     if not empty:
         return line
-    more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
-    return f"{line}; too few images to draw {', '.join(empty[:3])}{more}"
+    return f"{line}; too few images to draw {named(empty)}"
+
+
+def named(classes: Sequence[str]) -> str:
+    """The first three names, and how many there are besides."""
+    more = f" and {len(classes) - 3} more" if len(classes) > 3 else ""
+    return f"{', '.join(classes[:3])}{more}"
 
 
 PASCAL_5I = FoldRule(

@@ -123,13 +123,16 @@ class MaskFolder:
     ) -> Int[np.ndarray, "n c"]:
         """Pixels of background and of each class in each mask, at its original size.
 
+        Masks whose counts are not known are read, and their images, so that a damaged file is found
+        before training.
+
         Args:
             ids: The images.
             watch: Hands on the counts of the masks that must be read, whose number it is told.
 
         Raises:
-            ValueError: A mask cannot be read, holds numbers that are no class, or differs from
-                its image in size; or the kept counts cannot be read.
+            ValueError: A mask or its image cannot be read to the end, a mask holds numbers that are
+                no class or differs from its image in size; or the kept counts cannot be read.
         """
         known = self._known_counts()
         stamps = [_stamp(self.mask_path(image_id)) for image_id in ids]
@@ -179,6 +182,8 @@ class MaskFolder:
             )
         with _opened(image_path) as image:
             image_size = image.size
+            image.draft(None, (1, 1))  # a JPEG is read to its end, and 1/64 of it is computed
+            image.load()
         if image_size != mask.size:
             raise ValueError(
                 f"{path} has (width, height) {mask.size} and {image_path} {image_size}; an image "

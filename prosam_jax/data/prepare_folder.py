@@ -39,6 +39,7 @@ from prosam_jax.data.folder_files import (
     read_classes,
     stem,
 )
+from prosam_jax.data.folds import named
 
 # Paints the mask of a picture; raises BadFile.
 Painter = Callable[[], UInt8[np.ndarray, "h w"]]
@@ -63,13 +64,17 @@ def prepare(root: pathlib.Path, source: pathlib.Path | None, *, check_only: bool
     folder = find_folder(str(root))
     contents = check(folder, trust=not check_only, keep=not check_only)
     _print(line for name, line in contents.faults.items() if name not in faults)
-    counts = [
-        f"{sum(c in shares for shares in contents.shares.values())} of {name}"
+    counts = {
+        name: sum(c in shares for shares in contents.shares.values())
         for c, name in enumerate(folder.class_names, 1)
-    ]
+    }
+    by_class = [f"{n} of {name}" for name, n in counts.items() if n]
+    if empty := [name for name, n in counts.items() if not n]:
+        by_class.append(f"none of {named(empty)}")
     good, bad = len(contents.shares), len({**faults, **contents.faults})
     print(
-        f"{folder.path}: pictures: {good}, bad files: {bad}; pictures by class: {', '.join(counts)}"
+        f"{folder.path}: pictures: {good}, bad files: {bad}; pictures by class: "
+        f"{', '.join(by_class)}"
     )
     if not bad:
         path = shlex.quote(str(folder.path))

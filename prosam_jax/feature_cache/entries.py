@@ -147,7 +147,10 @@ class Entries:
 
 def size(nbytes: int) -> str:
     """A number of bytes for people."""
-    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if nbytes >= unit:
+            return f"{nbytes / unit:,.1f} {name}"
+    return f"{nbytes / 1e3:,.1f} kB"
 
 
 def _nbytes(part: Any) -> int:

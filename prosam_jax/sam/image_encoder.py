@@ -4,6 +4,7 @@ Activations are (b, h, w, c) throughout, h and w in patches.
 """
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,10 @@ from prosam_jax.config import SAMConfig
 from prosam_jax.sam.mlp import MLPBlock
 
 NORM_EPS = 1e-6
+# Scores held at a time. On a CPU 4 MiB, which stay in its caches; elsewhere 256 MiB, with which
+# there is enough to do at a time.
+CPU_SCORES = 2**20
+SCORES = 2**26
 
 
 def to_windows(x: Float[Array, "b h w c"], size: int) -> Float[Array, "n s s c"]:
@@ -53,57 +58,149 @@ def relative_positions(table: Float[Array, "n d"], length: int) -> Float[Array, 
 
 
 def attend(
-    q: Float[Array, "b h w d"],
-    k: Float[Array, "b h w d"],
-    v: Float[Array, "b h w d"],
+    q: Float[Array, "b h w n d"],
+    k: Float[Array, "b h w n d"],
+    v: Float[Array, "b h w n d"],
     rel_h: Float[Array, "h h d"] | None,
     rel_w: Float[Array, "w w d"] | None,
-) -> Float[Array, "b h w d"]:
-    """One attention head over a map, with decomposed relative positions (arXiv 2112.01526).
+    *,
+    limit: int,
+) -> Float[Array, "b h w n d"]:
+    """Attention of n heads over maps, with decomposed relative positions (arXiv 2112.01526).
 
     The score of query (h, w) and key (i, j) is the scaled q.k, plus q.rel_h[h, i] and
     q.rel_w[w, j] where relative positions are given. Scores and softmax are float32.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        rel_h: Relative positions of rows.
+        rel_w: Relative positions of columns.
+        limit: Scores to hold at a time, at least those of one row of queries of one head. A whole
+            map of 64 x 64 has 16.8 million in each head.
     """
+    b, h, w, _, d = q.shape
+    scores = b * w * h * w  # of one row of one head
+    rows = max(n for n in range(1, h + 1) if n == 1 or (h % n == 0 and n * scores <= limit))
+    heads = limit // (h * scores)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = product("bhwd,bijd->bhwij", q * q.shape[-1] ** -0.5, k)
+
+    def some_rows(q, k, v, rel_h):
+        scores = product("brwd,bijd->brwij", q * d**-0.5, k)
+        if rel_h is not None:
+            scores += product("brwd,rid->brwi", q, rel_h)[..., :, None]
+        if rel_w is not None:
+            scores += product("brwd,wjd->brwj", q, rel_w)[..., None, :]
+        largest = jax.lax.stop_gradient(scores.max((-2, -1), keepdims=True))
+        weights = jnp.exp(scores - largest)
+        # Divided afterwards: values are fewer than scores.
+        out = product("brwij,bijd->brwd", weights.astype(v.dtype), v)
+        return (out / weights.sum((-2, -1))[..., None]).astype(v.dtype)
+
+    def head(qkv):
+        q, k, v = qkv
+        q = jnp.moveaxis(q.reshape(b, h // rows, rows, w, d), 1, 0)
+        offsets = None if rel_h is None else rel_h.reshape(h // rows, rows, h, d)
+        out = jax.lax.map(lambda x: some_rows(x[0], k, v, x[1]), (q, offsets))
+        return jnp.moveaxis(out, 0, 1).reshape(b, h, w, d)
+
+    qkv = tuple(jnp.moveaxis(x, 3, 0) for x in (q, k, v))
+    out = jax.lax.map(head, qkv, batch_size=heads if heads > 1 else None)
+    return jnp.moveaxis(out, 0, 3)
+
+
+def attend_fused(
+    q: Float[Array, "b h w n d"],
+    k: Float[Array, "b h w n d"],
+    v: Float[Array, "b h w n d"],
+    rel_h: Float[Array, "h h d"] | None,
+    rel_w: Float[Array, "w w d"] | None,
+    *,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "b h w n d"]:
+    """`attend` as one call of `jax.nn.dot_product_attention`, which holds no scores in cuDNN.
+
+    Relative positions become h + w more channels, which is exact: q.rel_h[h, i] is the product of
+    the query's q.rel_h[h, :] and the key's one-hot row, and likewise for columns.
+    """
+    b, h, w, n, d = q.shape
+    queries, keys = [q * d**-0.5], [k]
     if rel_h is not None:
-        scores += product("bhwd,hid->bhwi", q, rel_h)[..., :, None]
+        queries.append(jnp.einsum("bhwnd,hid->bhwni", q, rel_h))
+        keys.append(
+            jnp.broadcast_to(jnp.eye(h, dtype=k.dtype)[None, :, None, None], (b, h, w, n, h))
+        )
     if rel_w is not None:
-        scores += product("bhwd,wjd->bhwj", q, rel_w)[..., None, :]
-    weights = jax.nn.softmax(scores, axis=(-2, -1)).astype(v.dtype)
-    return jnp.einsum("bhwij,bijd->bhwd", weights, v)
+        queries.append(jnp.einsum("bhwnd,wjd->bhwnj", q, rel_w))
+        keys.append(
+            jnp.broadcast_to(jnp.eye(w, dtype=k.dtype)[None, None, :, None], (b, h, w, n, w))
+        )
+    q, k = jnp.concatenate(queries, -1), jnp.concatenate(keys, -1)
+    channels = -(-q.shape[-1] // 8) * 8  # cuDNN takes multiples of 8, the same for all three
+
+    def tokens(x):
+        x = jnp.pad(x, (*[(0, 0)] * 4, (0, channels - x.shape[-1])))
+        return x.reshape(b, h * w, n, channels)
+
+    attend = functools.partial(
+        jax.nn.dot_product_attention, scale=1.0, implementation=implementation
+    )
+    return attend(tokens(q), tokens(k), tokens(v))[..., :d].reshape(b, h, w, n, d)
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention over maps of about `grid` positions."""
+    """Multi-head self-attention in windows of `window_size`, or over whole maps where that is 0."""
 
-    def __init__(self, cfg: SAMConfig, grid: tuple[int, int], *, is_global: bool, rngs: nnx.Rngs):
+    def __init__(self, cfg: SAMConfig, window_size: int, *, rngs: nnx.Rngs):
         dim, dtype = cfg.embed_dim, jnp.dtype(cfg.dtype)
         self.qkv = layers.linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.proj = layers.linear(dim, dim, dtype=dtype, rngs=rngs)
         if cfg.use_rel_pos:
+            grid = (window_size, window_size) if window_size else cfg.embedding_size
             init, head_dim = nnx.initializers.truncated_normal(0.02), dim // cfg.num_heads
             self.rel_pos_h = nnx.Param(init(rngs.params(), (2 * grid[0] - 1, head_dim)))
             self.rel_pos_w = nnx.Param(init(rngs.params(), (2 * grid[1] - 1, head_dim)))
+        self.window_size = window_size
         self.num_heads = cfg.num_heads
         self.use_rel_pos = cfg.use_rel_pos
-        self.is_global = is_global
+        self.attention = cfg.attention
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Mixes all positions of each map."""
-        _, h, w, _ = x.shape
-        qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.num_heads, -1)
-        qkv = jnp.moveaxis(qkv, (3, 4), (0, 1))  # (3, heads, b, h, w, d)
+        """Mixes all positions of each window or map.
+
+        Windows are padded with zeros, and the padding is attended to: so was SAM trained. Its
+        projection is the bias, which therefore comes after it.
+        """
+        _, height, width, c = x.shape
+        assert self.qkv.bias is not None
+        kernel, bias = (p[...].astype(x.dtype) for p in (self.qkv.kernel, self.qkv.bias))
+        qkv = x @ kernel
+        if self.window_size:
+            qkv = to_windows(qkv, self.window_size)
+        qkv = qkv + bias.reshape(1, 1, 1, -1)
+        b, h, w, _ = qkv.shape
+        q, k, v = jnp.moveaxis(qkv.reshape(b, h, w, 3, self.num_heads, -1), 3, 0)
         rel_h = rel_w = None
         if self.use_rel_pos:
             rel_h = relative_positions(self.rel_pos_h[...], h).astype(x.dtype)
             rel_w = relative_positions(self.rel_pos_w[...], w).astype(x.dtype)
-        head = functools.partial(attend, rel_h=rel_h, rel_w=rel_w)
-        if self.is_global:  # the scores of one head at 1024 px are 64 MiB: one at a time
-            out = jax.lax.map(lambda qkv: head(*qkv), tuple(qkv))
+        if self.attention == "cudnn":
+            out = attend_fused(q, k, v, rel_h, rel_w)
         else:
-            out = jax.vmap(head)(*qkv)
-        return self.proj(jnp.moveaxis(out, 0, 3).reshape(x.shape))
+            out = jax.lax.platform_dependent(
+                q,
+                k,
+                v,
+                rel_h,
+                rel_w,
+                cpu=functools.partial(attend, limit=CPU_SCORES),
+                default=functools.partial(attend, limit=SCORES),
+            )
+        out = out.reshape(b, h, w, c)
+        if self.window_size:
+            out = from_windows(out, height, width)
+        return self.proj(out)
 
 
 class Block(nnx.Module):
@@ -111,26 +208,15 @@ class Block(nnx.Module):
 
     def __init__(self, cfg: SAMConfig, window_size: int, *, rngs: nnx.Rngs):
         dim, dtype = cfg.embed_dim, jnp.dtype(cfg.dtype)
-        grid = (window_size, window_size) if window_size else cfg.embedding_size
         hidden = int(dim * cfg.mlp_ratio)
         self.norm1 = layers.layer_norm(dim, NORM_EPS, dtype=dtype, rngs=rngs)
-        self.attn = Attention(cfg, grid, is_global=not window_size, rngs=rngs)
+        self.attn = Attention(cfg, window_size, rngs=rngs)
         self.norm2 = layers.layer_norm(dim, NORM_EPS, dtype=dtype, rngs=rngs)
         self.mlp = MLPBlock(dim, hidden, layers.gelu, dtype=dtype, rngs=rngs)
-        self.window_size = window_size
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Keeps the shape.
-
-        Windows are padded after the norm, and the padding is attended to: so was SAM trained.
-        """
-        y = self.norm1(x)
-        if self.window_size:
-            y = self.attn(to_windows(y, self.window_size))
-            y = from_windows(y, *x.shape[1:3])
-        else:
-            y = self.attn(y)
-        x = x + y
+        """Keeps the shape."""
+        x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
@@ -149,6 +235,10 @@ class ImageEncoderViT(nnx.Module):
     """The ViT of SAM and its neck."""
 
     def __init__(self, cfg: SAMConfig, *, rngs: nnx.Rngs):
+        if cfg.attention == "cudnn" and jax.default_backend() != "gpu":
+            raise ValueError(
+                f"sam.attention='cudnn' needs a GPU, not {jax.default_backend()}: set it to 'plain'"
+            )
         dtype, dim, out_dim = jnp.dtype(cfg.dtype), cfg.embed_dim, cfg.prompt_embed_dim
         self.patch_embed = PatchEmbed(cfg.patch_size, dim, dtype=dtype, rngs=rngs)
         if cfg.use_abs_pos:

@@ -31,6 +31,7 @@ FREE = (
     "data.root",
     "data.test_root",
     "data.workers",
+    "distribution.sample_group",
     "eval.batch_size",
     "eval.controls",
     "eval.pictures",

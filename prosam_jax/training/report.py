@@ -3,6 +3,7 @@
 import json
 import pathlib
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -110,7 +111,14 @@ class Progress:
 
 @contextmanager
 def counting(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar that counts to `total`; call what it gives with the number done."""
+    """A bar that counts to `total`; call what it gives with the number done.
+
+    Where there is no terminal it is a line a minute.
+    """
+    console = rich.console.Console()
+    if not console.is_terminal:
+        yield _minutely(name, total)
+        return
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -119,9 +127,21 @@ def counting(name: str, total: int) -> Iterator[Callable[[int], None]]:
         rich.progress.TextColumn("left"),
         rich.progress.TimeRemainingColumn(),
     )
-    with rich.progress.Progress(*columns, transient=True) as bar:
+    with rich.progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(name, total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+def _minutely(name: str, total: int) -> Callable[[int], None]:
+    told = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= 60:
+            told = time.monotonic()
+            print(f"{name}: {done:,} of {total:,}", flush=True)
+
+    return tell
 
 
 def versions() -> dict[str, str]:
@@ -160,10 +180,10 @@ def clock(seconds: float) -> str:
 
 def summary(result: Result) -> str:
     """The scores in one line."""
-    scores = result.scores
+    scores, n = result.scores, len(result.scores.per_class)
     return (
         f"mIoU {100 * scores.miou:.2f}, FB-IoU {100 * scores.fb_iou:.2f} on {result.episodes} "
-        f"episodes of {len(scores.per_class)} classes, {clock(result.seconds)}"
+        f"episodes of {n} class{'es' * (n > 1)}, {clock(result.seconds)}"
     )
 
 

@@ -37,6 +37,7 @@ FREE = (
     "eval.episodes",
     "eval.pictures",
     "eval.seed",
+    "sam.attention",
     "sam.dtype",
 )
 SAMPLES = 8

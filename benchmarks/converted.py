@@ -1,0 +1,25 @@
+"""PyTorch's weights as a file that the process of this library reads without PyTorch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from convert import engine
+from prosam_jax import weights
+
+
+def write(
+    twin: torch.nn.Module,
+    build: Callable[..., Any],
+    rules: Sequence[engine.Rule],
+    ignored: Sequence[engine.Ignored],
+    file: str,
+) -> None:
+    """Writes the arrays of the module that `build` makes, by the converter's rules."""
+    source = {name: tensor.numpy() for name, tensor in twin.state_dict().items()}
+    specs = weights.leaves(weights.abstract(build))
+    arrays = engine.convert(source, rules, ignored, specs)
+    save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, file)

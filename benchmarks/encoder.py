@@ -1,0 +1,110 @@
+"""SAM's image encoder next to `segment_anything`'s, with the same random weights and images.
+
+python -m benchmarks.encoder --model vit_b --size 1024 --malloc default tuned
+python -m benchmarks.encoder --model vit_h --device gpu --dtype bfloat16 --batch 8
+"""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from benchmarks import forward
+from prosam_jax.config import ATTENTIONS, DTYPES, SAM_MODELS, SAMConfig
+
+
+def architecture(args: argparse.Namespace) -> SAMConfig:
+    """The network of the arguments."""
+    cfg = SAMConfig.named(args.model)
+    return dataclasses.replace(
+        cfg,
+        depth=args.blocks or cfg.depth,
+        image_size=(args.size, args.size),
+        dtype=args.dtype,
+        attention=args.attention,
+    )
+
+
+def flops(cfg: SAMConfig, *, padded: bool) -> int:
+    """Operations for one image: of matrix products and convolutions, multiply and add being 2.
+
+    Args:
+        cfg: The encoder.
+        padded: Whether the windows' padding goes through the projections, as it does in
+            `segment_anything`. It is attended to in any case.
+    """
+    h, w = cfg.embedding_size
+    dim, out_dim, hidden = cfg.embed_dim, cfg.prompt_embed_dim, int(cfg.mlp_ratio * cfg.embed_dim)
+    positions = h * w
+    total = positions * dim * 3 * cfg.patch_size**2
+    for index in range(cfg.depth):
+        size = 0 if index in cfg.global_attn_indexes else cfg.window_size
+        rows, cols = (size, size) if size else (h, w)
+        attended = -(-h // rows) * -(-w // cols) * rows * cols
+        total += (attended if padded else positions) * 4 * dim * dim
+        total += attended * 2 * rows * cols * dim
+        if cfg.use_rel_pos:
+            total += attended * (rows + cols) * dim
+        total += positions * 2 * dim * hidden
+    total += positions * (dim * out_dim + 9 * out_dim * out_dim)
+    return 2 * total
+
+
+def torch_side(args: argparse.Namespace, dtype: str, variant: str) -> Any:
+    """`segment_anything`'s encoder."""
+    from benchmarks import pytorch
+    from torch_models import sam
+
+    encoder = sam.build(architecture(args), forward.SEED).image_encoder
+    return pytorch.Forward(encoder, forward.images(args), args.device, dtype, variant)
+
+
+def our_side(args: argparse.Namespace, file: str) -> Any:
+    """This library's."""
+    from benchmarks import ours
+    from prosam_jax.sam.model import Sam
+
+    cfg = architecture(args)
+    sam = ours.load(lambda rngs: Sam(cfg, rngs=rngs), file)
+    return ours.Forward(Sam.encode_image, sam, forward.images(args), args.dtype)
+
+
+def write(args: argparse.Namespace, file: str) -> None:
+    """Converts the weights."""
+    from benchmarks import converted
+    from convert.sam_rules import META_RULES
+    from prosam_jax.sam.model import Sam
+    from torch_models import sam
+
+    cfg = architecture(args)
+    converted.write(
+        sam.build(cfg, forward.SEED), lambda rngs: Sam(cfg, rngs=rngs), META_RULES, (), file
+    )
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measures and writes."""
+    parser = forward.parser(__doc__, variants=["eager"])
+    parser.add_argument("--model", choices=SAM_MODELS, default="vit_b")
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        help="of the ViT; 3 of ViT-B are a quarter, 1 of them global as in all",
+    )
+    parser.add_argument("--size", type=int, default=1024, help="side of the images")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--attention", choices=ATTENTIONS, default="plain")
+    args = parser.parse_args(argv)
+    cfg = architecture(args)
+    network = forward.Network(
+        f"encoder_{args.model}_{args.dtype}_{args.device}_{args.batch}",
+        torch_side,
+        our_side,
+        write,
+        torch_flops=args.batch * flops(cfg, padded=True),
+        our_flops=args.batch * flops(cfg, padded=False),
+    )
+    return forward.run(network, args)
+
+
+if __name__ == "__main__":
+    main()

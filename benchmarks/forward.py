@@ -1,0 +1,233 @@
+"""Forward passes of PyTorch and of this library in turns, each in a process of its own.
+
+A side is one library with one allocator. Libraries are imported inside of functions, so that each
+process has its own one alone and its peak memory is that library's.
+"""
+
+import argparse
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import measure
+
+OUT = pathlib.Path("runs/benchmarks")
+SEED = 0
+# Largest difference between the libraries, over the largest value.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+MATMUL = {"cpu": (4096, 1), "gpu": (8192, 20)}  # size and count, a second or less
+
+
+class Network(NamedTuple):
+    """What is compared: functions of a module, called in the process of a side.
+
+    Attributes:
+        name: For the file of results.
+        torch_side: (args, dtype, variant) -> `pytorch.Forward`.
+        our_side: (args, file of weights) -> `ours.Forward`.
+        write: (args, file of weights): writes PyTorch's weights through the converter's rules.
+        torch_flops: Operations of PyTorch; None to count those of its own forward pass.
+        our_flops: Operations of this library; None for the same.
+    """
+
+    name: str
+    torch_side: Callable[..., Any]
+    our_side: Callable[..., Any]
+    write: Callable[..., None]
+    torch_flops: int | None = None
+    our_flops: int | None = None
+
+
+class Side(NamedTuple):
+    """A library, its numbers' type, and its allocator; asked by `Alone`."""
+
+    library: str
+    dtype: str
+    malloc: str
+    ask: measure.Alone
+
+    @property
+    def name(self) -> str:
+        """How it is called in tables."""
+        return f"{self.library}, {self.dtype}, malloc {self.malloc}"
+
+
+def parser(doc: str | None, variants: Sequence[str]) -> argparse.ArgumentParser:
+    """The arguments that all forward passes share; `variants` of PyTorch are tried on a CPU."""
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--batch", type=int, default=1)
+    made.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    made.add_argument("--turns", type=int, default=5)
+    made.add_argument(
+        "--malloc",
+        nargs="+",
+        choices=tuple(measure.MALLOCS),
+        default=["default"],
+        help="tuned: glibc keeps freed memory; both may be given",
+    )
+    made.add_argument(
+        "--torch",
+        nargs="+",
+        default=variants,
+        metavar="VARIANT",
+        help="eager, channels_last, compile; on a GPU it is eager and compile",
+    )
+    made.add_argument("--out", type=pathlib.Path, help=f"JSON, in {OUT} by default")
+    return made
+
+
+def images(args: argparse.Namespace) -> np.ndarray:
+    """Normalised images, at random."""
+    shape = (args.batch, args.size, args.size, 3)
+    return np.random.default_rng(SEED).standard_normal(shape, np.float32)
+
+
+def run(network: Network, args: argparse.Namespace) -> dict[str, Any]:
+    """Compares outputs, measures, prints a table, and writes all of it.
+
+    Raises:
+        ValueError: The libraries' outputs differ by more than `TOLERANCE`.
+    """
+    # For this process and for those of the sides, which share the GPU.
+    os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[args.device]
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    if args.device == "gpu":
+        args.torch = ["eager", "compile"]
+    sides = open_sides(network, args)
+    difference = check(sides, args.dtype)
+    flops = {}
+    for side in sides:
+        given = network.our_flops if side.library == "prosam_jax" else network.torch_flops
+        flops[side.name] = given or sides[0].ask("flops")
+    cases: dict[str, Callable[[], Any]] = {
+        side.name: lambda side=side: side.ask("timing") for side in sides
+    }
+    matmuls = open_matmuls(args)
+    cases |= {name: lambda ask=ask: ask("__call__") for name, ask in matmuls.items()}
+    figures = measure.in_turns(cases, args.turns, lambda n: print(f"turn {n}", flush=True))
+    peaks = [max(rates) for rates in zip(*(figures[name] for name in matmuls), strict=True)]
+    result = {
+        "settings": {k: v for k, v in vars(args).items() if k != "out"},
+        "largest difference": difference,
+        "matmul FLOP/s": {name: measure.spread(figures[name])._asdict() for name in matmuls},
+        "sides": {
+            side.name: summary(side, figures, sides, flops[side.name], peaks) for side in sides
+        },
+    }
+    print("matmul peak:", measure.spread(peaks), "FLOP/s")
+    print(measure.table([row(name, x) for name, x in result["sides"].items()]))
+    for ask in (*matmuls.values(), *(side.ask for side in sides)):
+        ask.close()
+    measure.write(args.out or OUT / f"{network.name}.json", result)
+    return result
+
+
+def open_sides(network: Network, args: argparse.Namespace) -> list[Side]:
+    """PyTorch in every variant and this library, with every allocator; PyTorch's float32 first."""
+    dtypes = ["float32"] if args.dtype == "float32" else ["float32", args.dtype]
+    sides = []
+    with tempfile.TemporaryDirectory() as temporary:
+        file = os.path.join(temporary, "weights.safetensors")
+        measure.Alone(network.write, args, file).close()
+        for malloc in args.malloc:
+            environment = measure.MALLOCS[malloc]
+            for dtype in dtypes:
+                variants = args.torch if dtype == args.dtype else ["eager"]
+                for variant in variants:
+                    ask = measure.Alone(
+                        network.torch_side, args, dtype, variant, environment=environment
+                    )
+                    sides.append(Side(f"PyTorch {variant}", dtype, malloc, ask))
+            ask = measure.Alone(network.our_side, args, file, environment=environment)
+            sides.append(Side("prosam_jax", args.dtype, malloc, ask))
+    return sides
+
+
+def open_matmuls(args: argparse.Namespace) -> dict[str, measure.Alone]:
+    """Both libraries' matrix product, of which the faster one is the peak."""
+    size, count = MATMUL[args.device]
+    environment = measure.TUNED
+    return {
+        "matmul PyTorch": measure.Alone(
+            torch_matmul, args.device, args.dtype, size, count, environment=environment
+        ),
+        "matmul JAX": measure.Alone(
+            measure.matmul, args.dtype, size, count, environment=environment
+        ),
+    }
+
+
+def torch_matmul(*arguments: Any) -> Callable[[], float]:
+    """`pytorch.matmul`, imported where it runs."""
+    from benchmarks import pytorch
+
+    return pytorch.matmul(*arguments)
+
+
+def check(sides: Sequence[Side], dtype: str) -> dict[str, float]:
+    """Every side's largest difference from the first one's outputs, over their largest value."""
+    wanted = sides[0].ask("outputs")
+    differences = {}
+    for side in sides[1:]:
+        found = side.ask("outputs")
+        differences[side.name] = max(
+            float(np.abs(x - y).max() / np.abs(y).max()) for x, y in zip(found, wanted, strict=True)
+        )
+        print(f"largest difference of {side.name}: {differences[side.name]:.1e}", flush=True)
+        if not differences[side.name] <= TOLERANCE[dtype]:
+            raise ValueError(
+                f"{side.name} differs from {sides[0].name} by {differences[side.name]:.1e} of the "
+                f"largest value, more than {TOLERANCE[dtype]:.0e}"
+            )
+    return differences
+
+
+def summary(
+    side: Side,
+    figures: Mapping[str, Sequence[measure.Timing]],
+    sides: Sequence[Side],
+    flops: int,
+    peaks: Sequence[float],
+) -> dict[str, Any]:
+    """What is kept of a side. Ratios are to the fastest PyTorch of its allocator in each turn."""
+    seconds = [x.seconds for x in figures[side.name]]
+    others = [
+        [turn.seconds for turn in figures[x.name]]
+        for x in sides
+        if x.library != "prosam_jax" and (x.dtype, x.malloc) == (side.dtype, side.malloc)
+    ]
+    fastest = [min(turn) for turn in zip(*others, strict=True)]
+    rates = [flops / x for x in seconds]
+    compiling = side.ask("compiling") if side.library == "prosam_jax" else None
+    return {
+        "seconds": measure.spread(seconds)._asdict(),
+        "CPU seconds": measure.spread([x.cpu_seconds for x in figures[side.name]])._asdict(),
+        "over PyTorch": measure.ratio(seconds, fastest)._asdict(),
+        "FLOP": flops,
+        "FLOP/s": measure.spread(rates)._asdict(),
+        "share of matmul peak": measure.ratio(rates, peaks)._asdict(),
+        "peak bytes": side.ask("peak"),
+        "compile seconds": compiling,
+    }
+
+
+def row(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the table."""
+    compiling = summary["compile seconds"]
+    return {
+        "": name,
+        "seconds": measure.Spread(**summary["seconds"]),
+        "CPU seconds": measure.Spread(**summary["CPU seconds"]),
+        "over PyTorch": measure.Spread(**summary["over PyTorch"]),
+        "GFLOP": round(summary["FLOP"] / 1e9),
+        "GFLOP/s": summary["FLOP/s"]["median"] / 1e9,
+        "share of peak": measure.Spread(**summary["share of matmul peak"]),
+        "peak GB": summary["peak bytes"] / 1e9,
+        "compile s": "" if compiling is None else compiling,
+    }

@@ -1,0 +1,155 @@
+"""What both sides of a benchmark of ProSAM compute: sizes, inputs and weights.
+
+Only "evaluation" runs networks on images; else their features are random numbers of the right
+shapes. Whatever is drawn is drawn from the seed, so that every process makes the same for itself.
+Neither PyTorch nor this library is imported before it is needed: the memory of a side's process is
+its own.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+HEADS = ("mean", "log_scale")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Sizes; the defaults are those of the paper's training.
+
+    Attributes:
+        part: What is computed: "heads" is a training step from the query decoder's output on,
+            "all" the same with the whole prompt encoder, "generator" the prompt encoder alone;
+            "evaluation" goes from images to masks.
+        size: Side of images and masks in pixels; backbone features are an eighth of it.
+        embedding: Side of SAM's image embedding.
+        samples: K.
+        batch: Images.
+        prompts: Prompt vectors per image.
+        model: SAM's in the evaluation, one of `config.SAM_MODELS`; the backbone is ResNet-50.
+        merged: Channels of the backbone's merged features.
+        prior: Channels of its high-level features.
+        marked: Share of the reference that is annotated.
+        device: "cpu" or "gpu".
+        devices: How many of them share the batch, here; PyTorch has one.
+        dtype: Of SAM's decoder.
+        seed: Of everything.
+    """
+
+    part: str = "heads"
+    size: int = 512
+    embedding: int = 64
+    samples: int = 10
+    batch: int = 2
+    prompts: int = 50
+    model: str = "vit_b"
+    merged: int = 1536
+    prior: int = 2048
+    marked: float = 0.2
+    device: str = "cpu"
+    devices: int = 1
+    dtype: str = "float32"
+    seed: int = 0
+
+    def sam(self) -> Any:
+        """SAM's architecture; an image encoder that does not run is as good as none."""
+        from prosam_jax.config import SAMConfig
+
+        if self.part == "evaluation":
+            return dataclasses.replace(SAMConfig.named(self.model), dtype=self.dtype)
+        side = 16 * self.embedding
+        return SAMConfig(
+            image_size=(side, side), embed_dim=8, depth=1, num_heads=2, dtype=self.dtype
+        )
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Inputs of `part` by name, channels last."""
+        rng = np.random.default_rng(self.seed)
+
+        def normal(*shape: int) -> np.ndarray:
+            return rng.standard_normal(shape, np.float32)
+
+        b, side, cells = self.batch, self.embedding, self.size // 8
+        if self.part == "evaluation":
+            images = rng.integers(0, 256, (2, b, self.size, self.size, 3), np.uint8)
+            return {"query": images[0], "support": images[1], "mask": self._disk(self.size)}
+        found = {}
+        if self.part != "generator":
+            found["embeddings"] = normal(b, side, side, 256)
+            found["target"] = self._disk(self.size)
+        if self.part == "heads":
+            found["features"] = normal(b, self.prompts, 256)
+            return found
+        for name in ("query", "support"):
+            found[f"{name}_merged"] = np.maximum(normal(b, cells, cells, self.merged), 0)
+            found[f"{name}_prior"] = np.maximum(normal(b, cells, cells, self.prior), 0)
+        found["mask"] = self._disk(cells).astype(np.float32)
+        found["support_prior"] *= found["mask"][..., None]
+        return found
+
+    def _disk(self, side: int) -> np.ndarray:
+        """(b, side, side): `marked` of each square."""
+        y, x = np.mgrid[:side, :side] / side - 0.5
+        return np.broadcast_to(y**2 + x**2 < self.marked / np.pi, (self.batch, side, side)).copy()
+
+
+def to_jax(problem: Problem, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights or gradients of the torch side under this library's names, in its layout.
+
+    Args:
+        problem: The problem.
+        tensors: By torch's names, "sam." or "prompt_encoder." before them; or some of them.
+    """
+    from convert import engine, resnet, sam_rules, vrp_sam_to_flax
+    from convert.engine import Rule, linear
+    from prosam_jax import weights
+
+    rules: list[Rule] = [*vrp_sam_to_flax.RULES]
+    for head in HEADS:
+        rules.append(Rule(rf"{head}\.weight", f"head.{head}.kernel", linear))
+        rules.append(Rule(rf"{head}\.bias", f"head.{head}.bias"))
+    tables = {"sam": sam_rules.META_RULES, "prompt_encoder": rules, "backbone": resnet.RULES}
+    found = {}
+    for part, build in parts(problem).items():
+        prefix = f"{part}."
+        source = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+        specs = weights.leaves(weights.abstract(build))
+        if source.keys() <= {f"{head}.{leaf}" for head in HEADS for leaf in ("weight", "bias")}:
+            specs = {n: s for n, s in specs.items() if source and n.startswith("head.")}
+        for name, array in engine.convert(source, tables[part], (resnet.COUNTERS,), specs).items():
+            found[prefix + name] = array
+    return found
+
+
+def parts(problem: Problem) -> dict[str, Callable[[Any], Any]]:
+    """What builds this library's modules, by attribute of `ProSAM`; there is no dropout."""
+    from prosam_jax import backbone
+    from prosam_jax.config import BackboneConfig, DistributionConfig, PromptConfig
+    from prosam_jax.prompt.encoder import ReferencePromptEncoder
+    from prosam_jax.sam.model import Sam
+
+    cfg = PromptConfig(num_queries=problem.prompts, dropout=0.0)
+
+    def prompt_encoder(rngs: Any) -> ReferencePromptEncoder:
+        return ReferencePromptEncoder(cfg, DistributionConfig(), problem.merged, rngs=rngs)
+
+    found: dict[str, Callable[[Any], Any]] = {
+        "sam": lambda rngs: Sam(problem.sam(), rngs=rngs),
+        "prompt_encoder": prompt_encoder,
+    }
+    if problem.part == "evaluation":
+        found["backbone"] = lambda rngs: backbone.build(BackboneConfig("resnet50"), rngs=rngs)
+    return found
+
+
+def random_weights(problem: Problem) -> dict[str, np.ndarray]:
+    """Weights for this library where PyTorch takes no part."""
+    from prosam_jax import weights
+
+    return {
+        f"{part}.{name}": np.asarray(array)
+        for part, build in parts(problem).items()
+        for name, array in weights.leaves(weights.random(build, problem.seed)).items()
+    }

@@ -1,0 +1,96 @@
+"""PyTorch's side of the benchmarks."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import measure
+
+DEVICES = {"cpu": "cpu", "gpu": "cuda"}
+VARIANTS = ("eager", "channels_last", "compile")
+
+
+class Forward:
+    """A module's forward pass on fixed images.
+
+    Args:
+        module: Takes (b, 3, H, W) and returns one map or several, (b, c, h, w).
+        images: (b, H, W, 3).
+        device: "cpu" or "gpu".
+        dtype: "float32" or "bfloat16", of parameters and activations.
+        variant: One of `VARIANTS`: PyTorch as it is, with channels-last parameters and images, or
+            such and compiled.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, images: np.ndarray, device: str, dtype: str, variant: str
+    ):
+        torch.set_num_threads(os.cpu_count() or 1)
+        layout = torch.contiguous_format if variant == "eager" else torch.channels_last
+        to: Any = {
+            "device": DEVICES[device],
+            "dtype": getattr(torch, dtype),
+            "memory_format": layout,
+        }
+        self.device = device
+        self.images = torch.from_numpy(images).permute(0, 3, 1, 2).to(**to)
+        self.eager = module.eval().requires_grad_(False).to(**to)
+        self.module: Callable[..., Any] = self.eager
+        if variant == "compile":
+            self.module = torch.compile(self.eager)
+
+    @torch.inference_mode()
+    def outputs(self) -> list[np.ndarray]:
+        """The maps as (b, h, w, c) in float32."""
+        found = self.module(self.images)
+        maps: Sequence[torch.Tensor] = found if isinstance(found, tuple) else [found]
+        return [x.permute(0, 2, 3, 1).float().cpu().numpy() for x in maps]
+
+    def timing(self) -> measure.Timing:
+        """How long one forward pass takes."""
+        return measure.timed(self._forward)
+
+    @torch.inference_mode()
+    def _forward(self) -> None:
+        self.module(self.images)
+        _wait(self.device)
+
+    def flops(self) -> int:
+        """Operations of matrix products and convolutions, a multiplication and addition being 2."""
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.eager(self.images)
+        return counter.get_total_flops()
+
+    def peak(self) -> int:
+        """Peak bytes so far, of the process or on the GPU."""
+        return torch.cuda.max_memory_allocated() if self.device == "gpu" else measure.process_peak()
+
+
+def matmul(device: str, dtype: str, size: int = 4096, count: int = 1) -> Callable[[], float]:
+    """`measure.matmul` by PyTorch."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(size, size, generator=generator).to(DEVICES[device], getattr(torch, dtype))
+    b = a / size**0.5  # keeps the products' scale
+
+    @torch.inference_mode()
+    def rate() -> float:
+        _wait(device)
+        start, x = time.perf_counter(), a
+        for _ in range(count):
+            x = x @ b
+        _wait(device)
+        return 2 * count * size**3 / (time.perf_counter() - start)
+
+    rate()
+    return rate
+
+
+def _wait(device: str) -> None:
+    if device == "gpu":
+        torch.cuda.synchronize()

@@ -1,0 +1,219 @@
+"""A training step, in PyTorch and here: time, memory and how much of the machine is used.
+
+    python -m benchmarks.train_step [--part=heads|all] [--malloc default tuned] [--groups 1 2 5 10]
+
+K samples of the Student-t distribution, SAM's mask decoder on each, the loss at full size, the
+gradient back to the prompt encoder's heads (or through all of it), and AdamW; what the frozen
+image networks make is given. Weights, inputs and noise are the same on both sides, and so must
+be the loss and every gradient of the first step. Each way to compute it has a process of its own,
+and they take turns. PyTorch goes through the samples one after the other ("loop") or decodes them
+as one batch ("folded"); on a GPU it also does so under `torch.compile`. Ratios are to the faster.
+"""
+
+import argparse
+import contextlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks import measure
+from benchmarks.problem import Problem, to_jax
+
+OUT = pathlib.Path("runs/benchmarks/train_step.json")
+SIZES = ("size", "embedding", "samples", "batch", "prompts", "merged", "prior")
+# Largest differences allowed: of the loss, and of a gradient's L2 norm against its own; where that
+# is nothing but rounding, as for a key's bias, against a hundredth of the largest of all.
+TOLERANCES = {"float32": (1e-5, 1e-3), "bfloat16": (2e-2, 0.1)}
+
+
+def make_torch(problem: Problem, how: str, compiled: bool = False, last: bool = False) -> Any:
+    """PyTorch's side, in its own process."""
+    from benchmarks.torch_side import Predictor, Side
+
+    if problem.part == "evaluation":
+        return Predictor(problem, compiled=compiled, channels_last=last)
+    return Side(problem, how, compiled=compiled, channels_last=last)
+
+
+def make_jax(problem: Problem, arrays: Mapping[str, np.ndarray], group: int = 0) -> Any:
+    """This library's side, in its own process."""
+    from benchmarks.jax_side import Predictor, Side
+
+    if problem.part == "evaluation":
+        return Predictor(problem, arrays)
+    return Side(problem, arrays, group)
+
+
+def platform(problem: Problem) -> dict[str, str]:
+    """Variables that give JAX the devices of a problem, made-up ones where they are CPUs."""
+    if problem.device == "gpu":
+        return {"JAX_PLATFORMS": "cuda"}
+    fake = f"--xla_force_host_platform_device_count={problem.devices}"
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": fake}
+
+
+class Sides:
+    """All ways to compute a problem, by name, each in a process of its own; checked to agree.
+
+    Args:
+        problem: The problem.
+        torch_ways: Arguments of `make_torch` after the problem, by name.
+        groups: Values of `distribution.sample_group`, 0 for the default.
+        mallocs: Names of `measure.MALLOCS`.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        torch_ways: Mapping[str, tuple],
+        groups: Sequence[int],
+        mallocs: Sequence[str],
+    ):
+        self.problem = problem
+        self.torch: dict[str, measure.Alone] = {}
+        self.jax: dict[str, measure.Alone] = {}
+        self.facts: dict[str, dict[str, Any]] = {}
+        for malloc in mallocs:
+            environment = measure.MALLOCS[malloc] | platform(problem)
+            for name, way in torch_ways.items():
+                self.torch[f"torch {name}, {malloc}"] = measure.Alone(
+                    make_torch, problem, *way, environment=environment
+                )
+            weights = to_jax(problem, next(iter(self.torch.values()))("weights"))
+            for group in groups:
+                name = f"jax, group {group}" if group else "jax"
+                self.jax[f"{name}, {malloc}"] = measure.Alone(
+                    make_jax, problem, weights, group, environment=environment
+                )
+        if problem.part in ("heads", "all"):
+            noise = next(iter(self.jax.values()))("noise")
+            for side in self.torch.values():
+                side("set_noise", *noise)
+        self.all = self.torch | self.jax
+        self._check()
+
+    def _check(self) -> None:
+        """Takes the first step everywhere; ValueError if two sides do not agree."""
+        expected = None
+        for name, side in self.all.items():
+            first = side("first")
+            self.facts[name] = {}
+            if name in self.jax:
+                wall, cpu = first["timing"]
+                self.facts[name] = {"compilation": f"{wall:.1f} s, CPU {cpu:.1f} s"}
+            if name in self.torch and self.problem.part != "evaluation":
+                first["grads"] = to_jax(self.problem, first["grads"])
+            expected = expected or first
+            loss, grads = differences(first, expected)
+            self.facts[name] |= {"loss apart": loss, "gradients apart": grads}
+            most = TOLERANCES[self.problem.dtype]
+            if not (loss <= most[0] and grads <= most[1]):
+                raise ValueError(
+                    f"{name} has another loss ({loss:.1e} of {most[0]:.0e}) or other gradients "
+                    f"({grads:.1e} of {most[1]:.0e}) than {next(iter(self.all))}"
+                )
+            print(
+                f"{name}: loss {first['loss']:.6f}, agrees to {loss:.0e}, {grads:.0e}", flush=True
+            )
+
+    def compare(self, turns: int, peak: float) -> list[dict[str, Any]]:
+        """Times every side in turns; rows of a table.
+
+        Args:
+            turns: How often.
+            peak: FLOP/s that the machine is capable of.
+        """
+        cases = {name: lambda side=side: side("timing") for name, side in self.all.items()}
+        found = measure.in_turns(cases, turns, lambda n: print(f"turn {n}", flush=True))
+        seconds = {name: [x.seconds for x in timings] for name, timings in found.items()}
+        cpu = {name: [x.cpu_seconds for x in timings] for name, timings in found.items()}
+        work = next(iter(self.torch.values()))("flops")
+        rows = []
+        for name, values in seconds.items():
+            malloc = name.rpartition(", ")[2]
+            rivals = [x for x in self.torch if x.endswith(malloc)]
+            best = min(rivals, key=lambda x: measure.spread(seconds[x]).median)
+            rate = work / measure.spread(values).median
+            facts = self.facts[name]
+            rows.append(
+                {
+                    "side": name,
+                    "seconds": str(measure.spread(values)),
+                    "of PyTorch's best": str(measure.ratio(values, seconds[best])),
+                    "CPU seconds": str(measure.spread(cpu[name])),
+                    "of its": str(measure.ratio(cpu[name], cpu[best])),
+                    "peak GB": self.all[name]("peak") / 1e9,
+                    "GFLOP/s": rate / 1e9,
+                    "share of peak": rate / peak,
+                    "compilation": facts.get("compilation", ""),
+                    "loss apart": facts["loss apart"],
+                    "gradients apart": facts["gradients apart"],
+                }
+            )
+        return rows
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for side in self.all.values():
+            side.close()
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[float, float]:
+    """Relative difference of the losses, and the largest of all gradients."""
+    loss = abs(found["loss"] - expected["loss"]) / abs(expected["loss"])
+    norms = {name: np.linalg.norm(x) for name, x in expected["grads"].items()}
+    least = max(norms.values()) / 100
+    apart = [
+        np.linalg.norm(found["grads"][name] - x) / max(norms[name], least)
+        for name, x in expected["grads"].items()
+    ]
+    return loss, float(max(apart))
+
+
+def parser(text: str | None, out: pathlib.Path) -> argparse.ArgumentParser:
+    """Flags that the benchmarks of a `Problem` have in common."""
+    made = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    made.add_argument("--dtype", choices=tuple(TOLERANCES), default="float32")
+    for name in SIZES:
+        made.add_argument(f"--{name}", type=int, default=getattr(Problem, name))
+    made.add_argument("--malloc", nargs="+", choices=tuple(measure.MALLOCS), default=["default"])
+    made.add_argument("--turns", type=int, default=7)
+    made.add_argument("--out", type=pathlib.Path, default=out)
+    return made
+
+
+def problem_of(args: argparse.Namespace, part: str) -> Problem:
+    """The problem that the flags say."""
+    return Problem(part=part, **{name: getattr(args, name) for name in (*SIZES, "device", "dtype")})
+
+
+def report(args: argparse.Namespace, sides: Sides) -> None:
+    """Measures, prints the table and writes the result."""
+    rate = measure.matmul(args.dtype, count=1 if args.device == "cpu" else 20)
+    peak = max(rate() for _ in range(5))
+    with contextlib.closing(sides):
+        rows = sides.compare(args.turns, peak)
+    print(f"matmul peak {peak / 1e9:.0f} GFLOP/s", measure.table(rows), sep="\n")
+    settings = {k: str(v) if k == "out" else v for k, v in vars(args).items()}
+    measure.write(args.out, {"settings": settings, "matmul FLOP/s": peak, "rows": rows})
+
+
+def main() -> None:
+    """Measures and writes."""
+    flags = parser(__doc__, OUT)
+    flags.add_argument("--part", choices=("heads", "all"), default="heads")
+    flags.add_argument("--groups", type=int, nargs="+", default=[0], help="0 is the default")
+    args = flags.parse_args()
+    ways: dict[str, tuple] = {"folded": ("folded",), "loop": ("loop",)}
+    if args.device == "gpu":
+        ways["folded, compiled"] = ("folded", True)
+    report(args, Sides(problem_of(args, args.part), ways, args.groups, args.malloc))
+
+
+if __name__ == "__main__":
+    main()
