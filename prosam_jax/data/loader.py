@@ -1,6 +1,7 @@
 """Batches of episodes in the order of training steps, read ahead by threads or processes."""
 
 import dataclasses
+import os
 import signal
 from collections.abc import Sequence
 
@@ -55,7 +56,9 @@ def make_loader(
         flags.FLAGS.mark_as_parsed()  # grain reads its own flags, and not every caller is an app
     part = _HostPart(source, batch_size, start, stop, host, hosts)
     dataset = grain.MapDataset.source(part).batch(batch_size // hosts, batch_fn=_stack)
-    reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+    # More threads than cores slow worker processes down: each holds its interpreter's lock in turn.
+    threads = min(4, max(1, (os.cpu_count() or 1) // workers)) if workers else 4
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     processes = grain.MultiprocessingOptions(num_workers=workers)
     return iter(dataset.to_iter_dataset(reading).mp_prefetch(processes, _ignore_interrupts))
 
