@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks import measure
+from benchmarks import measure, ours
 from benchmarks.problem import Problem, parts
 from prosam_jax import backbone, equations, model, weights
 from prosam_jax.config import RANDOM, BackboneConfig, Config, DistributionConfig, SAMSettings
@@ -19,12 +19,6 @@ from prosam_jax.training import sharding, state
 from prosam_jax.types import Episode, Features, Taps
 
 BETA1 = 0.9  # AdamW's
-
-
-def _peak() -> int:
-    if statistics := jax.local_devices()[0].memory_stats():
-        return statistics["peak_bytes_in_use"]
-    return measure.process_peak()
 
 
 def fill(problem: Problem, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -131,7 +125,7 @@ class Side:
 
     def peak(self) -> int:
         """Peak bytes: of the device, or of the process where that is the CPU."""
-        return _peak()
+        return ours.peak()
 
 
 class Predictor:
@@ -177,4 +171,4 @@ class Predictor:
 
     def peak(self) -> int:
         """As of `Side`."""
-        return _peak()
+        return ours.peak()

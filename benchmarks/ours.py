@@ -20,6 +20,12 @@ def load(build: Callable[[nnx.Rngs], Any], path: str) -> Any:
         return weights.fill(weights.abstract(build), file.get_tensor)
 
 
+def peak() -> int:
+    """Peak bytes so far, of the process or on the GPU."""
+    statistics = jax.local_devices()[0].memory_stats()
+    return statistics["peak_bytes_in_use"] if statistics else measure.process_peak()
+
+
 class Forward:
     """A compiled forward pass on fixed images.
 
@@ -49,9 +55,8 @@ class Forward:
         return measure.timed(lambda: jax.block_until_ready(self.function(*self.arguments)))
 
     def peak(self) -> int:
-        """Peak bytes so far, of the process or on the GPU."""
-        statistics = jax.local_devices()[0].memory_stats()
-        return statistics["peak_bytes_in_use"] if statistics else measure.process_peak()
+        """`peak`."""
+        return peak()
 
     def compiling(self) -> float:
         """Seconds that tracing and compiling took."""

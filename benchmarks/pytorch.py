@@ -15,6 +15,11 @@ DEVICES = {"cpu": "cpu", "gpu": "cuda"}
 VARIANTS = ("eager", "channels_last", "compile")
 
 
+def peak(device: str) -> int:
+    """Peak bytes so far, of the process or on the GPU."""
+    return torch.cuda.max_memory_allocated() if device == "gpu" else measure.process_peak()
+
+
 class Forward:
     """A module's forward pass on fixed images.
 
@@ -67,8 +72,8 @@ class Forward:
         return counter.get_total_flops()
 
     def peak(self) -> int:
-        """Peak bytes so far, of the process or on the GPU."""
-        return torch.cuda.max_memory_allocated() if self.device == "gpu" else measure.process_peak()
+        """`peak`."""
+        return peak(self.device)
 
 
 def matmul(device: str, dtype: str, size: int = 4096, count: int = 1) -> Callable[[], float]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import measure
+from benchmarks import measure, pytorch
 from benchmarks.problem import Problem
 from torch_models import prosam, resnet, sam
 
@@ -21,12 +21,6 @@ def _device(problem: Problem) -> torch.device:
         torch.set_float32_matmul_precision("high")  # TF32, as JAX takes it there
         return torch.device("cuda")
     return torch.device("cpu")
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return measure.process_peak()
 
 
 class Side:
@@ -142,7 +136,7 @@ class Side:
 
     def peak(self) -> int:
         """Peak bytes: of the device, or of the process where that is the CPU."""
-        return _peak(self.device)
+        return pytorch.peak(self.problem.device)
 
 
 class Predictor:
@@ -212,7 +206,7 @@ class Predictor:
 
     def peak(self) -> int:
         """As of `Side`."""
-        return _peak(self.device)
+        return pytorch.peak(self.problem.device)
 
 
 def _normalized(images: torch.Tensor) -> torch.Tensor:
