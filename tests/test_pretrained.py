@@ -90,6 +90,22 @@ def test_pictures_are_their_numbers_alone():
     assert classes[0] == 0 and classes.max() <= training_shapes.CLASSES
 
 
+def test_references_show_the_classes_that_they_stand_for():
+    classes = np.array([[0, 1, 2, 2, 0], [0, 2, 3, 0, 0], [0, 3, 1, 4, 4], [0, 4, 1, 3, 0]])
+    numbers = np.arange(len(classes))
+    data = training_shapes.Pictures(numbers, numbers, classes)
+    cfg = dataclasses.replace(train_shapes_sam.DEFAULT, count=4, batch_size=3)
+    for step in range(10):
+        batch = fitting._batch(data, cfg, step, references=2)
+        assert batch.images.shape == (9,) and batch.wanted.shape == (6,)
+        for i, wanted in enumerate(batch.wanted):
+            assert wanted > 0
+            assert wanted in batch.classes[i % 3]
+            assert wanted in batch.classes[3 + i]
+        assert (batch.wanted[:3] != batch.wanted[3:]).all()
+    assert fitting._batch(data, cfg, 0, references=0).images.shape == (3,)
+
+
 def test_a_click_and_a_box_say_what_is_wanted(prosam):
     scores = train_shapes_sam.scores(prosam.sam, count=2)
     assert scores["box"] > 0.6
@@ -132,15 +148,15 @@ def test_a_killed_training_goes_on_to_the_same_bits(kind, tmp_path, monkeypatch)
     cfg = dataclasses.replace(cfg, workdir=tmp_path / "b")
     batch = fitting._batch
 
-    def killed(data, cfg, step):
+    def killed(data, cfg, step, references):
         if step == 1:
             raise KeyboardInterrupt
-        return batch(data, cfg, step)
+        return batch(data, cfg, step, references)
 
     monkeypatch.setattr(fitting, "_batch", killed)
     with pytest.raises(KeyboardInterrupt):
         fitting.fit(cfg, trainer.fresh(cfg), trainer.loss)
-    monkeypatch.setattr(fitting, "_batch", lambda data, cfg, step: batch(data, cfg, step))
+    monkeypatch.setattr(fitting, "_batch", batch)
     resumed = weights.leaves(fitting.fit(cfg, trainer.fresh(cfg), trainer.loss))
     for name, array in whole.items():
         np.testing.assert_array_equal(array, resumed[name], err_msg=name)

@@ -127,7 +127,6 @@ def test_train_stop_resume_evaluate(tmp_path):
     assert 0 <= results["miou"] <= 100
     assert (tmp_path / "run" / "examples.png").read_bytes().startswith(b"\x89PNG")
     assert os.listdir(tmp_path / "run" / "checkpoints")
-    _scores_of_the_file_are_the_same(tmp_path, results)
 
 
 @pytest.mark.slow
@@ -165,8 +164,15 @@ def test_the_demo_compares_and_reports_and_does_nothing_twice(tmp_path):
     assert "holds a run with other settings (seed: 321 -> 5" in other.stderr
 
 
-def _scores_of_the_file_are_the_same(tmp_path, results):
-    """Exports the run in `tmp_path` and scores the file without it."""
+@pytest.mark.exhaustive
+def test_a_file_is_scored_as_its_run(tmp_path):
+    """`test_prompt_file.py` does the same within one process."""
+    cfg = small_config(tmp_path / "voc", train={"steps": 2}, eval={"episodes": 2})
+    trained = _run("train.py", f"--workdir={tmp_path / 'run'}", *flags(cfg))
+    assert trained.returncode == 0, trained.stderr
+    scored = _run("evaluate.py", f"--workdir={tmp_path / 'run'}")
+    assert scored.returncode == 0, scored.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
     file = tmp_path / "encoder.safetensors"
     exported = subprocess.run(
         [sys.executable, "-m", "prosam_jax.prompt_file", "export",

@@ -55,6 +55,23 @@ class Settings:
     seed: int = 0
 
 
+class Batch(NamedTuple):
+    """Pictures of a step, and others that show the same classes.
+
+    Attributes:
+        images: RGB in 0-255: the pictures, then another one for each, then one more for each, and
+            so on, `references` times.
+        objects: As in `training_shapes.Pictures`.
+        classes: As there.
+        wanted: For each of the other pictures the class that it shows and its picture, too.
+    """
+
+    images: Float[Array, "b n n 3"]
+    objects: UInt8[Array, "b n n"]
+    classes: Int32[Array, "b o"]
+    wanted: Int32[Array, " r"]
+
+
 def parse(default: Settings) -> Settings:
     """Reads the command line; every setting has a flag of its name."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -79,17 +96,19 @@ def optimizer(cfg: Settings) -> optax.GradientTransformation:
 def fit(
     cfg: Settings,
     network: nnx.Module,
-    loss: Callable[[Any, tuple[Array, Array, Array], PRNGKeyArray], tuple[Array, dict[str, Array]]],
+    loss: Callable[[Any, Any, PRNGKeyArray], tuple[Array, dict[str, Array]]],
     name: str = "",
+    references: int = 0,
 ) -> Any:
     """Trains the parameters (`nnx.Param`) of `network`, or goes on from a checkpoint.
 
     Args:
         cfg: The run.
         network: With fresh weights.
-        loss: (network, (images, objects, classes), key) -> (loss, what to log). The images are
-            RGB in 0-255, `augmented`. It may change statistics of the network.
+        loss: (network, batch, key) -> (loss, what to log), of a `Batch`, `augmented`. It may change
+            statistics of the network.
         name: Folder in `cfg.workdir` for the checkpoints, where it holds several runs.
+        references: Further pictures for each of a batch.
 
     Returns:
         The trained network.
@@ -103,7 +122,7 @@ def fit(
     def train_step(state, batch):
         step_key = jax.random.fold_in(key, state.step)
         augment_key, loss_key = jax.random.split(step_key)
-        batch = augmented(augment_key, *batch)
+        batch = Batch(*augmented(augment_key, *batch[:3]), batch.wanted)
         model = nnx.merge(graph, state.network)
         structure, params, rest = nnx.split(model, nnx.Param, ...)
 
@@ -126,7 +145,7 @@ def fit(
         start, began, window = int(state.step), time.monotonic(), []
         print(f"step {start} of {cfg.steps}, {cfg.batch_size} of {cfg.count} pictures", flush=True)
         for step in range(start, cfg.steps):
-            state, logs = train_step(state, _batch(data, cfg, step))
+            state, logs = train_step(state, _batch(data, cfg, step, references))
             window.append(logs)
             if (step + 1) % 50 == 0 or step + 1 == cfg.steps:
                 _log(step + 1, window, (step + 1 - start) / (time.monotonic() - began))
@@ -136,9 +155,13 @@ def fit(
     return nnx.merge(graph, state.network)
 
 
-def _batch(data: Pictures, cfg: Settings, step: int) -> tuple[np.ndarray, ...]:
-    chosen = np.random.default_rng([cfg.seed, step]).integers(cfg.count, size=cfg.batch_size)
-    return tuple(x[chosen] for x in data)
+def _batch(data: Pictures, cfg: Settings, step: int, references: int) -> Batch:
+    generator = np.random.default_rng([cfg.seed, step])
+    chosen = generator.integers(cfg.count, size=cfg.batch_size)
+    shown = [np.unique(x[x > 0]) for x in data.classes[chosen]]
+    wanted = np.array([generator.choice(x, references, replace=False) for x in shown]).T.ravel()
+    others = [generator.choice(np.nonzero((data.classes == c).any(1))[0]) for c in wanted]
+    return Batch(*(x[[*chosen, *others]] for x in data), wanted)
 
 
 def _log(step: int, window: list[dict[str, Array]], rate: float) -> None:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from prosam_jax import backbone, equations, layers, resize
 from prosam_jax.backbone.resnet import ConvBN, ResNet
@@ -89,11 +89,11 @@ def unit(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
 
 def loss(
     model: Classifier,
-    batch: tuple[Float[Array, "b n n 3"], UInt8[Array, "b n n"], Int32[Array, "b o"]],
+    batch: fitting.Batch,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Cross-entropies: of cells, of objects' average features, of the cells of an object alone."""
-    images, objects, classes = batch
+    images, objects, classes, _ = batch
     b, n, _ = objects.shape
     side = n // CELL
     mean, std = (jnp.array(x).reshape(1, 1, 1, 3) for x in (resize.MEAN, resize.STD))

@@ -7,9 +7,9 @@ click where the answer was wrong and, in half the cases, by that answer as a mas
 box drawn carelessly. A click on each of two objects asks for both.
 
 A second run adds descriptions, as SAM's text prompts were trained on embeddings of the object's
-crop: the packaged backbone's average features of a class's objects ask for them. Without it the
-decoder follows places only, and the best prompts of a class, learned freely, find it no better than
-an IoU of 0.28 on their own training pictures.
+crop: the packaged backbone's average features of a class's objects in another picture ask for them.
+Without it the decoder follows places only, and the best prompts of a class, learned freely, find it
+no better than an IoU of 0.28 on their own training pictures.
 The runs go on from their checkpoints when they were stopped. About an hour on two CPU cores.
 """
 
@@ -45,6 +45,7 @@ DEFAULT = fitting.Settings(
 )
 SECOND_RUN = 0.6  # its steps, as a share of the first run's
 FOCAL_WEIGHT = 10.0  # of the focal loss beside the dice loss
+REFERENCES = 2  # descriptions for each picture
 WORDS = 4  # tokens of a description
 
 
@@ -122,38 +123,36 @@ def _seen_by() -> Any:
     )
 
 
-Batch = tuple[Float[Array, "b n n 3"], UInt8[Array, "b n n"], Int32[Array, "b o"]]
-
-
-def loss(sam: Sam, batch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict[str, Array]]:
+def loss(
+    sam: Sam, batch: fitting.Batch, key: PRNGKeyArray
+) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Mask and IoU losses of all clicks and boxes of a batch, and the IoU of each kind of prompt.
 
     Args:
         sam: The network.
-        batch: Images, which object each pixel shows, and the objects' classes, counted from 1.
+        batch: Pictures.
         key: Draws the prompts.
     """
-    images, objects, classes = batch
+    images, objects, classes, _ = batch
     embeddings = sam.encode_image(sam.preprocess(images))
     return _by_place(sam, embeddings, _shares(objects), classes, key)
 
 
 def described_loss(
-    network: Described, batch: Batch, key: PRNGKeyArray
+    network: Described, batch: fitting.Batch, key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """`loss`, and that of two descriptions for each picture, of the classes of two objects."""
-    images, objects, classes = batch
+    """`loss`, and that of `REFERENCES` descriptions for each picture, each from another picture."""
+    images, objects, classes, wanted = batch
     sam, cells = network.sam, _shares(objects)
-    embeddings = sam.encode_image(sam.preprocess(images))
-    place_key, key = jax.random.split(key)
-    value, logs = _by_place(sam, embeddings, cells, classes, place_key)
-    lots = jax.random.uniform(key, classes.shape) + 9.0 * (classes == 0)
-    wanted = jnp.take_along_axis(classes, jnp.argsort(lots)[:, :2], axis=1)
-    same = (classes[:, None, :] == wanted[:, :, None]).astype(jnp.float32)
-    target = jnp.concatenate(jnp.moveaxis(jnp.einsum("bhwo,bco->bchw", cells, same), 1, 0))
-    sparse = network.tokens(jnp.concatenate([images] * 2), target)
+    b = len(wanted) // REFERENCES
+    embeddings = sam.encode_image(sam.preprocess(images[:b]))
+    value, logs = _by_place(sam, embeddings, cells[:b], classes[:b], key)
+    which = jnp.concatenate([jnp.tile(jnp.arange(b), REFERENCES), jnp.arange(b, len(images))])
+    same = (classes[which] == jnp.tile(wanted, 2)[:, None]).astype(jnp.float32)
+    target, marked = jnp.split(jnp.einsum("bhwo,bo->bhw", cells[which], same), 2)
+    sparse = network.tokens(images[b:], marked)
     dense = sam.prompt_encoder(prompts=sparse)[1]
-    embeddings = jnp.concatenate([embeddings] * 2)
+    embeddings = jnp.concatenate([embeddings] * REFERENCES)
     _, described, found = answer(sam, embeddings, sparse, dense, target)
     pointed = network.pointed(sparse, embeddings, target)
     return value + described + pointed, logs | {"described": found.mean(), "pointed": pointed}
@@ -328,22 +327,30 @@ def innermost(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, " 2"]:
 
 
 def described_score(network: Described, count: int = 50) -> float:
-    """Mean IoU of all classes on the pictures of `scores`, each described by its own features."""
-    decode = jax.jit(lambda image, mask: _described(network, image, mask))
+    """Mean IoU of each class on the pictures of `scores`, described by the next that shows it."""
+    decode = jax.jit(lambda *given: _described(network, *given))
     found, pictures = [], Shapes(network.sam.cfg.image_size[0])
-    for image_id in (f"f{fold}-test-{n:06d}" for fold in range(4) for n in range(count)):
-        image, labels = np.asarray(pictures.image(image_id))[None], pictures.labels(image_id)
-        for class_id in set(pictures.objects(image_id)):
-            mask = labels[None] == class_id
-            found.append(iou(decode(image, mask), mask))
+    for fold in range(4):
+        ids = [f"f{fold}-test-{n:06d}" for n in range(count)]
+        shown = [set(pictures.objects(image_id)) for image_id in ids]
+        for here, class_id in ((n, c) for n in range(count) for c in shown[n]):
+            there = next(
+                m % count for m in range(here + 1, count + here) if class_id in shown[m % count]
+            )
+            image, reference = (np.asarray(pictures.image(ids[n]))[None] for n in (here, there))
+            mask, marked = (pictures.labels(ids[n])[None] == class_id for n in (here, there))
+            found.append(iou(decode(image, reference, marked), mask))
     return float(np.mean(found))
 
 
 def _described(
-    network: Described, image: UInt8[Array, "b n n 3"], mask: Bool[Array, "b n n"]
+    network: Described,
+    image: UInt8[Array, "b n n 3"],
+    reference: UInt8[Array, "b n n 3"],
+    marked: Bool[Array, "b n n"],
 ) -> Bool[Array, "b n n"]:
-    sam, n = network.sam, mask.shape[1]
-    tokens = network.tokens(image.astype(jnp.float32), mask.astype(jnp.float32))
+    sam, n = network.sam, marked.shape[1]
+    tokens = network.tokens(reference.astype(jnp.float32), marked.astype(jnp.float32))
     sparse, dense = sam.prompt_encoder(prompts=tokens)
     logits, _ = sam.decode(sam.encode_image(sam.preprocess(image)), sparse, dense)
     logits = resize.bilinear(jnp.moveaxis(logits, 1, -1), (n, n), align_corners=False)
@@ -356,7 +363,7 @@ def main() -> None:
     sam = fitting.fit(cfg, fresh(cfg), loss)
     second = dataclasses.replace(cfg, steps=round(SECOND_RUN * cfg.steps))
     network = Described(sam, rngs=nnx.Rngs(cfg.seed))
-    network = fitting.fit(second, network, described_loss, name="described")
+    network = fitting.fit(second, network, described_loss, name="described", references=REFERENCES)
     found = scores(network.sam) | {"described": described_score(network)}
     fitting.write(cfg, network.sam, kind="sam", script="tools/train_shapes_sam.py", scores=found)
 

@@ -2,8 +2,8 @@
 
 A class is an outline and a surface: a pattern and two hues, about which each object varies. Size,
 place, rotation, shear, bending, brightness and the colour of the light are drawn without regard to
-it, and a picture shows 3 to 6 objects of at least 3 classes, so that only the reference tells which
-of them is wanted. As in Pascal-5i, pictures for training show base classes only and pictures for
+it, and a picture shows 4 to 6 objects of 3 classes, each once or twice, so that only the reference
+tells which of them are wanted. As in Pascal-5i, pictures for training show base classes only and pictures for
 testing novel and base ones. Lines, triangles, squares and ovals belong to no class, though half of
 them have the surface of an object beside them.
 
@@ -117,13 +117,11 @@ class Shapes:
         """
         fold, split, number = _parts(image_id)
         draws = Draws(self.seed, fold, split, number, _CLASSES)
-        n = 3 + draws.below(4)
-        distinct = n - draws.below(2) if n > 3 else n
-        n_novel = 1 + draws.below(min(3, distinct - 1)) if SPLITS[split] == "test" else 0
+        n_novel = 1 + draws.below(2) if SPLITS[split] == "test" else 0
         classes = draws.sample(SHAPES_5I.classes(fold, "test"), n_novel)
-        classes += draws.sample(SHAPES_5I.classes(fold, "train"), distinct - n_novel)
-        classes += draws.sample(classes, n - distinct)  # one class twice, or none
-        return tuple(draws.sample(classes, n))
+        classes += draws.sample(SHAPES_5I.classes(fold, "train"), 3 - n_novel)
+        classes += draws.sample(classes, 1 + draws.below(3))
+        return tuple(draws.sample(classes, len(classes)))
 
     def class_name(self, class_id: int) -> str:
         """Name of class 1-20."""
