@@ -22,13 +22,12 @@ def get_config() -> ConfigDict:
     config.prompt.dim = 96
     config.distribution.samples = 2
     config.distribution.init_scale = 0.1  # with 1 the noise drowns the prompts: nothing is learnt
-    config.train.steps = 400
-    config.train.batch_size = 4
+    config.train.steps = 1000
     config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
-    config.train.log_every = 20
-    config.train.checkpoint_every = 100
-    config.train.eval_every = 200
+    config.train.log_every = 50
+    config.train.checkpoint_every = 250
+    config.train.eval_every = 500
     config.eval.episodes = 100
     config.eval.batch_size = 4
     return config
