@@ -20,7 +20,7 @@ OUT = pathlib.Path("runs/benchmarks/growth.json")
 VALUES = {
     "cpu": {
         "samples": (1, 2, 5, 10, 20, 40),
-        "batch": (1, 2, 4, 8),
+        "batch": (1, 2, 4, 8, 16, 32, 64),
         "size": (128, 256, 512, 1024),
         "devices": (1, 2, 4),
     },

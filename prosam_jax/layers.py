@@ -1,6 +1,7 @@
 """torch's layers, with every default that differs from flax's spelled out."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,7 @@ def conv(
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
     """`torch.nn.Conv2d`, kernel (h, w, in, out): torch's symmetric padding, or XLA's "SAME"."""
+    pointwise = kernel_size == 1 and padding in (0, "SAME")
     return nnx.Conv(
         in_dim,
         out_dim,
@@ -72,9 +74,18 @@ def conv(
         use_bias=use_bias,
         kernel_init=kernel_init,
         bias_init=torch_bias(in_dim * kernel_size**2),
+        conv_general_dilated=_pointwise if pointwise else jax.lax.conv_general_dilated,
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def _pointwise(
+    x: Array, kernel: Array, strides: tuple[int, int], padding: object, *, precision: Any, **_: Any
+) -> Array:
+    """A 1 x 1 convolution as a product of matrices: on a CPU, half the time of a convolution."""
+    x = x[:, :: strides[0], :: strides[1]]
+    return jnp.einsum("bhwc,cd->bhwd", x, kernel[0, 0], precision=precision)
 
 
 def layer_norm(dim: int, eps: float, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -103,8 +114,11 @@ class FrozenBatchNorm(nnx.Module):
 
 
 def gelu(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
-    """The exact GELU, torch's default."""
-    return jax.nn.gelu(x, approximate=False)
+    """The exact GELU, torch's default.
+
+    As torch writes it: `jax.nn.gelu` takes `erfc`, which costs twice as much.
+    """
+    return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
 class ConvTranspose2x2(nnx.Module):
@@ -121,13 +135,16 @@ class ConvTranspose2x2(nnx.Module):
         self.bias = nnx.Param(init(rngs.params(), (out_dim,)))
         self.dtype = dtype
 
+    def cells(self, x: Float[Array, "*b c"]) -> Float[Array, "*b 2 2 d"]:
+        """The rows and columns of output pixels that each input pixel makes."""
+        kernel = self.kernel[...].astype(self.dtype)
+        y = jnp.einsum("...c,ijdc->...ijd", x.astype(self.dtype), kernel)
+        return y + self.bias[...].astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         """Doubles height and width."""
         b, h, w, _ = x.shape
-        kernel = self.kernel[...].astype(self.dtype)
-        y = jnp.einsum("bhwc,ijdc->bhiwjd", x.astype(self.dtype), kernel)
-        y = y.reshape(b, 2 * h, 2 * w, -1)
-        return y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
+        return jnp.moveaxis(self.cells(x), 3, 2).reshape(b, 2 * h, 2 * w, -1)
 
 
 def attend(
@@ -146,9 +163,11 @@ def attend(
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
     if key_mask is not None:
         scores = jnp.where(key_mask[:, None, None, :], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bhnm,bmhd->bnhd", weights, v)
-    return out.reshape(*out.shape[:2], -1)
+    # The softmax's division comes after the product, where there is less to divide.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = jnp.swapaxes(weights.sum(-1), 1, 2)[..., None]
+    out = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v) / total
+    return out.astype(v.dtype).reshape(*out.shape[:2], -1)
 
 
 class Attention(nnx.Module):

@@ -20,6 +20,20 @@ def test_layer_norm_keeps_digits_of_small_variances():
         np.testing.assert_allclose(ours, oracle, atol=5e-3)  # float32 holds 100.01 to 8e-6
 
 
+@pytest.mark.parametrize(("size", "stride"), [((5, 6), 1), ((7, 4), 2)])
+def test_convolutions_of_single_pixels_are_torchs(size, stride):
+    x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
+    ours = layers.conv(3, 4, 1, stride=stride, dtype=jnp.float32, rngs=nnx.Rngs(1))
+    oracle = torch.nn.Conv2d(3, 4, 1, stride)
+    kernel, bias = (np.array(p[...]) for p in (ours.kernel, ours.bias))
+    with torch.no_grad():
+        oracle.weight.copy_(torch.from_numpy(kernel.transpose(3, 2, 0, 1)))
+        oracle.bias.copy_(torch.from_numpy(bias))
+        expected = oracle(torch.from_numpy(np.moveaxis(x, -1, 1))).numpy()
+    found = ours(jnp.asarray(x))
+    np.testing.assert_allclose(np.moveaxis(found, -1, 1), expected, rtol=0, atol=1e-6)
+
+
 def test_gelu_is_exact():
     x = np.linspace(-4, 4, 101, dtype=np.float32)
     expected = torch.nn.functional.gelu(torch.from_numpy(x))

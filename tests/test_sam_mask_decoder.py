@@ -170,7 +170,8 @@ def test_golden_steps_of_the_decoder():
     check("dense_pe", nchw(got["dense_pe"]), atol=1e-5)
     check("tokens_out", got["tokens_out"], atol=1e-5)
     check("src_out", got["src_out"].reshape(2, -1, 256), atol=1e-5)
-    check("upscaled", nchw(got["upscaled"]), atol=1e-5)
+    cells = got["upscaled"].transpose(0, 1, 3, 5, 2, 4, 6, 7)  # b h 2 2 w 2 2 d
+    check("upscaled", nchw(cells.reshape(2, 64, 64, -1)), atol=1e-5)
     check("all_mask_means", got["all_masks"].mean((2, 3)), atol=2e-5)
     check("all_iou_pred", got["all_iou_pred"], atol=1e-5)
     check("low_res_logits", got["low_res_logits"], atol=2e-5)

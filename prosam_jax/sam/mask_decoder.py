@@ -98,26 +98,32 @@ class MaskDecoder(nnx.Module):
         )
         return self.transformer(image, image_pe, tokens, token_mask)
 
-    def upscale(self, image: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
-        """Makes the attended image four times as large, with an eighth of its channels."""
+    def upscale(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w 2 2 2 2 d"]:
+        """Makes sixteen pixels of an eighth of the channels of each cell of the attended image.
+
+        Every step is one of each pixel alone, so they stay with their cell: first its quarters,
+        (row, column), then theirs. Only the masks' are put in their places.
+        """
         for layer in self.output_upscaling:
-            image = layer(image)
+            image = (
+                layer.cells(image) if isinstance(layer, layers.ConvTranspose2x2) else layer(image)
+            )
         return image
 
     def predict_masks(
         self,
         tokens: Float[Array, "b n c"],
-        upscaled: Float[Array, "b h w d"],
+        upscaled: Float[Array, "b h w 2 2 2 2 d"],
         which: Sequence[int],
-    ) -> Float[Array, "b m h w"]:
+    ) -> Float[Array, "b m H W"]:
         """Logits of the masks numbered `which`: each token's hypernetwork times the image."""
+        b, h, w, *_, d = upscaled.shape
         weights = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in which]
-        return jnp.einsum(
-            "bmd,bhwd->bmhw",
-            jnp.stack(weights, axis=1),
-            upscaled,
-            preferred_element_type=jnp.float32,
-        )
+        weights = jnp.stack(weights, axis=1).reshape(b, -1, 1, 1, 1, 1, 1, 1, d)
+        # Not a product of matrices, for which XLA would write the image a second time, transposed.
+        masks = (upscaled[:, None] * weights).astype(jnp.float32).sum(-1)
+        masks = masks.transpose(0, 1, 2, 4, 6, 3, 5, 7)
+        return masks.reshape(b, len(which), 4 * h, 4 * w)
 
     def predict_iou(self, tokens: Float[Array, "b n c"]) -> Float[Array, "b m"]:
         """The expected IoU of every mask."""
