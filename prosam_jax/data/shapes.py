@@ -3,9 +3,9 @@
 A class is an outline and a surface: a pattern and two hues, about which each object varies. Size,
 place, rotation, shear, bending, brightness and the colour of the light are drawn without regard to
 it, and a picture shows 4 to 6 objects of 3 classes, each once or twice, so that only the reference
-tells which of them are wanted. As in Pascal-5i, pictures for training show base classes only and pictures for
-testing novel and base ones. Lines, triangles, squares and ovals belong to no class, though half of
-them have the surface of an object beside them.
+tells which of them are wanted. As in Pascal-5i, pictures for training show base classes only and
+pictures for testing novel and base ones. Lines, triangles, squares and ovals belong to no class,
+though half of them have the surface of an object beside them.
 
 A picture is a function of its id: which classes it shows is drawn first, so that an index needs no
 rendering, then the layout, then the colours, each from its own stream of bits, as in `episodes`.
