@@ -21,9 +21,9 @@ def get_config() -> ConfigDict:
     config.backbone.weights = "packaged"
     config.prompt.dim = 96
     config.distribution.samples = 2
-    config.distribution.init_scale = 0.1  # with 1 the noise drowns the prompts: nothing is learnt
+    config.distribution.init_scale = 0.03  # with 1 the noise drowns the prompts: nothing is learnt
     config.train.steps = 1000
-    config.train.learning_rate = 1e-3
+    config.train.learning_rate = 5e-4  # with 1e-3 linear heads hold training up
     config.train.schedule = "cosine"
     config.train.log_every = 50
     config.train.checkpoint_every = 250
