@@ -161,7 +161,8 @@ def _batch(data: Pictures, cfg: Settings, step: int, references: int) -> Batch:
     shown = [np.unique(x[x > 0]) for x in data.classes[chosen]]
     wanted = np.array([generator.choice(x, references, replace=False) for x in shown]).T.ravel()
     others = [generator.choice(np.nonzero((data.classes == c).any(1))[0]) for c in wanted]
-    return Batch(*(x[[*chosen, *others]] for x in data), wanted)
+    arrays: tuple[Any, ...] = (*(x[[*chosen, *others]] for x in data), wanted)
+    return Batch(*arrays)
 
 
 def _log(step: int, window: list[dict[str, Array]], rate: float) -> None:
