@@ -121,7 +121,7 @@ class MaskDecoder(nnx.Module):
         weights = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in which]
         weights = jnp.stack(weights, axis=1).reshape(b, -1, 1, 1, 1, 1, 1, 1, d)
         # Not a product of matrices, for which XLA would write the image a second time, transposed.
-        masks = (upscaled[:, None] * weights).astype(jnp.float32).sum(-1)
+        masks = (upscaled[:, None].astype(jnp.float32) * weights).sum(-1)
         masks = masks.transpose(0, 1, 2, 4, 6, 3, 5, 7)
         return masks.reshape(b, len(which), 4 * h, 4 * w)
 
