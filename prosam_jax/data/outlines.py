@@ -30,14 +30,20 @@ def fill(form: Form, size: int) -> tuple[Window, Bool[np.ndarray, "h w"]]:
     stop = size * np.concatenate([part for o in form for part in (o[1:], o[:1])]) - 0.5
     left, top = (min(max(math.floor(v), 0), size) for v in start.min(axis=0))
     right, bottom = (min(max(math.ceil(v) + 1, 0), size) for v in start.max(axis=0))
-    rows, width = np.arange(top, bottom), right - left
-    edge, row = np.nonzero((start[:, 1:] > rows[None]) != (stop[:, 1:] > rows[None]))
+    height, width = bottom - top, right - left
+    # An edge crosses the rows from its upper end on, without its lower end.
+    ends = np.ceil([np.minimum(start[:, 1], stop[:, 1]), np.maximum(start[:, 1], stop[:, 1])])
+    first, last = np.minimum(np.maximum(ends, top), bottom).astype(int)
+    count = last - first
+    edge = np.repeat(np.arange(len(start)), count)
+    row = np.arange(len(edge)) + np.repeat(first - np.cumsum(count) + count, count)
     (x, y), (dx, dy) = start[edge].T, (stop - start)[edge].T
-    column = np.ceil(x + (rows[row] - y) * dx / dy)  # the first pixel right of the edge
+    column = np.ceil(x + (row - y) * dx / dy)  # the first pixel right of the edge
     column = np.minimum(np.maximum(column - left, 0), width).astype(int)
-    crossings = np.bincount(row * (width + 1) + column, minlength=len(rows) * (width + 1))
-    crossings = crossings.astype(np.uint8).reshape(len(rows), width + 1)
-    inside = (np.cumsum(crossings, axis=1, dtype=np.uint8)[:, :-1] & 1).astype(bool)
+    place = (row - top) * (width + 1) + column
+    crossings = np.bincount(place, minlength=height * (width + 1)).astype(np.uint8)
+    crossings = crossings.reshape(height, width + 1)
+    inside = (np.cumsum(crossings, axis=1, dtype=np.uint8)[:, :-1] & 1).view(bool)
     return (slice(top, bottom), slice(left, right)), inside
 
 

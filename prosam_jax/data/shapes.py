@@ -260,17 +260,24 @@ def _painted(
         colours.append(max(choices, key=lambda colour: math.dist(colour, colours[0])))
         others.append(_toned(draws, colours[-1], other, draws.uniform(0.3, 0.6)))
         window, inside = fill(form, side)
-        owner[window] = np.where(inside, np.uint8(number), owner[window])
-        tone[window] = np.where(inside, _pattern(draws, surface, window, side), tone[window])
-    # Channels lead, for NumPy is many times slower on a last axis of three.
-    first, other = np.array(colours, np.float32).T, np.array(others, np.float32).T
-    canvas = np.take(first, owner, axis=1) + tone[None] * np.take(other - first, owner, axis=1)
-    cast = np.array([draws.uniform(0.85, 1.05) for _ in range(3)], np.float32)
-    canvas *= _light(draws, owner)[None] * cast[:, None, None]
-    rows = canvas[:, ::2] + canvas[:, 1::2]
-    small = (rows[..., ::2] + rows[..., 1::2]) * (255 / 4)
-    grain = draws.noise(3, size, size) * np.float32(0.05) - 6
-    return np.stack(tuple(np.clip(small + grain, 0, 255).astype(np.uint8)), axis=-1)
+        np.copyto(owner[window], np.uint8(number), where=inside)
+        np.copyto(tone[window], _pattern(draws, surface, window, side), where=inside)
+    first, other = np.array(colours, np.float32), np.array(others, np.float32)
+    cast = [draws.uniform(0.85, 1.05) for _ in range(3)]
+    light = _light(draws, owner)
+    noise = draws.noise(3, size, size)
+    image = np.empty((size, size, 3), np.uint8)
+    index = owner.astype(np.intp)
+    for channel in range(3):  # one at a time, for its canvas stays in the processor's cache
+        canvas = (other - first)[:, channel].take(index, mode="clip")
+        canvas *= tone
+        canvas += first[:, channel].take(index, mode="clip")
+        canvas *= light * np.float32(cast[channel])
+        rows = canvas[::2] + canvas[1::2]
+        small = (rows[:, ::2] + rows[:, 1::2]) * (255 / 4)
+        small += noise[channel] * np.float32(0.05) - 6
+        image[..., channel] = np.clip(small, 0, 255)
+    return image
 
 
 def _any_surface(draws: Draws) -> Surface:
@@ -299,19 +306,19 @@ def _pattern(draws: Draws, surface: Surface, window: Window, side: int) -> Float
     pattern = surface.pattern
     y = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None] / period
     x = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None, :] / period
+    if pattern == "plain":
+        return np.zeros((y.size, x.size), np.float32)
     u = math.cos(turn) * x + math.sin(turn) * y
-    v = math.cos(turn) * y - math.sin(turn) * x
     if pattern == "stripes":
         return (u - np.floor(u) < 0.5).astype(np.float32)
+    if pattern == "gradient":
+        return (u - u.min()) / (u.max() - u.min() + np.float32(1e-6))
+    v = math.cos(turn) * y - math.sin(turn) * x
     if pattern == "checks":
         return ((u - np.floor(u) < 0.5) != (v - np.floor(v) < 0.5)).astype(np.float32)
     if pattern == "dots":
         return ((u - np.rint(u)) ** 2 + (v - np.rint(v)) ** 2 < 0.09).astype(np.float32)
-    if pattern == "gradient":
-        return (u - u.min()) / (u.max() - u.min() + np.float32(1e-6))
-    if pattern == "noise":
-        return cells[(2 * u).astype(int) % 16, (2 * v).astype(int) % 16] / np.float32(255)
-    return np.zeros_like(u)
+    return cells[(2 * u).astype(int) & 15, (2 * v).astype(int) & 15] / np.float32(255)
 
 
 def _light(draws: Draws, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
