@@ -8,14 +8,14 @@ DEMO ?= runs/demo
 demo: .venv/runtime
 	$(BIN)/python demo.py --workdir=$(DEMO) $(ARGS)
 
-# Hours. ARGS="--jobs=2" does two runs at a time, each on half of the cores.
+# Hours; on a CPU as many runs at a time as there are cores.
 demo-full: .venv/runtime
 	$(BIN)/python demo.py --full $(ARGS)
 
 test: .venv/workflow
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not exhaustive" $(ARGS)
 
-test-all: ARGS += -m ""
+test-all: override ARGS += -m ""
 test-all: test
 
 lint: .venv/workflow

@@ -1,18 +1,21 @@
 """Trains VRP-SAM and ProSAM on generated pictures and compares them on classes never seen.
 
-    python demo.py [--workdir=runs/demo] [--config.NAME=VALUE ...]
+    python demo.py [--jobs=N] [--workdir=runs/demo] [--config.NAME=VALUE ...]
     python demo.py --full [--jobs=N] [--seeds=N] [--workdir=runs/full] [--results=docs/results.md]
 
 The first form takes a few minutes, ends with a table and writes `report.html` into the workdir.
 The second does all folds, annotations, methods and seeds, which takes hours, and writes a table
-into a document. Either goes on where it was when it is started again.
+into a document. Either goes on where it was when it is started again. On a CPU a run gets one core
+and as many go on at a time as there are cores: two cores do not make one small run much faster.
 """
 
 import pathlib
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -26,7 +29,7 @@ METHODS = ("vrp", "student_t")
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, shapes.py if none.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs: runs/demo or runs/full.")
 FULL = flags.DEFINE_bool("full", False, "Every fold, annotation, method and seed.")
-JOBS = flags.DEFINE_integer("jobs", 1, "With --full: runs at a time.", lower_bound=1)
+JOBS = flags.DEFINE_integer("jobs", None, "Runs at a time.", lower_bound=1)
 SEEDS = flags.DEFINE_integer("seeds", 3, "With --full: seeds of each run.", lower_bound=1)
 RESULTS = flags.DEFINE_string("results", "docs/results.md", "With --full: where the table goes.")
 
@@ -39,9 +42,14 @@ def demo(base: Config, workdir: pathlib.Path) -> None:
         comparison.run_of(base, workdir, method, {"distribution.name": method})
         for method in METHODS
     ]
+    todo = [run for run in runs if comparison.results(run) is None]
+    if todo and (jobs := _jobs(runs)) > 1:
+        print(f"training {' and '.join(run.title for run in todo)} side by side", flush=True)
+        grid.finish(todo, jobs=jobs, shared=workdir)
     held = {}
-    for number, run in enumerate(runs, 1):
-        print(f"\n{number} of {len(runs)}: {run.title}", flush=True)
+    for run in runs:
+        if comparison.results(run) is None:
+            print(f"\n{run.title}", flush=True)
         held[run.title] = comparison.finish(run)
     print()
     comparison.print_table(comparison.rows(held), f"novel classes of fold {base.data.fold}")
@@ -52,14 +60,21 @@ def demo(base: Config, workdir: pathlib.Path) -> None:
     )
 
 
+def _jobs(runs: Sequence[comparison.Run]) -> int:
+    """How many runs go on at a time."""
+    if JOBS.value:
+        return JOBS.value
+    return min(len(runs), len(grid.cores()) or 1) if jax.default_backend() == "cpu" else 1
+
+
 def full(base: Config, workdir: pathlib.Path) -> None:
     """All runs and one table."""
     start = time.monotonic()
     runs = grid.runs(base, workdir, SEEDS.value)
     todo = [run for run in runs if comparison.results(run) is None]
-    print(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {JOBS.value} at a time", flush=True)
-    if todo:
-        grid.finish(todo, jobs=JOBS.value, shared=workdir)
+    jobs = _jobs(runs)
+    print(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time", flush=True)
+    grid.finish(todo, jobs=jobs, shared=workdir)
     found = grid.scores(runs)
     grid.write_scores(workdir / "scores.json", found)
     table = grid.markdown(found, grid.note(runs))

@@ -140,7 +140,7 @@ def difference(source: EpisodeSource, episodes: int) -> dict[str, float]:
                 wanted = np.moveaxis(wanted, -3, -1)
             apart = float(np.abs(np.asarray(getattr(ours, name), np.float32) - wanted).max())
             key = "image" if kind else "mask"
-            found[key] = max(found[key], apart)
+            found[key] = float(np.maximum(found[key], apart))  # NaN if either is
     return found
 
 

@@ -226,6 +226,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (n + 2) for n in widths) + "|", *lines[1:]])
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def surroundings() -> dict[str, Any]:
     """Date, versions, devices and load of the machine."""
     import jax
@@ -237,7 +244,7 @@ def surroundings() -> dict[str, Any]:
         "packages": {name: installed[name] for name in PACKAGES if name in installed},
         "devices": [device.device_kind for device in jax.devices()],
         "machine": platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "load": os.getloadavg()[0],
     }
 

@@ -1,6 +1,5 @@
 """PyTorch's side of the benchmarks."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,7 +34,7 @@ class Forward:
     def __init__(
         self, module: torch.nn.Module, images: np.ndarray, device: str, dtype: str, variant: str
     ):
-        torch.set_num_threads(os.cpu_count() or 1)
+        set_up()
         layout = torch.contiguous_format if variant == "eager" else torch.channels_last
         to: Any = {
             "device": DEVICES[device],
@@ -76,9 +75,15 @@ class Forward:
         return peak(self.device)
 
 
+def set_up() -> None:
+    """All cores that the process may use; float32 with all its digits, which costs on a GPU."""
+    torch.set_num_threads(measure.cores())
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def matmul(device: str, dtype: str, size: int = 4096, count: int = 1) -> Callable[[], float]:
     """`measure.matmul` by PyTorch."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    set_up()
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(size, size, generator=generator).to(DEVICES[device], getattr(torch, dtype))
     b = a / size**0.5  # keeps the products' scale

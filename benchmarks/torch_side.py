@@ -17,10 +17,8 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-6
 
 
 def _device(problem: Problem) -> torch.device:
-    if problem.device == "gpu":
-        torch.set_float32_matmul_precision("high")  # TF32, as JAX takes it there
-        return torch.device("cuda")
-    return torch.device("cpu")
+    pytorch.set_up()
+    return torch.device(pytorch.DEVICES[problem.device])
 
 
 class Side:
@@ -152,6 +150,7 @@ class Predictor:
             "backbone": resnet.resnet50(problem.seed),
         }
         self.modules = torch.nn.ModuleDict(modules).eval().requires_grad_(False).to(self.device)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
             for parameter in self.modules.parameters():
                 if parameter.ndim == 4:
@@ -168,7 +167,7 @@ class Predictor:
     ) -> torch.Tensor:
         whole: Any = self.modules["sam"]
         network: Any = self.modules["backbone"]
-        query, support = _normalized(query), _normalized(support)
+        query, support = (_normalized(x, self.layout) for x in (query, support))
         side = whole.image_encoder.img_size
         square = F.interpolate(query, (side, side), mode="bilinear", align_corners=True)
         embeddings = whole.image_encoder(square)
@@ -209,9 +208,9 @@ class Predictor:
         return pytorch.peak(self.problem.device)
 
 
-def _normalized(images: torch.Tensor) -> torch.Tensor:
+def _normalized(images: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
     mean, std = (torch.tensor(x, device=images.device)[:, None, None] for x in (MEAN, STD))
-    return (images.movedim(-1, 1).float() / 255 - mean) / std
+    return ((images.movedim(-1, 1).float() / 255 - mean) / std).contiguous(memory_format=layout)
 
 
 def _is_head(name: str) -> bool:

@@ -12,7 +12,9 @@ as one batch ("folded"); on a GPU it also does so under `torch.compile`. Ratios 
 
 import argparse
 import contextlib
+import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,7 +51,12 @@ def make_jax(problem: Problem, arrays: Mapping[str, np.ndarray], group: int = 0)
 def platform(problem: Problem) -> dict[str, str]:
     """Variables that give JAX the devices of a problem, made-up ones where they are CPUs."""
     if problem.device == "gpu":
-        return {"JAX_PLATFORMS": "cuda"}
+        precision = "highest" if problem.dtype == "float32" else "default"
+        return {
+            "JAX_PLATFORMS": "cuda",
+            "JAX_DEFAULT_MATMUL_PRECISION": precision,  # all digits, as `pytorch.set_up`
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share its memory
+        }
     fake = f"--xla_force_host_platform_device_count={problem.devices}"
     return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": fake}
 
@@ -169,7 +176,7 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[
         np.linalg.norm(found["grads"][name] - x) / max(norms[name], least)
         for name, x in expected["grads"].items()
     ]
-    return loss, float(max(apart))
+    return loss, float(np.max(apart))  # NaN if any is
 
 
 def parser(text: str | None, out: pathlib.Path) -> argparse.ArgumentParser:
@@ -188,8 +195,12 @@ def parser(text: str | None, out: pathlib.Path) -> argparse.ArgumentParser:
 
 
 def problem_of(args: argparse.Namespace, part: str) -> Problem:
-    """The problem that the flags say."""
-    return Problem(part=part, **{name: getattr(args, name) for name in (*SIZES, "device", "dtype")})
+    """The problem that the flags say; its device is this process's, too, unless it has one."""
+    sizes = {name: getattr(args, name) for name in (*SIZES, "device", "dtype")}
+    problem = Problem(part=part, **sizes)
+    if "jax" not in sys.modules:
+        os.environ.update(platform(problem))
+    return problem
 
 
 def report(args: argparse.Namespace, sides: Sides) -> None:

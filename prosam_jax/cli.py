@@ -28,7 +28,7 @@ def run(
     `config` is taken where --config is not given; `command`, if there is one, must be named first.
 
     What a user can mend (ValueError, FloatingPointError, OSError, a bad flag) ends as one line
-    on stderr and exit status 1.
+    on stderr and exit status 1, Ctrl-C as one and 130.
     """
     # Orbax warns at every checkpoint without a metric, of which there are many on purpose.
     logging.set_verbosity(logging.ERROR)
@@ -49,6 +49,9 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(argv)
         except (flags.Error, ValueError, FloatingPointError, OSError) as error:
             fail(str(error))
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            sys.exit(130)
 
     return guarded
 

@@ -55,7 +55,8 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
     Args:
         mask: An array of height x width: bool, floats in 0-1 (0.5 and above is marked), or
             integers, 0 and one other number. Or a Pillow image or a file, white on black, where
-            gray from 128 counts as white; one with a palette or 16 bits is taken as integers.
+            gray from 128 counts as white and transparent as black; one of 16 bits or with a
+            palette other than black and white is taken as integers.
         name: What messages call it, if it is no file.
 
     Raises:
@@ -161,10 +162,20 @@ def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 def _levels(image: Image.Image) -> np.ndarray:
     """A picture of a mask as bool, or as its numbers if they are not gray in 0-255."""
-    if image.mode.startswith(("P", "I", "F")):
+    if image.mode.startswith(("I", "F")) or (image.mode == "P" and not _black_and_white(image)):
         return np.array(image)
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, "black")
+        image = Image.alpha_composite(black, image.convert("RGBA"))
     gray = np.array(image.convert("L"))
     return gray >= (128 if gray.max() > 1 else 1)
+
+
+def _black_and_white(image: Image.Image) -> bool:
+    """Whether a palette's colours in use are these two, in whatever order."""
+    palette = np.reshape(image.getpalette() or [], (-1, 3))
+    used = [index for _, index in image.getcolors() or []]
+    return {tuple(x) for x in palette[used].tolist()} == {(0, 0, 0), (255, 255, 255)}
 
 
 def _check_unit(array: np.ndarray, name: str) -> None:

@@ -47,7 +47,7 @@ def plan(
 
     Masks are `out`/NAME.png, overlays `out`/overlay/NAME.png, uncertainty maps
     `out`/uncertainty/NAME.png, all run lengths `out`/masks.json. NAME is the target's without its
-    suffix, or with it if several targets would have one name.
+    suffix, or with it if two targets would have one name.
 
     Args:
         targets: A picture, or a folder whose pictures (by their suffixes, not of folders in it)
@@ -67,26 +67,27 @@ def plan(
             raise ValueError(f"{path}: there is no such file")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file: pass a folder")
+    if out.is_dir() and targets.is_dir() and out.samefile(targets):
+        raise ValueError(f"--out={out} is the folder of the targets: pass another --out")
     files = _pictures_of(targets)
     kinds = {"mask": out}
     if overlay:
         kinds["overlay"] = out / "overlay"
     if uncertainty:
         kinds["uncertainty"] = out / "uncertainty"
-    # Some file systems take A and a for the same name.
-    stems = collections.Counter(file.stem.casefold() for file in files)
-    outputs = {}
-    for file in files:
-        name = file.stem if stems[file.stem.casefold()] == 1 else file.name
-        outputs[file] = {kind: folder / f"{name}.png" for kind, folder in kinds.items()}
+    outputs = {
+        file: {kind: folder / f"{name}.png" for kind, folder in kinds.items()}
+        for file, name in zip(files, _names(files), strict=True)
+    }
     made = Plan(outputs, out / "masks.json" if as_json else None)
     wanted = [path for paths in outputs.values() for path in paths.values()]
     wanted += [made.json] if made.json else []
-    read = {path.resolve() for path in (*files, *inputs)}
-    if clash := [path for path in wanted if path.resolve() in read]:
+    read = [(x.stat().st_dev, x.stat().st_ino) for x in (*files, *inputs)]
+    there = [path for path in wanted if path.exists()]
+    if clash := [x for x in there if (x.stat().st_dev, x.stat().st_ino) in read]:
         raise ValueError(f"{_few(clash)} would be overwritten, but is read: pass another --out")
-    if not force and (clash := [path for path in wanted if path.exists()]):
-        raise ValueError(f"{_few(clash)} exists already: pass --force, or another --out")
+    if there and not force:
+        raise ValueError(f"{_few(there)} exists already: pass --force, or another --out")
     return made
 
 
@@ -102,7 +103,7 @@ def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Pa
         folder.mkdir(parents=True, exist_ok=True)
     batch_size = min(batch_size, len(todo.outputs))
     bad: dict[pathlib.Path, str] = {}
-    records = []
+    records: dict[str, Any] = coco(segmenter.classes)
     uncertainty = any("uncertainty" in paths for paths in todo.outputs.values())
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(console=console, transient=True) as bar:
@@ -117,44 +118,47 @@ def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Pa
             for name, image, one in zip(names, images, found, strict=True):
                 _write(todo.outputs[name], image, one)
                 if todo.json:
-                    records.append((name, one))
+                    add_to_coco(records, name, one)
                 bar.advance(task)
     if todo.json:
-        todo.json.write_text(json.dumps(coco(records), indent=1) + "\n")
+        todo.json.write_text(json.dumps(records, indent=1) + "\n")
     return bad
 
 
-def coco(found: Sequence[tuple[pathlib.Path, Segmentation]]) -> dict[str, Any]:
-    """Masks in COCO's annotation format, with run lengths as plain numbers.
+def coco(classes: Sequence[str]) -> dict[str, Any]:
+    """An empty dataset in COCO's annotation format, for `add_to_coco`."""
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
+    return {"images": [], "annotations": [], "categories": categories}
+
+
+def add_to_coco(dataset: dict[str, Any], target: pathlib.Path, found: Segmentation) -> None:
+    """Adds a target's masks, with run lengths as plain numbers.
 
     `pycocotools.coco.COCO` reads it; as in COCO itself, regions given by run lengths are "crowds".
     An empty mask is no annotation.
     """
-    classes = found[0][1].classes if found else ()
-    images, annotations = [], []
-    for image_id, (path, one) in enumerate(found, 1):
-        _, height, width = one.masks.shape
-        images.append({"id": image_id, "file_name": path.name, "height": height, "width": width})
-        for category, mask in enumerate(one.masks, 1):
-            if not mask.any():
-                continue
-            rows, cols = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-            x, y = int(cols[0]), int(rows[0])
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": category,
-                    "segmentation": {"size": [height, width], "counts": run_lengths(mask)},
-                    "area": int(mask.sum()),
-                    "bbox": [x, y, int(cols[-1]) + 1 - x, int(rows[-1]) + 1 - y],
-                    "iscrowd": 1,
-                    "score": float(one.scores[category - 1]),
-                    "predicted_iou": float(one.predicted_iou[category - 1]),
-                }
-            )
-    categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    images, annotations = dataset["images"], dataset["annotations"]
+    image_id = len(images) + 1
+    _, height, width = found.masks.shape
+    images.append({"id": image_id, "file_name": target.name, "height": height, "width": width})
+    for category, mask in enumerate(found.masks, 1):
+        if not mask.any():
+            continue
+        rows, cols = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+        x, y = int(cols[0]), int(rows[0])
+        annotations.append(
+            {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": category,
+                "segmentation": {"size": [height, width], "counts": run_lengths(mask)},
+                "area": int(mask.sum()),
+                "bbox": [x, y, int(cols[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+                "iscrowd": 1,
+                "score": float(found.scores[category - 1]),
+                "predicted_iou": float(found.predicted_iou[category - 1]),
+            }
+        )
 
 
 def run_lengths(mask: Bool[np.ndarray, "h w"]) -> list[int]:
@@ -162,6 +166,15 @@ def run_lengths(mask: Bool[np.ndarray, "h w"]) -> list[int]:
     pixels = np.concatenate([[False], mask.ravel(order="F")])
     borders = np.flatnonzero(pixels[1:] != pixels[:-1])
     return np.diff(borders, prepend=0, append=mask.size).tolist()
+
+
+def _names(files: Sequence[pathlib.Path]) -> list[str]:
+    """What the outputs are called: no two the same where A and a are one name."""
+    stems = collections.Counter(file.stem.casefold() for file in files)
+    names = [file.stem if stems[file.stem.casefold()] == 1 else file.name for file in files]
+    if len({name.casefold() for name in names}) < len(names):  # a.jpg, a.png and a.jpg.webp
+        names = [file.name for file in files]
+    return names
 
 
 def _pictures_of(targets: pathlib.Path) -> list[pathlib.Path]:

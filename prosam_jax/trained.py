@@ -1,5 +1,6 @@
 """A trained model by its name, its file, or the folder of its training."""
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ def load(model: str | os.PathLike[str], overrides: Mapping[str, Any]) -> tuple[P
     Args:
         model: A name of `MODELS`; a file of a trained prompt encoder (`python -m
             prosam_jax.prompt_file`); or the folder of a training run, of which the best
-            checkpoint is taken.
+            checkpoint is taken, the latest if none was validated.
         overrides: Settings that differ from the training's, by dotted name: those of `FREE`,
             "sam.weights" and "backbone.weights".
 
@@ -65,9 +66,13 @@ def _settings(trained: Config, overrides: Mapping[str, Any], file: str) -> Confi
 
 
 def _of_run(cfg: Config, workdir: pathlib.Path) -> ProSAM:
-    from prosam_jax.training import score  # takes seconds, and files do without
+    # These take seconds to import, and files do without.
+    from prosam_jax.checkpoint import Checkpoints
+    from prosam_jax.training import score
 
-    parts, _ = score.restored(cfg, workdir, "best")
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        which = "latest" if checkpoints.best is None else "best"
+    parts, _ = score.restored(cfg, workdir, which)
     # Restored to the devices of an evaluation; one is enough here.
     params = jax.tree.map(jnp.asarray, jax.device_get(parts.params))
     return nnx.merge(*parts._replace(params=params))

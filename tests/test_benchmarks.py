@@ -82,6 +82,8 @@ def test_other_numbers_end_a_benchmark(quick, tmp_path, monkeypatch):
         ValueError, match=r"b, float32, malloc default differs from a, .* by 5.0e-02"
     ):
         forward.check([side("a", 2.0), side("b", 2.1)], "float32")
+    with pytest.raises(ValueError, match=r"differs from a, .* by nan"):
+        forward.check([side("a", 2.0), side("b", np.nan)], "float32")
 
 
 def test_table_is_markdown():

@@ -81,6 +81,10 @@ def test_files_that_are_no_pictures_are_named(tmp_path):
 MASK = RGB[..., 0] > 99
 PALETTE = Image.fromarray(MASK.astype(np.uint8) * 15)
 PALETTE.putpalette(bytes(768))
+# Index 0 is white: a packer puts the most frequent colour first.
+WHITE_FIRST = Image.fromarray((~MASK).astype(np.uint8))
+WHITE_FIRST.putpalette([255, 255, 255, 0, 0, 0])
+CLEAR = Image.fromarray(np.dstack([np.full((*MASK.shape, 3), 255), MASK * 255]).astype(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -96,8 +100,13 @@ PALETTE.putpalette(bytes(768))
         Image.fromarray((MASK * 200 + 40).astype(np.uint8)),
         Image.fromarray(MASK.astype(np.uint16) * 65535),
         PALETTE,
+        WHITE_FIRST,
+        CLEAR,
     ],
-    ids=["bool", "one", "0 1", "0 15", "float", "1 bit", "L 0 1", "L gray", "16 bit", "palette"],
+    ids=[
+        *("bool", "one", "0 1", "0 15", "float", "1 bit", "L 0 1", "L gray", "16 bit", "palette"),
+        *("white first", "white on nothing"),
+    ],
 )
 def test_masks_of_every_kind(given):
     found = pictures.read_mask(given)

@@ -138,9 +138,11 @@ def test_the_demo_compares_and_reports_and_does_nothing_twice(tmp_path):
         "eval.episodes": 3, "eval.batch_size": 2, "eval.pictures": 2,
     }  # fmt: skip
     settings = [f"--config.{name}={value}" for name, value in small.items()]
-    done = _run("demo.py", f"--workdir={tmp_path / 'demo'}", *settings)
+    done = _run("demo.py", f"--workdir={tmp_path / 'demo'}", "--jobs=2", *settings)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("step 2/2") == 2
+    for method in ("vrp", "student_t"):
+        assert "step 2/2" in (tmp_path / "demo" / method / "log.txt").read_text()
+        assert f"{method}: mIoU" in done.stdout
     table = done.stdout[done.stdout.index("novel classes of fold 0") :]
     for name in ("VRP-SAM", "ProSAM, Student-t", "reference of a wrong class", "empty prompt"):
         assert name in table

@@ -52,6 +52,14 @@ def test_masks_are_named_after_their_targets(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_no_two_outputs_have_one_name(tmp_path):
+    folder = _folder(tmp_path / "in", "a.jpg", "A.png", "a.jpg.webp", "b.png")
+    todo = segment_files.plan(folder, tmp_path / "out", **PLAIN)
+    assert sorted(paths["mask"].name for paths in todo.outputs.values()) == [
+        "A.png.png", "a.jpg.png", "a.jpg.webp.png", "b.png.png",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("names", [("a.png",), ("overlay/b.png",), ("masks.json",)], ids=str)
 def test_nothing_is_overwritten_unasked(tmp_path, names):
     folder, out = _folder(tmp_path / "in", "a.jpg", "b.jpg"), tmp_path / "out"
@@ -66,8 +74,12 @@ def test_nothing_is_overwritten_unasked(tmp_path, names):
 
 def test_inputs_are_never_overwritten(tmp_path):
     folder = _folder(tmp_path / "in", "a.png", "mask.png")
-    with pytest.raises(ValueError, match=r"a\.png, .*mask\.png would be overwritten, but is read"):
-        segment_files.plan(folder, tmp_path / "out" / ".." / "in", **PLAIN | {"force": True})
+    for out in (folder, tmp_path / "out" / ".." / "in"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match="in is the folder of the targets: pass another --out"):
+            segment_files.plan(folder, out, **PLAIN | {"force": True})
+    with pytest.raises(ValueError, match=r"a\.png would be overwritten, but is read"):
+        segment_files.plan(folder / "a.png", folder, **PLAIN | {"force": True})
     with pytest.raises(ValueError, match=r"[^,]*mask\.png would be overwritten"):
         segment_files.plan(
             _folder(tmp_path / "other", "mask.jpg"),
@@ -114,7 +126,10 @@ def test_coco_lists_every_mask_that_is_not_empty():
         np.array([0.75, 0.125], np.float32), None,
     )  # fmt: skip
     paths = [pathlib.Path("x/a.jpg"), pathlib.Path("x/b.jpg")]
-    found = json.loads(json.dumps(segment_files.coco([(path, one) for path in paths])))
+    dataset = segment_files.coco(one.classes)
+    for path in paths:
+        segment_files.add_to_coco(dataset, path, one)
+    found = json.loads(json.dumps(dataset))
     assert found["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     assert [x["file_name"] for x in found["images"]] == ["a.jpg", "b.jpg"]
     assert [(x["id"], x["image_id"], x["category_id"]) for x in found["annotations"]] == [

@@ -185,7 +185,8 @@ def test_mistakes_are_said(seg, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_is_loaded(seg, tmp_path):
+@pytest.mark.parametrize("miou", [0.5, None], ids=["validated", "never validated"])
+def test_a_run_is_loaded(seg, tmp_path, miou):
     cfg = small_config(tmp_path / "voc")
     workdir = tmp_path / "run"
     workdir.mkdir()
@@ -195,7 +196,7 @@ def test_a_run_is_loaded(seg, tmp_path):
     params = jax.tree.map(lambda x: x + 0.01, parts.params)
     tx = state.optimizer(cfg.train, state.schedule(cfg.train, images=1))
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        checkpoints.save(2, state.create(params, tx), miou=0.5)
+        checkpoints.save(2, state.create(params, tx), miou=miou)
     loaded = Segmenter.load(workdir)
     assert loaded.image_size == 64
     theirs = weights.leaves(nnx.merge(*parts._replace(params=params)).prompt_encoder)

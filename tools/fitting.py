@@ -4,10 +4,11 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,8 @@ class Settings:
         checkpoint_every: Steps between two checkpoints.
         seed: Seed of the initial weights, batches and prompts.
     """
+
+    MEANT: ClassVar = ("steps", "batch_size", "count", "learning_rate", "seed")
 
     out: pathlib.Path
     workdir: pathlib.Path
@@ -112,6 +115,9 @@ def fit(
 
     Returns:
         The trained network.
+
+    Raises:
+        ValueError: The folder holds a run with other settings.
     """
     data = pictures(cfg.count, cfg.workdir)
     graph, initial = nnx.split(network)
@@ -140,6 +146,7 @@ def fit(
 
     state = State(initial, tx.init(nnx.filter_state(initial, nnx.Param)), jnp.zeros((), jnp.int32))
     with contextlib.closing(Checkpoints(cfg.workdir / name)) as checkpoints:
+        _check_settings(cfg, cfg.workdir / name / "settings.json", checkpoints.latest)
         if checkpoints.latest:
             state = checkpoints.restore(checkpoints.latest, state)
         start, began, window = int(state.step), time.monotonic(), []
@@ -153,6 +160,15 @@ def fit(
             if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps:
                 checkpoints.save(step + 1, state)
     return nnx.merge(graph, state.network)
+
+
+def _check_settings(cfg: Settings, file: pathlib.Path, latest: int | None) -> None:
+    ours = {name: getattr(cfg, name) for name in Settings.MEANT}
+    if latest is None:
+        file.write_text(json.dumps(ours) + "\n")
+    held = json.loads(file.read_text()) if file.is_file() else "unknown ones"
+    if held != ours:
+        raise ValueError(f"{file.parent} holds a run with {held}, not {ours}: take another folder")
 
 
 def _batch(data: Pictures, cfg: Settings, step: int, references: int) -> Batch:
@@ -199,10 +215,7 @@ def write(
         "kind": kind,
         "architecture": "shapes",
         "script": script,
-        "settings": " ".join(
-            f"{name}={getattr(cfg, name)}"
-            for name in ("steps", "batch_size", "count", "learning_rate", "seed")
-        ),
+        "settings": " ".join(f"{name}={getattr(cfg, name)}" for name in Settings.MEANT),
         "data": f"{cfg.count} generated pictures of {CLASSES} random outlines (seed {SEED}), none "
         f"like one of Shapes-5i (IoU below {LIKENESS} at any angle)",
         "version": prosam_jax.__version__,

@@ -58,8 +58,8 @@ def distance(found: list[jax.Array], wanted: list[torch.Tensor]) -> tuple[float,
     absolute, relative = 0.0, 0.0
     for ours, theirs in zip(found, wanted, strict=True):
         difference = float(np.abs(np.asarray(ours) - theirs.numpy()).max())
-        absolute = max(absolute, difference)
-        relative = max(relative, difference / float(theirs.abs().max()))
+        absolute = float(np.maximum(absolute, difference))  # NaN if any is
+        relative = float(np.maximum(relative, difference / float(theirs.abs().max())))
     return absolute, relative
 
 
@@ -212,7 +212,8 @@ def main() -> None:
 
 TEXT = """# Models
 
-Made by `python -m tools.models` on {date}: jax {jax}, torch {torch}, {device}, float32.
+Made by `python -m tools.models --pictures VOC2012/JPEGImages` on
+{date}: jax {jax}, torch {torch}, {device}, float32.
 
 ## Where the weights come from, and how far the numbers are from PyTorch's
 

@@ -60,12 +60,16 @@ def make_loader(
     threads = min(4, max(1, (os.cpu_count() or 1) // workers)) if workers else 4
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     processes = grain.MultiprocessingOptions(num_workers=workers)
-    return iter(dataset.to_iter_dataset(reading).mp_prefetch(processes, _ignore_interrupts))
+    return iter(dataset.to_iter_dataset(reading).mp_prefetch(processes, _ignore_signals))
 
 
-def _ignore_interrupts(worker: int, workers: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one decides when its workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(worker: int, workers: int) -> None:
+    """Ctrl-C reaches every process of a terminal, and a scheduler's SIGTERM every one of a job.
+
+    The main process decides when its workers end.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,15 @@ def run_of(base: Config, folder: pathlib.Path, name: str, changes: Mapping[str, 
     """A run of `base` in a folder of its own, with changed settings by dotted name.
 
     All runs of `folder` share SAM's embeddings, exactly as they are.
+
+    Raises:
+        ValueError: `base` begins with trained parameters.
     """
+    if base.prompt.weights:
+        raise ValueError(
+            f"prompt.weights={base.prompt.weights}: methods are compared from the start, with no "
+            "parameters of another training"
+        )
     shared = {"cache.dir": str(folder / "features"), "cache.dtype": "float32"}
     shared = {} if base.cache.dir else shared
     return Run(replaced(base, {**changes, **shared, **SETTINGS}), folder / name)

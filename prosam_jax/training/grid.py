@@ -1,4 +1,4 @@
-"""All folds, annotations, methods and seeds of a benchmark: 144 runs and one table.
+"""Several runs at a time, and all folds, annotations, methods and seeds: 144 runs and one table.
 
 Each run is one of `comparison`, in a folder of its own, so that the whole goes on where it was.
 """
@@ -13,11 +13,13 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
 
 import numpy as np
+import rich.console
+import rich.progress
 from absl import logging
 
 from prosam_jax.config import ANNOTATIONS, Config
@@ -54,7 +56,8 @@ def runs(base: Config, workdir: pathlib.Path, seeds: int) -> list[Run]:
 def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
     """Finishes the runs, `jobs` at a time, each in a process with its share of the cores.
 
-    Prints a line for each finished run. What a run prints goes to `log.txt` in its folder.
+    Shows a bar for each run under way, and prints a line for each finished one. What a run prints
+    goes to `log.txt` in its folder.
 
     Args:
         todo: The runs.
@@ -63,30 +66,37 @@ def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
 
     Raises:
         ValueError: A run cannot be done; the others that were under way are stopped.
-        loop.Stopped: A signal came; runs under way are saved.
+        SystemExit: SIGTERM came; runs under way are saved.
+        KeyboardInterrupt: Ctrl-C came; likewise.
     """
     spawn = multiprocessing.get_context("spawn")
     counter = spawn.Value("i", 0)
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    known = cores()
     began, done, workers = time.monotonic(), 0, {}
-    with _terminable():
+    if jobs > 1:  # they share a GPU's memory, of which JAX would give the first one most
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    with _terminable(), _Bars() as bars:
         try:
             for job in range(min(jobs, len(todo))):
                 receiver, sender = spawn.Pipe(duplex=False)
-                share = cores[job::jobs] if jobs > 1 else []
+                share = known[job::jobs] if jobs > 1 else []
                 process = spawn.Process(target=_work, args=(todo, counter, sender, share, shared))
                 process.start()
                 sender.close()
                 workers[receiver] = process
-            for run, seconds, outcome in _messages(list(workers)):
+            for run, seconds, outcome in _messages(list(workers), bars.refresh):
+                if outcome is None:
+                    bars.begin(run)
+                    continue
+                bars.end(run)
                 if isinstance(outcome, str):
                     raise ValueError(f"{run.workdir}: {outcome}")
                 done += 1
                 left = (time.monotonic() - began) / done * (len(todo) - done)
-                print(
+                rest = f", {report.clock(left)} left" if done < len(todo) else ""
+                bars.print(
                     f"{run.workdir.name}: mIoU {outcome['miou']:.2f} in {report.clock(seconds)}; "
-                    f"{done} of {len(todo)}, {report.clock(left)} left",
-                    flush=True,
+                    f"{done} of {len(todo)}{rest}"
                 )
         finally:
             for process in workers.values():
@@ -100,9 +110,60 @@ def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
         )
 
 
-def _messages(receivers: list[connection.Connection]) -> Iterator[tuple[Run, float, Any]]:
+def cores() -> list[int]:
+    """The cores that this process may use, where the system tells."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+class _Bars:
+    """A bar for each run under way, from the curves that it writes; none without a terminal."""
+
+    def __init__(self) -> None:
+        console = rich.console.Console(highlight=False)
+        self._bars = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[text]}"),
+            rich.progress.TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[pathlib.Path, rich.progress.TaskID] = {}
+
+    def __enter__(self) -> "_Bars":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def begin(self, run: Run) -> None:
+        steps = run.cfg.train.steps or None
+        self._tasks[run.workdir] = self._bars.add_task(run.workdir.name, total=steps, text="")
+
+    def end(self, run: Run) -> None:
+        self._bars.remove_task(self._tasks.pop(run.workdir))
+
+    def print(self, line: str) -> None:
+        self._bars.console.print(line, soft_wrap=True)
+
+    def refresh(self) -> None:
+        for workdir, task in self._tasks.items():
+            with contextlib.suppress(FileNotFoundError):
+                values = report.newest(workdir)
+                if values:
+                    text = f"loss {values['train/loss']:.4f}  mIoU {100 * values['train/miou']:.1f}"
+                    self._bars.update(task, completed=values["step"], text=text)
+
+
+def _messages(
+    receivers: list[connection.Connection], idle: Callable[[], None]
+) -> Iterator[tuple[Run, float, Any]]:
+    """What the processes send, until all have ended; calls `idle` twice a second."""
     while receivers:
-        for receiver in connection.wait(receivers):
+        idle()
+        for receiver in connection.wait(receivers, timeout=0.5):
             assert isinstance(receiver, connection.Connection)
             try:
                 yield receiver.recv()
@@ -138,6 +199,7 @@ def _work(
     comparison.share_compiled(shared)
     with contextlib.suppress(loop.Stopped, KeyboardInterrupt):
         while (run := _next(todo, counter)) is not None:
+            sender.send((run, 0.0, None))
             start = time.monotonic()
             run.workdir.mkdir(parents=True, exist_ok=True)
             with (

@@ -58,6 +58,12 @@ class Curves:
         self._board.close()
 
 
+def newest(workdir: pathlib.Path) -> dict[str, float]:
+    """The training's last whole line in `metrics.jsonl`; empty if there is none yet."""
+    lines = (workdir / "metrics.jsonl").read_text().split("\n")[:-1]
+    return next((json.loads(x) for x in reversed(lines) if "train/loss" in x), {})
+
+
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
@@ -248,7 +254,11 @@ def save_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
         arrays[f"control/{name}"] = [x.controls[name] for x in examples]
     if examples[0].uncertainty is not None:
         arrays["uncertainty"] = [x.uncertainty for x in examples]
-    np.savez_compressed(path, allow_pickle=False, **{k: np.stack(x) for k, x in arrays.items()})
+    temporary = path.with_suffix(".part.npz")  # a file of that name is a whole one
+    np.savez_compressed(
+        temporary, allow_pickle=False, **{k: np.stack(x) for k, x in arrays.items()}
+    )
+    temporary.replace(path)
 
 
 def load_examples(path: pathlib.Path) -> list[Example]:
