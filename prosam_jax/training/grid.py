@@ -129,7 +129,7 @@ class _Bars:
             console=console,
             disable=not console.is_terminal,
         )
-        self._tasks: dict[pathlib.Path, rich.progress.TaskID] = {}
+        self._tasks: dict[Run, rich.progress.TaskID] = {}
 
     def __enter__(self) -> "_Bars":
         self._bars.start()
@@ -140,20 +140,21 @@ class _Bars:
 
     def begin(self, run: Run) -> None:
         steps = run.cfg.train.steps or None
-        self._tasks[run.workdir] = self._bars.add_task(run.workdir.name, total=steps, text="")
+        self._tasks[run] = self._bars.add_task(run.workdir.name, total=steps, text="")
 
     def end(self, run: Run) -> None:
-        self._bars.remove_task(self._tasks.pop(run.workdir))
+        self._bars.remove_task(self._tasks.pop(run))
 
     def print(self, line: str) -> None:
         self._bars.console.print(line, soft_wrap=True)
 
     def refresh(self) -> None:
-        for workdir, task in self._tasks.items():
+        for run, task in self._tasks.items():
             with contextlib.suppress(FileNotFoundError):
-                values = report.newest(workdir)
+                values = report.newest(run.workdir)
                 if values:
                     text = f"loss {values['train/loss']:.4f}  mIoU {100 * values['train/miou']:.1f}"
+                    text += ", scoring" if values["step"] == run.cfg.train.steps else ""
                     self._bars.update(task, completed=values["step"], text=text)
 
 
