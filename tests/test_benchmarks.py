@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import encoder, forward, measure
+from benchmarks import encoder, episodes, forward, measure
 from prosam_jax.config import SAMConfig
 from torch_models import sam
 
@@ -84,6 +84,11 @@ def test_other_numbers_end_a_benchmark(quick, tmp_path, monkeypatch):
         forward.check([side("a", 2.0), side("b", 2.1)], "float32")
     with pytest.raises(ValueError, match=r"differs from a, .* by nan"):
         forward.check([side("a", 2.0), side("b", np.nan)], "float32")
+
+
+def test_busy_share_counts_overlaps_once():
+    assert episodes.covered([(0, 10)]) == 1
+    assert episodes.covered([(60, 100), (0, 10), (5, 20), (6, 7), (60, 70)]) == 0.6
 
 
 def test_table_is_markdown():
