@@ -173,9 +173,8 @@ def _levels(image: Image.Image) -> np.ndarray:
 
 def _black_and_white(image: Image.Image) -> bool:
     """Whether a palette's colours in use are these two, in whatever order."""
-    palette = np.reshape(image.getpalette() or [], (-1, 3))
-    used = [index for _, index in image.getcolors() or []]
-    return {tuple(x) for x in palette[used].tolist()} == {(0, 0, 0), (255, 255, 255)}
+    used = image.convert("RGB").getcolors(2) or []
+    return {colour for _, colour in used} == {(0, 0, 0), (255, 255, 255)}
 
 
 def _check_unit(array: np.ndarray, name: str) -> None:

@@ -82,7 +82,7 @@ def plan(
     made = Plan(outputs, out / "masks.json" if as_json else None)
     wanted = [path for paths in outputs.values() for path in paths.values()]
     wanted += [made.json] if made.json else []
-    read = [(x.stat().st_dev, x.stat().st_ino) for x in (*files, *inputs)]
+    read = {(x.stat().st_dev, x.stat().st_ino) for x in (*files, *inputs)}
     there = [path for path in wanted if path.exists()]
     if clash := [x for x in there if (x.stat().st_dev, x.stat().st_ino) in read]:
         raise ValueError(f"{_few(clash)} would be overwritten, but is read: pass another --out")
