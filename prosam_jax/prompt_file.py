@@ -55,8 +55,9 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
         ValueError: There is no such run or checkpoint.
     """
     cfg = read_config(workdir / "config.json")
-    features = nnx.eval_shape(lambda: backbone.build(cfg.backbone, rngs=nnx.Rngs(0)))
-    channels = features.merged_channels
+    channels = weights.abstract(
+        lambda rngs: backbone.build(cfg.backbone, rngs=rngs)
+    ).merged_channels
     encoder = ReferencePromptEncoder(cfg.prompt, cfg.distribution, channels, rngs=nnx.Rngs(0))
     learned = nnx.Dict(prompt_encoder=encoder)
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:

@@ -213,7 +213,7 @@ def test_processes_tell_what_came_of_their_runs(tmp_path, capsys):
     done = [_finished(tmp_path, method, 40.0) for method in ("vrp", "gaussian", "student_t")]
     grid.finish(done, jobs=2, shared=tmp_path)
     out = capsys.readouterr().out
-    assert len(re.findall(r"mIoU 40\.00 in 0:00:0\d; \d of 3, ", out)) == 3
+    assert len(re.findall(r"mIoU 40\.00 in 0:00:0\d; \d of 3", out)) == 3
     lost = comparison.run_of(BASE, tmp_path, "lost", {"sam.weights": "none.safetensors"})
     with pytest.raises(ValueError, match=r"lost: none\.safetensors is missing; make it with"):
         grid.finish([lost], jobs=1, shared=tmp_path)

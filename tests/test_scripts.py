@@ -93,7 +93,7 @@ def test_mistakes_about_a_file_get_one_line(tmp_path, arguments, message):
 
 @pytest.mark.slow
 def test_train_stop_resume_evaluate(tmp_path):
-    cfg = small_config(tmp_path / "voc", train={"steps": 20, "eval_every": 0}, data={"workers": 1})
+    cfg = small_config(tmp_path / "voc", train={"steps": 20, "eval_every": 10}, data={"workers": 1})
     command = [f"--workdir={tmp_path / 'run'}", *flags(cfg)]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
@@ -161,9 +161,6 @@ def test_the_demo_compares_and_reports_and_does_nothing_twice(tmp_path):
         table.rpartition("the report")[0].splitlines()[:-1]
         == (again.stdout[again.stdout.index("novel classes of fold 0") :].splitlines()[:-1])
     )
-    other = _run("demo.py", f"--workdir={tmp_path / 'demo'}", *settings, "--config.seed=5")
-    assert other.returncode == 1
-    assert "holds a run with other settings (seed: 321 -> 5" in other.stderr
 
 
 @pytest.mark.exhaustive
