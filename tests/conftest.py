@@ -4,8 +4,8 @@ import importlib.metadata
 import os
 
 # Most of a test's time is compilation. Without LLVM's own optimisation it takes less than half, and
-# what XLA itself does to a program stays as it is for users. XLA's older code for fusions takes less
-# again; its flag is for the pinned version alone, because XLA ends at one that it does not know.
+# what XLA itself does to a program stays as it is for users. XLA's older code for fusions takes
+# less again; its flag is for the pinned version, because XLA ends at one that it does not know.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
