@@ -93,7 +93,7 @@ def test_mistakes_about_a_file_get_one_line(tmp_path, arguments, message):
 
 @pytest.mark.slow
 def test_train_stop_resume_evaluate(tmp_path):
-    cfg = small_config(tmp_path / "voc", train={"steps": 20, "eval_every": 10}, data={"workers": 1})
+    cfg = small_config(tmp_path / "voc", train={"steps": 20, "eval_every": 20}, data={"workers": 1})
     command = [f"--workdir={tmp_path / 'run'}", *flags(cfg)]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
