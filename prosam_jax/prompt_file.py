@@ -55,9 +55,11 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
         ValueError: There is no such run or checkpoint.
     """
     cfg = read_config(workdir / "config.json")
-    channels = weights.abstract(
-        lambda rngs: backbone.build(cfg.backbone, rngs=rngs)
-    ).merged_channels
+
+    def build(rngs: nnx.Rngs) -> Any:
+        return backbone.build(cfg.backbone, rngs=rngs)
+
+    channels = weights.abstract(build).merged_channels
     encoder = ReferencePromptEncoder(cfg.prompt, cfg.distribution, channels, rngs=nnx.Rngs(0))
     learned = nnx.Dict(prompt_encoder=encoder)
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
