@@ -43,12 +43,14 @@ def demo(base: Config, workdir: pathlib.Path) -> None:
         for method in METHODS
     ]
     todo = [run for run in runs if comparison.results(run) is None]
-    if todo and (jobs := _jobs(runs)) > 1:
-        print(f"training {' and '.join(run.title for run in todo)} side by side", flush=True)
+    jobs = _jobs(runs)
+    if todo and jobs > 1:
+        titles = " and ".join(run.title for run in todo)
+        print(f"training {titles}, {jobs} at a time", flush=True)
         grid.finish(todo, jobs=jobs, shared=workdir)
     held = {}
     for run in runs:
-        if comparison.results(run) is None:
+        if jobs == 1 and run in todo:
             print(f"\n{run.title}", flush=True)
         held[run.title] = comparison.finish(run)
     print()

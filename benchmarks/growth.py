@@ -90,8 +90,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     print(measure.table(rows))
     draw(rows, args.plot, "CPU seconds" if args.device == "cpu" else "seconds")
-    settings = {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(args).items()}
-    measure.write(args.out, {"settings": settings, "rows": rows})
+    measure.write(args.out, {"settings": measure.settings(args), "rows": rows})
 
 
 if __name__ == "__main__":

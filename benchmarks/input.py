@@ -103,8 +103,7 @@ def main() -> None:
             rows.append({"workers": workers, **idle(loop.Trainer(cfg), args.steps)})
             print(rows[-1], flush=True)
     print(measure.table(rows))
-    settings = {k: str(v) if k == "out" else v for k, v in vars(args).items()}
-    measure.write(args.out, {"settings": settings, "rows": rows})
+    measure.write(args.out, {"settings": measure.settings(args), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The alternatives take turns within a run, so that whatever else the machine does
 and what is compared is the ratio within each turn.
 """
 
+import argparse
 import concurrent.futures
 import datetime
 import functools
@@ -247,6 +248,11 @@ def surroundings() -> dict[str, Any]:
         "cores": cores(),
         "load": os.getloadavg()[0],
     }
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The command line for a result, paths as text."""
+    return {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(args).items()}
 
 
 def write(path: pathlib.Path, result: Mapping[str, Any]) -> None:

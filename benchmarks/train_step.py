@@ -210,8 +210,9 @@ def report(args: argparse.Namespace, sides: Sides) -> None:
     with contextlib.closing(sides):
         rows = sides.compare(args.turns, peak)
     print(f"matmul peak {peak / 1e9:.0f} GFLOP/s", measure.table(rows), sep="\n")
-    settings = {k: str(v) if k == "out" else v for k, v in vars(args).items()}
-    measure.write(args.out, {"settings": settings, "matmul FLOP/s": peak, "rows": rows})
+    measure.write(
+        args.out, {"settings": measure.settings(args), "matmul FLOP/s": peak, "rows": rows}
+    )
 
 
 def main() -> None:

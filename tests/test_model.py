@@ -180,8 +180,8 @@ def test_encode_feeds_the_frozen_networks_as_the_reference_does():
 @pytest.mark.parametrize(
     "name",
     [
+        "vrp",
         "student_t",
-        pytest.param("vrp", marks=pytest.mark.exhaustive),
         pytest.param("gaussian", marks=pytest.mark.exhaustive),
         pytest.param("t3vae", marks=pytest.mark.exhaustive),
     ],

@@ -161,6 +161,9 @@ def test_the_demo_compares_and_reports_and_does_nothing_twice(tmp_path):
         table.rpartition("the report")[0].splitlines()[:-1]
         == (again.stdout[again.stdout.index("novel classes of fold 0") :].splitlines()[:-1])
     )
+    other = _run("demo.py", f"--workdir={tmp_path / 'demo'}", *settings, "--config.seed=5")
+    assert other.returncode == 1
+    assert "holds a run with other settings (seed: 321 -> 5" in other.stderr
 
 
 @pytest.mark.exhaustive

@@ -146,6 +146,8 @@ def test_evaluation_agrees_with_validation(finished, capsys):
     out = capsys.readouterr().out
     assert "RANDOM weights, as asked for" in out
     assert "mIoU" in out
+    again = score.score(cfg, workdir, "6")
+    assert again.scores == result.scores
     for unknown in ("5", "worst"):
         wanted = rf"--checkpoint={unknown}: .*\(steps kept: [46, ]+\)"
         with pytest.raises(ValueError, match=wanted):
@@ -185,11 +187,11 @@ def test_batch_size_and_short_batches_do_not_change_scores(finished):
     params, frozen = sharding.replicate((last.params, frozen), mesh)
     results = [
         evaluation.evaluate(predict, params, frozen, source, batch_size=b, mesh=mesh, examples=2)
-        for b in (1, 2)
+        for b in (1, 2, 3)
     ]
-    assert results[0].scores == results[1].scores
-    assert [r.episodes for r in results] == [3, 3]
-    assert predict._cache_size() == 2  # the short last batch of two compiled nothing
+    assert results[0].scores == results[1].scores == results[2].scores
+    assert [r.episodes for r in results] == [3, 3, 3]
+    assert predict._cache_size() == 3  # the short last batch of two compiled nothing
     first, second = results[1].examples
     assert (int(first.episode.index), int(second.episode.index)) == (0, 1)
 

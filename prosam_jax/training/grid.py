@@ -119,16 +119,7 @@ class _Bars:
     """A bar for each run under way, from the curves that it writes; none without a terminal."""
 
     def __init__(self) -> None:
-        console = rich.console.Console(highlight=False)
-        self._bars = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[text]}"),
-            rich.progress.TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bars = report.training_bars(rich.console.Console(highlight=False))
         self._tasks: dict[Run, rich.progress.TaskID] = {}
 
     def __enter__(self) -> "_Bars":

@@ -71,23 +71,38 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
+def training_bars(
+    console: rich.console.Console, *more: rich.progress.ProgressColumn | str
+) -> rich.progress.Progress:
+    """Bars of trainings, a task with a "text" for each; none where there is no terminal.
+
+    Args:
+        console: Where they are shown.
+        more: Further columns.
+    """
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[text]}"),
+        rich.progress.TimeElapsedColumn(),
+        *more,
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
 class Progress:
     """A bar with loss, mIoU, episodes/s and time left; plain lines where there is no terminal."""
 
     def __init__(self, total: int, start: int, batch_size: int):
         self._console = rich.console.Console(highlight=False)
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("training"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[text]}"),
-            rich.progress.TimeElapsedColumn(),
+        self._bar = training_bars(
+            self._console,
             rich.progress.TextColumn("left"),
             rich.progress.TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=total, completed=start, text="")
+        self._task = self._bar.add_task("training", total=total, completed=start, text="")
         self._total, self._batch_size = total, batch_size
 
     def __enter__(self) -> "Progress":
