@@ -40,9 +40,8 @@ def fill(form: Form, size: int) -> tuple[Window, Bool[np.ndarray, "h w"]]:
     (x, y), (dx, dy) = start[edge].T, (stop - start)[edge].T
     column = np.ceil(x + (row - y) * dx / dy)  # the first pixel right of the edge
     column = np.minimum(np.maximum(column - left, 0), width).astype(int)
-    place = (row - top) * (width + 1) + column
-    crossings = np.bincount(place, minlength=height * (width + 1)).astype(np.uint8)
-    crossings = crossings.reshape(height, width + 1)
+    crossings = np.zeros((height, width + 1), np.uint8)
+    np.add.at(crossings.ravel(), (row - top) * (width + 1) + column, np.uint8(1))
     inside = (np.cumsum(crossings, axis=1, dtype=np.uint8)[:, :-1] & 1).view(bool)
     return (slice(top, bottom), slice(left, right)), inside
 

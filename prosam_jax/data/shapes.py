@@ -44,6 +44,7 @@ _AREAS = 0.026, 0.085  # share of the picture that an object covers before other
 _HUES = 0.06  # how far an object's hues lie from its class's at most
 _VISIBLE = 0.6  # least share of an object that is neither covered nor outside the picture
 _GRID = 96  # side of the raster on which layouts are judged, whatever size is rendered
+_BAND = 16  # rows painted at a time, which the processor's cache holds
 _KEPT = 2**28  # bytes of pictures that a process keeps: all of a fold at 128 pixels a side
 _CLASSES, _LAYOUT, _COLOURS = range(3)  # each purpose has its own stream of bits
 _ID = re.compile(r"f([0-3])-(train|test)-(\d{6})")
@@ -267,16 +268,19 @@ def _painted(
     light = _light(draws, owner)
     noise = draws.noise(3, size, size)
     image = np.empty((size, size, 3), np.uint8)
-    index = owner.astype(np.intp)
-    for channel in range(3):  # one at a time, for its canvas stays in the processor's cache
-        canvas = (other - first)[:, channel].take(index, mode="clip")
-        canvas *= tone
-        canvas += first[:, channel].take(index, mode="clip")
-        canvas *= light * np.float32(cast[channel])
-        rows = canvas[::2] + canvas[1::2]
-        small = (rows[:, ::2] + rows[:, 1::2]) * (255 / 4)
-        small += noise[channel] * np.float32(0.05) - 6
-        image[..., channel] = np.clip(small, 0, 255)
+    for top in range(0, size, _BAND):
+        low = slice(top, top + _BAND)
+        high = slice(2 * top, 2 * (top + _BAND))
+        index = owner[high].astype(np.intp)
+        for channel in range(3):
+            canvas = (other - first)[:, channel].take(index, mode="clip")
+            canvas *= tone[high]
+            canvas += first[:, channel].take(index, mode="clip")
+            canvas *= light[high] * np.float32(cast[channel])
+            rows = canvas[::2] + canvas[1::2]
+            small = (rows[:, ::2] + rows[:, 1::2]) * (255 / 4)
+            small += noise[channel, low] * np.float32(0.05) - 6
+            image[low, :, channel] = np.clip(small, 0, 255)
     return image
 
 
@@ -326,12 +330,14 @@ def _light(draws: Draws, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, "
     side, turn = len(owner), draws.uniform(0, 2 * math.pi)
     dy, dx = math.sin(turn), math.cos(turn)
     places = np.arange(side)
-    above = owner[np.clip(places + round(0.015 * side * dy), 0, side - 1)]
-    above = above[:, np.clip(places + round(0.015 * side * dx), 0, side - 1)]
+    shifted = (places + round(0.015 * side * d) for d in (dy, dx))
+    above = owner
+    for axis, taken in enumerate(shifted):
+        above = above.take(taken, axis=axis, mode="clip")
     across = (places / side - 0.5).astype(np.float32)
     slope = draws.uniform(0, 0.5)
     light = draws.uniform(0.85, 1.1) + slope * (dy * across[:, None] + dx * across[None])
-    return light * np.where(above > owner, np.float32(0.6), np.float32(1))
+    return np.multiply(light, np.float32(0.6), out=light, where=above > owner)
 
 
 def _line(draws: Draws) -> Form:
