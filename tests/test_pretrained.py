@@ -62,7 +62,7 @@ def _raster(form, turn=0.0, mirror=1):
     matrix = np.array([(np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))])
     placed = tuple(0.33 * (o * (mirror, 1)) @ matrix + 0.5 for o in form)
     raster = np.zeros((48, 48), np.float32)
-    window, inside = fill(placed, 48)
+    ((window, inside),) = fill([placed], 48)
     raster[window] = inside
     return raster.ravel()
 

@@ -28,7 +28,7 @@ def test_classes_have_names():
 @pytest.mark.parametrize("name", outlines.FORMS)
 def test_forms_cover_their_area(name):
     form = tuple(0.3 * outline + 0.5 for outline in outlines.FORMS[name])
-    _, inside = outlines.fill(form, 400)
+    ((_, inside),) = outlines.fill([form], 400)
     assert inside.sum() / 400**2 == pytest.approx(0.3**2, rel=0.01)
 
 
@@ -37,9 +37,8 @@ def test_forms_are_told_apart_by_outline_at_any_angle():
 
     def raster(form, turn, mirror=1):
         matrix = np.array([(np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))])
-        window, inside = outlines.fill(
-            tuple(0.35 * (o * (mirror, 1)) @ matrix + 0.5 for o in form), 48
-        )
+        placed = tuple(0.35 * (o * (mirror, 1)) @ matrix + 0.5 for o in form)
+        ((window, inside),) = outlines.fill([placed], 48)
         picture = np.zeros((48, 48), bool)
         picture[window] = inside
         return picture.ravel().astype(int)
@@ -58,7 +57,7 @@ def test_forms_are_told_apart_by_outline_at_any_angle():
 def test_fill_takes_pixels_by_their_centres():
     whole = np.array([(0.2, 0.22), (0.72, 0.22), (0.72, 0.6), (0.2, 0.6)])
     hole = np.array([(0.36, 0.36), (0.64, 0.36), (0.64, 0.46), (0.36, 0.46)])
-    window, inside = outlines.fill((whole, hole), 10)
+    ((window, inside),) = outlines.fill([(whole, hole)], 10)
     filled = np.zeros((10, 10), bool)
     filled[window] = inside
     expected = np.zeros((10, 10), bool)
@@ -71,13 +70,23 @@ def test_fill_takes_pixels_by_their_centres():
 def test_fill_cuts_at_the_border(shift):
     size, big = 16, 48
     form = (outlines.radial([0.3] * 7) + 0.5 + shift,)
-    window, inside = outlines.fill(form, size)
+    ((window, inside),) = outlines.fill([form], size)
     cut = np.zeros((size, size), bool)
     cut[window] = inside
     whole = np.zeros((big, big), bool)
-    window, inside = outlines.fill(((form[0] + 1) / 3,), big)
+    ((window, inside),) = outlines.fill([((form[0] + 1) / 3,)], big)
     whole[window] = inside
     np.testing.assert_array_equal(cut, whole[size : 2 * size, size : 2 * size])
+
+
+def test_fill_keeps_forms_apart():
+    shifts = (0, 0.4, 3, -0.3)  # the third lies outside
+    few = list(outlines.FORMS.values())[: len(shifts)]
+    forms = [tuple(0.3 * o + 0.5 + t for o in f) for f, t in zip(few, shifts, strict=True)]
+    for found, form in zip(outlines.fill(forms, 31), forms, strict=True):
+        ((window, inside),) = outlines.fill([form], 31)
+        assert found[0] == window
+        np.testing.assert_array_equal(found[1], inside)
 
 
 def test_label_maps_are_for_ever():

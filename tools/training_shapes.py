@@ -122,7 +122,7 @@ def traits() -> Float[np.ndarray, "k t"]:
 
 def _raster(form: Form) -> Bool[np.ndarray, "h w"]:
     raster = np.zeros((_RASTER, _RASTER), bool)
-    window, inside = fill(tuple(outline / _WIDTH + 0.5 for outline in form), _RASTER)
+    ((window, inside),) = fill([tuple(outline / _WIDTH + 0.5 for outline in form)], _RASTER)
     raster[window] = inside
     return raster
 

@@ -16,34 +16,52 @@ Window = tuple[slice, slice]
 """Rows and columns of a raster."""
 
 
-def fill(form: Form, size: int) -> tuple[Window, Bool[np.ndarray, "h w"]]:
+def fill(forms: Sequence[Form], size: int) -> list[tuple[Window, Bool[np.ndarray, "h w"]]]:
     """The pixels of a square raster whose centres lie inside a form, by the even-odd rule.
 
     Args:
-        form: Points in units of the raster's side; they may lie outside it.
+        forms: Points in units of the raster's side; they may lie outside it.
         size: Side of the raster in pixels.
 
     Returns:
-        The window of the raster that holds the form, and which of the window's pixels are inside.
+        For each form the window of the raster that holds it, and which of the window's pixels
+        are inside.
     """
-    start = size * np.concatenate(form) - 0.5  # in pixels, whole numbers at their centres
-    stop = size * np.concatenate([part for o in form for part in (o[1:], o[:1])]) - 0.5
-    left, top = (min(max(math.floor(v), 0), size) for v in start.min(axis=0))
-    right, bottom = (min(max(math.ceil(v) + 1, 0), size) for v in start.max(axis=0))
-    height, width = bottom - top, right - left
+    outlines = [outline for form in forms for outline in form]
+    start = size * np.concatenate(outlines) - 0.5  # in pixels, whole numbers at their centres
+    stop = size * np.concatenate([part for o in outlines for part in (o[1:], o[:1])]) - 0.5
+    sides = np.array([sum(map(len, form)) for form in forms])
+    before = sides.cumsum() - sides
+    low = np.floor(np.minimum.reduceat(start, before)).clip(0, size)
+    high = (np.ceil(np.maximum.reduceat(start, before)) + 1).clip(0, size)
+    width, height = (high - low).T
+    area = height * (width + 1)  # a window has a column for what crosses right of it
+    offset = area.cumsum() - area
     # An edge crosses the rows from its upper end on, without its lower end.
-    ends = np.ceil([np.minimum(start[:, 1], stop[:, 1]), np.maximum(start[:, 1], stop[:, 1])])
-    first, last = np.minimum(np.maximum(ends, top), bottom).astype(int)
-    count = last - first
-    edge = np.repeat(np.arange(len(start)), count)
-    row = np.arange(len(edge)) + np.repeat(first - np.cumsum(count) + count, count)
-    (x, y), (dx, dy) = start[edge].T, (stop - start)[edge].T
-    column = np.ceil(x + (row - y) * dx / dy)  # the first pixel right of the edge
-    column = np.minimum(np.maximum(column - left, 0), width).astype(int)
-    crossings = np.zeros((height, width + 1), np.uint8)
-    np.add.at(crossings.ravel(), (row - top) * (width + 1) + column, np.uint8(1))
-    inside = (np.cumsum(crossings, axis=1, dtype=np.uint8)[:, :-1] & 1).view(bool)
-    return (slice(top, bottom), slice(left, right)), inside
+    of_form = np.stack([*low.T, high[:, 1], width, offset])
+    left, top, bottom, width, offset = of_form.repeat(sides, axis=1)
+    x, y, dx, dy = *start.T, *(stop - start).T
+    first = np.minimum(np.maximum(np.ceil(np.minimum(y, stop[:, 1])), top), bottom)
+    last = np.minimum(np.maximum(np.ceil(np.maximum(y, stop[:, 1])), top), bottom)
+    count = (last - first).astype(int)
+    rows = first - count.cumsum() + count
+    of_edge = np.stack([x, y, dx, dy, rows, left, width, offset - top * (width + 1)])
+    x, y, dx, dy, row, left, width, offset = of_edge.repeat(count, axis=1)
+    row += np.arange(len(row))
+    column = np.ceil(x + (row - y) * dx / dy) - left  # the first pixel right of the edge
+    place = offset + row * (width + 1) + np.minimum(np.maximum(column, 0), width)
+    crossings = np.zeros(int(area.sum()), np.uint8)
+    np.add.at(crossings, place.astype(int), np.uint8(1))
+    # Each row has an even number of crossings, so that one sum can run through all of them.
+    inside = (crossings.cumsum(dtype=np.uint8) & 1).view(bool)
+    filled, begin = [], 0
+    for (left, top), (right, bottom) in zip(low.astype(int), high.astype(int), strict=True):
+        shape = bottom - top, right - left + 1
+        end = begin + shape[0] * shape[1]
+        window = slice(top, bottom), slice(left, right)
+        filled.append((window, inside[begin:end].reshape(shape)[:, :-1]))
+        begin = end
+    return filled
 
 
 def radial(radius: Sequence[float] | Float[np.ndarray, " n"]) -> Outline:

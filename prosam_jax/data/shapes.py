@@ -44,7 +44,6 @@ _AREAS = 0.026, 0.085  # share of the picture that an object covers before other
 _HUES = 0.06  # how far an object's hues lie from its class's at most
 _VISIBLE = 0.6  # least share of an object that is neither covered nor outside the picture
 _GRID = 96  # side of the raster on which layouts are judged, whatever size is rendered
-_BAND = 16  # rows painted at a time, which the processor's cache holds
 _KEPT = 2**28  # bytes of pictures that a process keeps: all of a fold at 128 pixels a side
 _CLASSES, _LAYOUT, _COLOURS = range(3)  # each purpose has its own stream of bits
 _ID = re.compile(r"f([0-3])-(train|test)-(\d{6})")
@@ -198,8 +197,7 @@ def scene(
     surfaces = [kind.surface for kind in kinds]
     image = _painted(Draws(*key, _COLOURS), posed, surfaces, size)
     objects = np.zeros((size, size), np.uint8)
-    for number, form in enumerate(posed, 1):
-        window, inside = fill(form, size)
+    for number, (window, inside) in enumerate(fill(posed, size), 1):
         objects[window][inside] = number
     return image, objects
 
@@ -212,7 +210,7 @@ def _layout(draws: Draws, forms: Sequence[Form]) -> list[Form]:
             low, high = _AREAS
             area = low * (high / low) ** draws.uniform(0, 1)
             form = _posed(draws, unposed, area)
-            window, inside = fill(form, _GRID)
+            window, inside = fill([form], _GRID)[0]
             covered = owner.copy()
             covered[window][inside] = number
             shown = np.bincount(covered.ravel(), minlength=number + 1)[1:] / _GRID**2
@@ -254,13 +252,13 @@ def _painted(
     others = [_toned(draws, colours[0], ground.other_hue, 0.15)]
     owner = np.zeros((side, side), np.uint8)
     tone = _pattern(draws, ground, (slice(0, side), slice(0, side)), side)
-    pieces = zip((*clutter, *forms), (*painted, *surfaces), strict=True)
-    for number, (form, surface) in enumerate(pieces, 1):
+    filled = fill((*clutter, *forms), side)
+    pieces = zip(filled, (*painted, *surfaces), strict=True)
+    for number, ((window, inside), surface) in enumerate(pieces, 1):
         hue, other = (h + draws.uniform(-_HUES, _HUES) for h in (surface.hue, surface.other_hue))
         choices = [_colour(draws, hue, saturation=(0.4, 1), value=(0.4, 1)) for _ in range(3)]
         colours.append(max(choices, key=lambda colour: math.dist(colour, colours[0])))
         others.append(_toned(draws, colours[-1], other, draws.uniform(0.3, 0.6)))
-        window, inside = fill(form, side)
         np.copyto(owner[window], np.uint8(number), where=inside)
         np.copyto(tone[window], _pattern(draws, surface, window, side), where=inside)
     first, other = np.array(colours, np.float32), np.array(others, np.float32)
@@ -268,19 +266,16 @@ def _painted(
     light = _light(draws, owner)
     noise = draws.noise(3, size, size)
     image = np.empty((size, size, 3), np.uint8)
-    for top in range(0, size, _BAND):
-        low = slice(top, top + _BAND)
-        high = slice(2 * top, 2 * (top + _BAND))
-        index = owner[high].astype(np.intp)
-        for channel in range(3):
-            canvas = (other - first)[:, channel].take(index, mode="clip")
-            canvas *= tone[high]
-            canvas += first[:, channel].take(index, mode="clip")
-            canvas *= light[high] * np.float32(cast[channel])
-            rows = canvas[::2] + canvas[1::2]
-            small = (rows[:, ::2] + rows[:, 1::2]) * (255 / 4)
-            small += noise[channel, low] * np.float32(0.05) - 6
-            image[low, :, channel] = np.clip(small, 0, 255)
+    index = owner.astype(np.intp)
+    for channel in range(3):  # one at a time, for its canvas stays in the processor's cache
+        canvas = (other - first)[:, channel].take(index, mode="clip")
+        canvas *= tone
+        canvas += first[:, channel].take(index, mode="clip")
+        canvas *= light * np.float32(cast[channel])
+        rows = canvas[::2] + canvas[1::2]
+        small = (rows[:, ::2] + rows[:, 1::2]) * (255 / 4)
+        small += noise[channel] * np.float32(0.05) - 6
+        image[..., channel] = np.clip(small, 0, 255)
     return image
 
 
@@ -330,10 +325,9 @@ def _light(draws: Draws, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, "
     side, turn = len(owner), draws.uniform(0, 2 * math.pi)
     dy, dx = math.sin(turn), math.cos(turn)
     places = np.arange(side)
-    shifted = (places + round(0.015 * side * d) for d in (dy, dx))
     above = owner
-    for axis, taken in enumerate(shifted):
-        above = above.take(taken, axis=axis, mode="clip")
+    for axis, shift in enumerate((dy, dx)):
+        above = above.take(places + round(0.015 * side * shift), axis=axis, mode="clip")
     across = (places / side - 0.5).astype(np.float32)
     slope = draws.uniform(0, 0.5)
     light = draws.uniform(0.85, 1.1) + slope * (dy * across[:, None] + dx * across[None])
