@@ -52,9 +52,9 @@ def test_functions_named_in_the_readme_exist():
     from prosam_jax import equations, model
     from prosam_jax.sam.model import Sam
 
-    table = README.partition("## Where to find what")[2].partition("\n## ")[0]
+    table = README.partition("## Equations")[2].partition("\n## ")[0]
     rows = [line for line in table.splitlines() if "equations.py`" in line or "`equations" in line]
-    names = {n for row in rows for n in re.findall(r"`(\w+)`", row)}
+    names = {n for row in rows for n in re.findall(r"`(\w+)`", row.rpartition("| ")[0])}
     assert {"mask_loss", "draw_noise", "reparameterise", "monte_carlo"} <= names
     for name in names - {"ReferencePromptEncoder"}:
         assert hasattr(equations, name), name

@@ -1,0 +1,51 @@
+"""How many pictures of Shapes-5i one core renders in a second.
+
+    python -m benchmarks.shapes [--size=128] [--pictures=100] [--turns=10]
+
+The same pictures are rendered in every turn. The rate of a turn is by CPU time; "least" takes each
+picture's shortest time, which other programs on the machine lengthen the least.
+"""
+
+import argparse
+import functools
+import pathlib
+
+import numpy as np
+
+from benchmarks import measure
+from prosam_jax.data.folds import SPLITS
+from prosam_jax.data.shapes import KINDS, SCENE_SEED, Shapes, scene
+
+OUT = pathlib.Path("runs/benchmarks/shapes.json")
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--out", type=pathlib.Path, default=OUT)
+    args = parser.parse_args()
+    pictures = Shapes(args.size)  # its cache is passed by below
+    kinds = [
+        [KINDS[c - 1] for c in pictures.objects(f"f0-train-{i:06d}")] for i in range(args.pictures)
+    ]
+    seconds = np.empty((args.turns, args.pictures))
+    for turn in range(args.turns):
+        for i, shown in enumerate(kinds):
+            draw = functools.partial(
+                scene, (SCENE_SEED, 0, SPLITS.index("train"), i), shown, args.size
+            )
+            seconds[turn, i] = measure.timed(draw).cpu_seconds
+    rates = args.pictures / seconds.sum(axis=1)
+    rate, least = measure.spread(rates), args.pictures / seconds.min(axis=0).sum()
+    print(f"{rate} pictures per CPU second, least {least:.3g}")
+    figures = {"pictures per CPU second": rate._asdict(), "least": least}
+    measure.write(args.out, {"settings": measure.settings(args), **figures})
+
+
+if __name__ == "__main__":
+    main()
