@@ -9,13 +9,11 @@ from contextlib import contextmanager
 
 import flax
 import jax
-import matplotlib
 import numpy as np
 import rich.console
 import rich.progress
 import rich.table
 from jaxtyping import Bool
-from matplotlib.figure import Figure
 
 import prosam_jax
 from prosam_jax.config import RANDOM, Config, to_dict
@@ -298,7 +296,9 @@ def load_examples(path: pathlib.Path) -> list[Example]:
 
 def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
     """Draws one row per episode: reference with its annotation, target, prediction, truth."""
-    figure = Figure(figsize=(2.5 * 4, 2.6 * len(examples)), layout="constrained")
+    import matplotlib.figure  # here, because it takes a second of every command's start
+
+    figure = matplotlib.figure.Figure(figsize=(2.5 * 4, 2.6 * len(examples)), layout="constrained")
     axes = figure.subplots(len(examples), 4, squeeze=False)
     for row, example in zip(axes, examples, strict=True):
         episode, prediction = example.episode, example.prediction
