@@ -89,7 +89,7 @@ def main() -> None:
     base = Config.from_dict(CONFIG.value)
     compare, name = (full, "runs/full") if FULL.value else (demo, "runs/demo")
     try:
-        compare(base, pathlib.Path(WORKDIR.value or name))
+        compare(base, pathlib.Path(WORKDIR.value or name).expanduser())
     except loop.Stopped as stopped:
         print(stopped, flush=True)
         sys.exit(128 + stopped.signum)

@@ -29,7 +29,7 @@ PROMPT_ENCODER = flags.DEFINE_string("prompt_encoder", None, "A trained prompt e
 
 def main() -> None:
     """Evaluates one checkpoint of the run in the workdir, or a file."""
-    workdir = pathlib.Path(WORKDIR.value)
+    workdir = pathlib.Path(WORKDIR.value).expanduser()
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     if PROMPT_ENCODER.value is None:
         cfg = score.settings(read_config(workdir / "config.json"), overrides)

@@ -62,8 +62,8 @@ def main() -> None:
     """Segments the targets; ends with status 1 if some of them cannot be read."""
     found = marks()
     todo = segment_files.plan(
-        pathlib.Path(TARGETS.value),
-        pathlib.Path(OUT.value),
+        pathlib.Path(TARGETS.value).expanduser(),
+        pathlib.Path(OUT.value).expanduser(),
         overlay=OVERLAY.value,
         uncertainty=UNCERTAINTY.value,
         as_json=JSON.value is not None,
@@ -81,7 +81,8 @@ def main() -> None:
     bad = segment_files.run(segmenter, todo, batch_size=BATCH_SIZE.value)
     print(f"wrote {len(todo.outputs) - len(bad)} masks to {OUT.value}")
     for path, reason in bad.items():
-        print(f"not segmented: {path}: {reason}", file=sys.stderr)
+        named = reason if str(path) in reason else f"{path}: {reason}"
+        print(f"not segmented: {named}", file=sys.stderr)
     if bad:
         cli.fail(f"{len(bad)} of {len(todo.outputs)} targets could not be read")
 

@@ -2,7 +2,8 @@
 
     python train.py --config configs/pascal.py --config.data.root=DIR --workdir=runs/x
 
-Any setting of the config can be given as `--config.GROUP.NAME=VALUE`. Started again with the same
+Any setting of the config can be given as `--config.GROUP.NAME=VALUE`; `prosam_jax/config.py` has
+them all. Started again with the same
 workdir it goes on where it was.
 """
 
@@ -25,7 +26,7 @@ WORKDIR = flags.DEFINE_string(
 def main() -> None:
     """Trains, or goes on with the run in the workdir."""
     try:
-        loop.train(Config.from_dict(CONFIG.value), pathlib.Path(WORKDIR.value))
+        loop.train(Config.from_dict(CONFIG.value), pathlib.Path(WORKDIR.value).expanduser())
     except loop.Stopped as stopped:
         print(stopped, flush=True)
         sys.exit(128 + stopped.signum)

@@ -3,6 +3,7 @@
 import pathlib
 import pickle
 import re
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -10,8 +11,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.torch
-import torch
+
+try:
+    import safetensors.torch
+    import torch
+except ModuleNotFoundError:
+    sys.exit("error: conversion needs torch: pip install '.[convert]'")
 
 from prosam_jax.weights.registry import sha256
 

@@ -48,7 +48,8 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(argv)
         except (flags.Error, ValueError, FloatingPointError, OSError) as error:
-            fail(str(error))
+            absent = re.findall(r"flag (--\w+)=None: Flag", str(error))
+            fail(f"missing: {', '.join(absent)}" if absent else str(error))
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             sys.exit(130)

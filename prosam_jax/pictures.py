@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from prosam_jax.data.transforms import resize_mask
 from prosam_jax.sam.frame import ImageLike, Numbers, numbers, rgb
@@ -146,7 +146,9 @@ def _opened(image: Any, name: str, convert: Callable[[Image.Image], np.ndarray])
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
-        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+        known = not isinstance(error, UnidentifiedImageError)  # whose words name the file again
+        reason = error if known else "its format is unknown"
+        raise ValueError(f"{name} cannot be read as a picture: {reason}") from error
 
 
 def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

@@ -33,6 +33,7 @@ from prosam_jax.training import score
 SILENT = (
     "cache.dir",
     "data.root",
+    "data.test_root",
     "data.workers",
     "eval.batch_size",
     "eval.controls",
@@ -80,7 +81,8 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
 
 
 def _without_paths(cfg: Config) -> Config:
-    default, paths = Config(), {"cache.dir": "", "data.root": "", "prompt.weights": ""}
+    default = Config()
+    paths = dict.fromkeys(("cache.dir", "data.root", "data.test_root", "prompt.weights"), "")
     if cfg.sam.weights not in (RANDOM, PACKAGED):
         paths["sam.weights"] = default.sam.weights
     if cfg.backbone.weights not in (RANDOM, PACKAGED):

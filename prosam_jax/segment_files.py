@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from prosam_jax.segmenter import Segmentation, Segmenter
 
 SHOWN = 3
 TINT = (25, 130, 255)
+_DARKEST = 0.5 / 255  # what a map shows as black
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,7 @@ def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Pa
     bad: dict[pathlib.Path, str] = {}
     records: dict[str, Any] = coco(segmenter.classes)
     uncertainty = any("uncertainty" in paths for paths in todo.outputs.values())
+    largest = 0.0
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(console=console, transient=True) as bar:
         task = bar.add_task("segmenting", total=len(todo.outputs))
@@ -115,11 +118,15 @@ def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Pa
 
         for names, images in _batches(list(todo.outputs), batch_size, failed):
             found = segmenter.segment(images, uncertainty=uncertainty, batch_size=batch_size)
+            maps = [x.uncertainty for x in found if x.uncertainty is not None]
+            largest = max([largest, *(x.max() for x in maps)])
             for name, image, one in zip(names, images, found, strict=True):
                 _write(todo.outputs[name], image, one)
                 if todo.json:
                     add_to_coco(records, name, one)
                 bar.advance(task)
+    if uncertainty and largest < _DARKEST:
+        print(f"uncertainty is {largest:.1g} at most: its maps are black", file=sys.stderr)
     if todo.json:
         todo.json.write_text(json.dumps(records, indent=1) + "\n")
     return bad
@@ -134,8 +141,7 @@ def coco(classes: Sequence[str]) -> dict[str, Any]:
 def add_to_coco(dataset: dict[str, Any], target: pathlib.Path, found: Segmentation) -> None:
     """Adds a target's masks, with run lengths as plain numbers.
 
-    `pycocotools.coco.COCO` reads it; as in COCO itself, regions given by run lengths are "crowds".
-    An empty mask is no annotation.
+    `pycocotools.coco.COCO` reads it. An empty mask is no annotation.
     """
     images, annotations = dataset["images"], dataset["annotations"]
     image_id = len(images) + 1
@@ -154,7 +160,7 @@ def add_to_coco(dataset: dict[str, Any], target: pathlib.Path, found: Segmentati
                 "segmentation": {"size": [height, width], "counts": run_lengths(mask)},
                 "area": int(mask.sum()),
                 "bbox": [x, y, int(cols[-1]) + 1 - x, int(rows[-1]) + 1 - y],
-                "iscrowd": 1,
+                "iscrowd": 0,
                 "score": float(found.scores[category - 1]),
                 "predicted_iou": float(found.predicted_iou[category - 1]),
             }

@@ -6,10 +6,21 @@ import numpy as np
 import pytest
 
 from prosam_jax.checkpoint import Checkpoints
+from prosam_jax.training import score
 
 
 def _state(value, n=3):
     return {"a": {"kernel": jnp.full((2, n), float(value))}, "step": jnp.asarray(value, jnp.int32)}
+
+
+def test_a_run_never_validated_has_no_best_checkpoint(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        with pytest.raises(ValueError, match=r"no such checkpoint \(steps kept: none\)"):
+            score.find_step(checkpoints, "best", tmp_path)
+        checkpoints.save(3, _state(3))
+        assert score.find_step(checkpoints, "latest", tmp_path) == 3
+        with pytest.raises(ValueError, match="never validated: pass --checkpoint=latest"):
+            score.find_step(checkpoints, "best", tmp_path)
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path):

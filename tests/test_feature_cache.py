@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import absl.flags
 import jax
@@ -20,14 +21,16 @@ from small import flags, small_config
 from test_scripts import ENVIRONMENT, ROOT
 
 from prosam_jax import cli, model, weights
-from prosam_jax.config import CacheConfig, DataConfig, SAMConfig
+from prosam_jax.config import CacheConfig, DataConfig, SAMConfig, replaced, to_dict
 from prosam_jax.data import benchmark
 from prosam_jax.data.pascal import pascal_episodes
+from prosam_jax.feature_cache import __main__ as command
 from prosam_jax.feature_cache.build import build, missing
 from prosam_jax.feature_cache.cache import FeatureCache
 from prosam_jax.feature_cache.entries import Entries
 from prosam_jax.feature_cache.packing import Packed, pack, unpack
 from prosam_jax.sam.model import Sam
+from prosam_jax.training import evaluation
 
 ARCH = dataclasses.replace(SAMConfig.tiny(), image_size=(64, 80), depth=1, global_attn_indexes=())
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
@@ -246,6 +249,20 @@ def test_two_builders_at_once_leave_a_right_cache(tmp_path, sam, source):
         key = alone.entries.key(source.image(image_id))
         one, two = alone.entries.read(key), both.entries.read(key)
         np.testing.assert_allclose(two.values, one.values, rtol=0, atol=1e-6)
+
+
+def test_test_images_may_belong_to_another_dataset(tmp_path, monkeypatch):
+    cfg = small_config(tmp_path / "voc", cache={"dir": str(tmp_path / "cache")})
+    other = write_voc(tmp_path / "other", classes=(6, 7), size=(80, 110))
+    test = evaluation.test_episodes(replaced(cfg, {"data.root": str(other)}))
+    monkeypatch.setattr(evaluation, "test_episodes", lambda cfg: test)
+    given = types.SimpleNamespace(config=to_dict(cfg))
+    monkeypatch.setattr(command, "flags", types.SimpleNamespace(FLAGS=given))
+    command.main()
+    cache = FeatureCache(cfg.cache, model.build_sam(cfg))
+    train = benchmark.episodes(cfg.data, "train", seed=cfg.seed)
+    assert missing(cache, train, train.fold.images) == []
+    assert missing(cache, test, [test.spec(i).query_id for i in range(len(test))]) == []
 
 
 def _command(*arguments):

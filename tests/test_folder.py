@@ -146,6 +146,22 @@ def test_masks_are_made_of_each_source(small, source, capsys):
         assert found.sum() >= (36 if source == "coco" else 55)
 
 
+def test_masks_made_by_hand_are_not_overwritten(small, capsys):
+    path = small / "masks/a.png"
+    drawn = path.read_bytes()
+    (small / "json").mkdir()
+    (small / "json/a.json").write_text(bad_pictures.json.dumps({"shapes": [shape()]}))
+    (small / "classes.txt").unlink()
+    command = ["folder", "--root", str(small), "--annotations", str(small / "json")]
+    assert prepare.main([*command, "--check"]) == 1
+    assert "leave --annotations out" in capsys.readouterr().err
+    assert prepare.main(command) == 1
+    assert f"{path} is there and differs: pass --force" in capsys.readouterr().err
+    assert path.read_bytes() == drawn
+    assert prepare.main([*command, "--force"]) == 0
+    assert path.read_bytes() != drawn
+
+
 CLASSES = ("cat", "dog", "fox", "owl", "hen")
 
 
@@ -189,6 +205,15 @@ def test_novel_classes_do_not_leak(own):
     np.testing.assert_array_equal(copy[5].support_image, train[5].support_image)
     with pytest.raises(ValueError, match=r"data.novel='fix' is not known; nearest: fox"):
         _source(own, "test", novel="owl, fix")
+
+
+def test_the_first_targets_show_all_novel_classes(own):
+    """Pictures lie in order of their classes, and fewer episodes than pictures are drawn."""
+    test = _source(own, "test", novel="owl, fox, dog")
+    assert len(test) < len(test.fold.images)
+    assert {test.spec(i).class_id for i in range(len(test))} == {2, 3, 4}
+    targets = [test.spec(i).query_id for i in range(len(test.fold.images))]
+    assert sorted(targets) == list(test.fold.images) != targets
 
 
 def test_a_class_that_no_picture_shows_is_told(own):

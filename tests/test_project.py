@@ -83,8 +83,17 @@ def _run_example(number, replacements=()):
     return names
 
 
+def test_the_readmes_drops_are_drawn(tmp_path, monkeypatch):
+    from prosam_jax import pictures
+
+    monkeypatch.chdir(tmp_path)
+    _run_example(1)
+    assert len(list((tmp_path / "drops").glob("*.png"))) == 8
+    assert pictures.read_mask("drop_mask.png", "mask").any()
+
+
 def test_the_readmes_example_runs():
-    names = _run_example(1)
+    names = _run_example(2)
     assert names["posterior"].mean.shape == (2, 50, 256)
     assert names["logits"].shape == (2, 128, 128)
 
@@ -99,7 +108,7 @@ def test_the_readmes_sam_example_runs(tmp_path):
     weights.save(file, weights.leaves(sam), {"kind": "sam", "architecture": "tiny"})
     Image.new("RGB", (61, 47)).save(photo)
     files = [("weights/sam_vit_h.safetensors", str(file)), ("photo.jpg", str(photo))]
-    names = _run_example(2, files)
+    names = _run_example(3, files)
     assert names["masks"].shape == (3, 47, 61)
     assert names["iou"].shape == (3,)
 

@@ -239,6 +239,14 @@ def test_another_fold_has_seen_the_test_classes(files):
         weight_file.check_fit(path, replaced(files, {"data.fold": 2}))
 
 
+def test_other_novel_classes_may_have_been_trained_on(files):
+    own = replaced(files, {"data.name": "folder", "data.novel": "fox,owl"})
+    path = _file("p", own, fold=0, benchmark="folder")
+    weight_file.check_fit(path, own)
+    with pytest.raises(ValueError, match=r"may have seen .* data\.novel='cat'; set .*='fox,owl'"):
+        weight_file.check_fit(path, replaced(own, {"data.novel": "cat"}))
+
+
 def test_a_run_is_not_scored_on_other_frozen_weights(run, tmp_path):
     cfg, workdir, _, _ = run
     other = tmp_path / "run"

@@ -177,12 +177,13 @@ def test_a_folder_is_segmented(tmp_path):
     assert done.returncode == 1, done.stderr
     assert "wrote 3 masks to out" in done.stdout
     not_read, error = done.stderr.strip().splitlines()[-2:]
-    assert not_read.startswith("not segmented: my photos/broken.jpg: ")
+    assert not_read.startswith("not segmented: my photos/broken.jpg cannot be read as a picture: ")
     assert error == "error: 1 of 4 targets could not be read"
     names = {"a.jpg.png": (50, 40), "a.png.png": (33, 33), "b ü.png": (30, 61)}  # as turned
     out = tmp_path / "out"
     assert {x.name for x in out.iterdir()} == {*names, "overlay", "uncertainty", "masks.json"}
     found = json.loads((out / "masks.json").read_text())
+    assert not any(x["iscrowd"] for x in found["annotations"])
     runs = {x["image_id"]: x["segmentation"] for x in found["annotations"]}
     files = {image["file_name"]: image["id"] for image in found["images"]}
     assert list(files) == ["a.jpg", "a.png", "b ü.png"]
@@ -204,6 +205,7 @@ def test_a_folder_is_segmented(tmp_path):
 def test_the_default_model_is_named_and_mistakes_get_one_line(tmp_path):
     Image.new("RGB", (9, 8)).save(tmp_path / "a.png")
     common = ["--reference=a.png", "--targets=a.png", "--out=out"]
+    assert _run(tmp_path).stderr == "error: missing: --reference, --targets, --out\n"
     unmarked = _run(tmp_path, *common)
     assert unmarked.stderr.startswith("error: 1 --reference and 0 marks: give every reference one")
     default = _run(tmp_path, *common, "--box=1,2,3")

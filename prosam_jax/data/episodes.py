@@ -76,6 +76,15 @@ def draw_test(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec
     return _around(query_id, fold, index, _bits(seed, _TEST, index, 1 + shots))
 
 
+def draw_shuffled(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
+    """Draws a test episode as `draw_test`, the targets in a fixed shuffled order.
+
+    For folders whose names begin with the class: the first targets show all classes.
+    """
+    query_id = fold.shuffled[index % len(fold.images)]
+    return _around(query_id, fold, index, _bits(seed, _TEST, index, 1 + shots))
+
+
 def draw_by_class(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
     """Draws an episode that begins with its class, for training or testing by the fold's split.
 
@@ -250,6 +259,8 @@ def episode_source(
 ) -> EpisodeSource:
     """Episodes of one split of a fold; `length` None is one pass over its images."""
     by_target = draw_train if split == "train" else draw_test
+    if cfg.name == "folder" and split == "test":
+        by_target = draw_shuffled
     return EpisodeSource(
         images=images,
         fold=fold,

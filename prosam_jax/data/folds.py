@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -106,6 +107,11 @@ class FoldIndex:
     def images(self) -> tuple[str, ...]:
         """The distinct ids of all classes, sorted."""
         return tuple(sorted(self.classes_of))
+
+    @functools.cached_property
+    def shuffled(self) -> tuple[str, ...]:
+        """`images` in an order that has nothing to do with their names."""
+        return tuple(sorted(self.images, key=lambda x: hashlib.sha256(os.fsencode(x)).digest()))
 
     @functools.cached_property
     def classes_of(self) -> dict[str, tuple[int, ...]]:

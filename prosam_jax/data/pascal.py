@@ -56,7 +56,8 @@ def find_folder(root: str, setting: str = "data.root") -> MaskFolder:
     found = find_images(root, setting)
     if not found:
         raise ValueError(
-            f"{setting}={root!r}: found nothing of that kind in {_base(root)}; it {_WANTED}"
+            f"{setting}={root!r}: found nothing of that kind in {_base(root)}; it {_WANTED}; make "
+            f"it with: python -m prosam_jax.data.prepare pascal --root {root} --download"
         )
     if absent := [name for name in (MASKS, LISTS) if not (found[0] / name).is_dir()]:
         raise ValueError(

@@ -2,7 +2,7 @@
 
     python -m prosam_jax.data.prepare pascal --root DIR [--download]
     python -m prosam_jax.data.prepare coco --root DIR [--download]
-    python -m prosam_jax.data.prepare folder --root DIR [--annotations SOURCE] [--check]
+    python -m prosam_jax.data.prepare folder --root DIR [--annotations SOURCE] [--force | --check]
 
 DIR holds the benchmark's folder or its archives, or will. A run that was interrupted goes on when
 the same command is run again, and a second run finds nothing to do.
@@ -80,14 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = commands.add_parser("folder", help="pictures and masks of one's own")
     own.add_argument("--root", type=pathlib.Path, required=True, help="where they lie")
     own.add_argument(
-        "--annotations", type=pathlib.Path, help="CSV, COCO's JSON or labelme's folder of masks"
+        "--annotations", type=pathlib.Path, help="CSV, COCO's JSON or a folder of labelme's files"
     )
+    own.add_argument("--force", action="store_true", help="overwrite masks that differ")
     own.add_argument("--check", action="store_true", help="name bad files and write nothing")
     args = parser.parse_args(argv)
     try:
         if args.command == "folder":
             root, source = args.root.expanduser(), args.annotations
-            return int(prepare_folder.prepare(root, source, check_only=args.check) > 0)
+            bad = prepare_folder.prepare(root, source, check_only=args.check, force=args.force)
+            return int(bad > 0)
         benchmark(args.command, args.root, download=args.download)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -45,13 +45,16 @@ from prosam_jax.data.folds import named
 Painter = Callable[[], UInt8[np.ndarray, "h w"]]
 
 
-def prepare(root: pathlib.Path, source: pathlib.Path | None, *, check_only: bool) -> int:
+def prepare(
+    root: pathlib.Path, source: pathlib.Path | None, *, check_only: bool, force: bool = False
+) -> int:
     """Makes masks, if there is something to make them of, and prints one line per bad file.
 
     Args:
         root: The user's folder.
         source: CSV, JSON, or folder of JSON files; None if `masks` is there already.
         check_only: Whether nothing is written.
+        force: Whether masks that are there and differ are overwritten.
 
     Returns:
         Number of bad files.
@@ -59,7 +62,9 @@ def prepare(root: pathlib.Path, source: pathlib.Path | None, *, check_only: bool
     Raises:
         ValueError: The folder or the source is not as it must be.
     """
-    faults = {} if source is None or check_only else make_masks(root, source)
+    if source and check_only:
+        raise ValueError("--check looks at the masks that are there: leave --annotations out")
+    faults = make_masks(root, source, force=force) if source else {}
     _print(faults.values())
     folder = find_folder(str(root))
     contents = check(folder, trust=not check_only, keep=not check_only)
@@ -87,12 +92,14 @@ def _print(faults: Iterable[str]) -> None:
         print(line.encode(errors="backslashreplace").decode())
 
 
-def make_masks(root: pathlib.Path, source: pathlib.Path) -> dict[str, str]:
+def make_masks(root: pathlib.Path, source: pathlib.Path, *, force: bool = False) -> dict[str, str]:
     """Writes masks and `classes.txt`; returns one line per file that gives none.
 
     Raises:
-        ValueError: The source cannot be read.
+        ValueError: The source cannot be read, or without `force` a mask is there and differs.
     """
+    if not (root / IMAGES).is_dir():
+        raise ValueError(f"--root={root}: there is no {root / IMAGES}; put the pictures there")
     if not source.exists():
         raise ValueError(f"--annotations: there is no {source}")
     names = pictures(root / IMAGES)
@@ -108,13 +115,23 @@ def make_masks(root: pathlib.Path, source: pathlib.Path) -> dict[str, str]:
     faults = {}
     for name, painter in archives.track(painters.items(), len(painters), "painting masks"):
         try:
-            mask = Image.fromarray(painter())
+            mask = painter()
         except BadFile as fault:
             faults[name] = str(fault)
             continue
-        with archives.writing(root / MASKS / f"{stem(name)}.png") as file:
-            mask.save(file, "PNG")
+        path = root / MASKS / f"{stem(name)}.png"
+        if path.exists() and not force and not _holds(path, mask):
+            raise ValueError(f"{path} is there and differs: pass --force, or move it elsewhere")
+        with archives.writing(path) as file:
+            Image.fromarray(mask).save(file, "PNG")
     return faults
+
+
+def _holds(path: pathlib.Path, mask: UInt8[np.ndarray, "h w"]) -> bool:
+    try:
+        return np.array_equal(files.read_mask(path), mask)
+    except BadFile:  # what an interrupted copy left is not this mask
+        return False
 
 
 def _of_table(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> dict[str, Painter]:

@@ -27,8 +27,8 @@ def main() -> None:
         raise ValueError("cache.dir is not set; pass --config.cache.dir=DIR")
     train = benchmark.episodes(cfg.data, "train", seed=cfg.seed)
     test = evaluation.test_episodes(cfg)
-    queries = (test.spec(i).query_id for i in range(len(test)))
-    ids = list(dict.fromkeys([*train.fold.images, *queries]))
+    queries = dict.fromkeys(test.spec(i).query_id for i in range(len(test)))
+    of = [(train, train.fold.images), (test, tuple(queries))]  # maybe pictures of two datasets
     mesh = sharding.make_mesh(cfg.eval.batch_size)
     sam = sharding.replicate(model.build_sam(cfg), mesh)
     cache = FeatureCache(cfg.cache, sam, lambda x: sharding.split_batch(x, mesh))
@@ -41,16 +41,21 @@ def main() -> None:
         f"feature cache: {entries.folder}",
     ):
         print(line, flush=True)
-    with report.counting("looking", len(ids)) as count:
-        todo = missing(cache, train, ids, count)
+    todo = []
+    for source, ids in of:
+        with report.counting("looking", len(ids)) as count:
+            todo.append((source, missing(cache, source, ids, count)))
+    images, lacking = (sum(len(ids) for _, ids in x) for x in (of, todo))
     print(
-        f"{len(ids):,} images, {len(entries.damaged):,} of their entries damaged, {len(todo):,} to "
-        f"compute: {size(len(todo) * entries.nbytes)} of {size(entries.free())} free",
+        f"{images:,} images, {len(entries.damaged):,} of their entries damaged, {lacking:,} to "
+        f"compute: {size(lacking * entries.nbytes)} of {size(entries.free())} free",
         flush=True,
     )
-    entries.check_space(len(todo))
-    with report.counting("computing", len(todo)) as count:
-        computed = build(cache, train, todo, batch_size=cfg.eval.batch_size, on_image=count)
+    entries.check_space(lacking)
+    computed = 0
+    for source, ids in todo:
+        with report.counting("computing", len(ids)) as count:
+            computed += build(cache, source, ids, batch_size=cfg.eval.batch_size, on_image=count)
     print(f"computed {computed:,}; the cache is complete with {entries.count():,} entries")
 
 

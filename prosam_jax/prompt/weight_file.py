@@ -208,6 +208,12 @@ def check_fit(path: str | os.PathLike[str], cfg: Config) -> None:
             f"{path} was trained on fold {trained.fold} of {trained.benchmark} and has seen the "
             f"test classes of fold {cfg.data.fold}; set data.fold={trained.fold}"
         )
+    novel = trained.config.data.novel
+    if trained.benchmark == cfg.data.name and trained.fold is not None and novel != cfg.data.novel:
+        raise ValueError(
+            f"{path} was trained with data.novel={novel!r} and may have seen the test classes of "
+            f"data.novel={cfg.data.novel!r}; set data.novel={novel!r}"
+        )
     check_frozen(path, trained.frozen, frozen_weights(cfg))
 
 

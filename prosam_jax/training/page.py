@@ -134,7 +134,7 @@ def _pictures(examples: Mapping[str, Sequence[Example]]) -> str:
     maps = [x.uncertainty for t in probabilistic for x in examples[t] if x.uncertainty is not None]
     brightest = max((x.max() for x in maps), default=np.float32(1))
     heads = ["reference", "target", "truth", *examples]
-    heads += [f"uncertainty of {title}" for title in probabilistic]
+    heads += [f"uncertainty of {title}, white is {brightest:.1g}" for title in probabilistic]
     heads += ["a wrong reference", f"{last} given that"]
     out = ["<tr>" + "".join(f"<th>{html.escape(head)}</th>" for head in heads) + "</tr>"]
     for several in zip(*examples.values(), strict=True):

@@ -128,6 +128,11 @@ def find_step(checkpoints: Checkpoints, name: str, workdir: pathlib.Path) -> int
         str(step): step for step in known
     }
     if (found := step_of.get(name)) is None:
+        if name == "best" and known:
+            raise ValueError(
+                f"{workdir} has no best checkpoint, because it was never validated: pass "
+                "--checkpoint=latest"
+            )
         kept = ", ".join(map(str, known)) or "none"
         raise ValueError(
             f"--checkpoint={name}: {workdir} has no such checkpoint (steps kept: {kept}); "

@@ -185,7 +185,12 @@ def load(
 def made_by(kind: str, architecture: str, out: str | os.PathLike[str]) -> str:
     """The command that makes the weight file `out` of a frozen network, for messages."""
     if architecture == "shapes":
-        return f"python tools/train_shapes_{kind}.py --out {out}"
+        return (
+            f"python tools/train_shapes_{kind}.py --out {out} (--config.{kind}.weights=packaged "
+            "takes the one that comes with the package)"
+        )
+    if architecture == "tiny":
+        return f"--config.{kind}.weights=random, which needs no file"
     return (
         f"python convert/{kind}_to_flax.py --model {architecture} --checkpoint CHECKPOINT "
         f"--out {out} (`python -m prosam_jax.weights list` knows the checkpoints)"
