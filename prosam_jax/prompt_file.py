@@ -82,7 +82,7 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
 
 def _without_paths(cfg: Config) -> Config:
     default = Config()
-    paths = dict.fromkeys(("cache.dir", "data.root", "data.test_root", "prompt.weights"), "")
+    paths = {"cache.dir": "", "data.root": "", "data.test_root": "", "prompt.weights": ""}
     if cfg.sam.weights not in (RANDOM, PACKAGED):
         paths["sam.weights"] = default.sam.weights
     if cfg.backbone.weights not in (RANDOM, PACKAGED):
