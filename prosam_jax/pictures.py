@@ -55,8 +55,8 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
     Args:
         mask: An array of height x width: bool, floats in 0-1 (0.5 and above is marked), or
             integers, 0 and one other number. Or a Pillow image or a file, white on black, where
-            gray from 128 counts as white and transparent as black; one of 16 bits or with a
-            palette other than black and white is taken as integers.
+            gray from 128 counts as white and transparent as black; one of 16 bits, darker than
+            that, or with a palette other than black and white is taken as integers.
         name: What messages call it, if it is no file.
 
     Raises:
@@ -170,7 +170,7 @@ def _levels(image: Image.Image) -> np.ndarray:
         black = Image.new("RGBA", image.size, "black")
         image = Image.alpha_composite(black, image.convert("RGBA"))
     gray = np.array(image.convert("L"))
-    return gray >= (128 if gray.max() > 1 else 1)
+    return gray >= 128 if gray.max() >= 128 else gray
 
 
 def _black_and_white(image: Image.Image) -> bool:

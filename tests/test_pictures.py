@@ -125,6 +125,9 @@ def _dot(x, y):
     return mask
 
 
+CLASSES = np.arange(5400, dtype=np.uint8).reshape(60, 90) % 7
+
+
 @pytest.mark.parametrize(
     ("cue", "message"),
     [
@@ -135,6 +138,7 @@ def _dot(x, y):
         ({"scribble": np.zeros((60, 90), bool)}, "scribble is empty: no pixel is marked"),
         ({"mask": _dot(1, 1)}, "mask is empty at 32 x 32, the size that the model"),
         ({"mask": np.arange(5400).reshape(60, 90) % 7}, "mask holds 0, 1, 2, 3, 4, 5, ...: pass"),
+        ({"mask": Image.fromarray(CLASSES)}, "mask holds 0, 1, 2, 3, 4, 5, ...: pass the mask of"),
         ({"mask": np.full((60, 90), -0.5)}, "mask is float64 from -0.5 to -0.5: pass floats in"),
         ({"mask": np.zeros((60, 90, 3))}, r"mask is float64 \(60, 90, 3\): pass height x width"),
         ({"mask": np.zeros((60, 90), "U1")}, "mask is <U1: pass bool, integers, or floats"),
