@@ -50,6 +50,7 @@ def _error(capsys, tmp_path, state):
     return message.removeprefix(f"error: {tmp_path / 'r.pth'} ").rstrip("\n")
 
 
+@pytest.mark.slow
 def test_both_namings_make_the_same_network(vrp_state, tmp_path, capsys):
     norms = [name for name in vrp_state if name.endswith("running_var")]
     counters = {
@@ -118,6 +119,7 @@ TWINS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", backbone_to_flax.MODELS)
 def test_every_published_name_has_its_place(model):
     with torch.device("meta"):

@@ -60,6 +60,7 @@ def _published(model, images):
     return [x := block(x, *plan) for block, plan in blocks], model.classify(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pixels", [(65, 97), (64, 96)], ids=["odd", "even"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_block_and_the_classifier_match_torch(pixels, seed):
@@ -71,6 +72,7 @@ def test_every_block_and_the_classifier_match_torch(pixels, seed):
     _close(logits, oracle(_pixels(images)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_dilated_features_match_torch(seed):
     model, oracle = _pair(seed)
@@ -91,6 +93,7 @@ def test_dilated_features_match_torch(seed):
     _close(taps.prior, x * mask)
 
 
+@pytest.mark.slow
 def test_dilation_keeps_the_published_features():
     """Of pictures of whole strides they are every second and every fourth place."""
     model, _ = _pair(0)

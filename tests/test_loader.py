@@ -71,6 +71,7 @@ def test_parts_of_the_hosts_are_the_batch(source, hosts):
     _assert_same(joined, _batches(source, batch_size=6, start=1))
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_and_are_closed(source):
     expected = _batches(source, batch_size=2, start=1)
     _assert_same(_batches(source, batch_size=2, start=1, workers=2), expected)

@@ -36,6 +36,7 @@ def _features(prosam, query_image, support_image, support_mask, embeddings):
     return encode(query, support, mask)
 
 
+@pytest.mark.slow
 def test_training_chain_matches_torch(golden, prosam):
     """Prompt encoder -> SAM's heads -> loss, and the gradient of every learned tensor."""
     arrays = golden("train_chain_resnet50")
@@ -105,6 +106,7 @@ def _check_gradients(arrays, grads):
         np.testing.assert_allclose(np.abs(found).max(), largest, rtol=5e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_five_shots_match_torch(golden, prosam):
     arrays = golden("nshot_resnet50")
     meta = json.loads(str(arrays["meta"]))
@@ -161,6 +163,7 @@ def _small(**distribution):
     )
 
 
+@pytest.mark.slow
 def test_encode_feeds_the_frozen_networks_as_the_reference_does():
     small, episode = _small(), _episode(0, s=2)
     features = jax.jit(small.encode)(episode)
@@ -177,6 +180,7 @@ def test_encode_feeds_the_frozen_networks_as_the_reference_does():
     assert not bool((features.support.prior[features.support_mask == 0] != 0).any())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

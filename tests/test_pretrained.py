@@ -67,6 +67,7 @@ def _raster(form, turn=0.0, mirror=1):
     return raster.ravel()
 
 
+@pytest.mark.slow
 def test_no_training_outline_is_one_of_the_benchmark():
     """At no angle, mirrored or not, does one fit an outline of the benchmark well."""
     trained = np.stack([_raster(form) for form in training_shapes.catalogue()])
@@ -79,6 +80,7 @@ def test_no_training_outline_is_one_of_the_benchmark():
         assert (both / either).max() < 0.85
 
 
+@pytest.mark.slow
 def test_pictures_are_their_numbers_alone():
     image, objects, classes = training_shapes.picture(3)
     again = training_shapes.picture(3)
@@ -106,18 +108,21 @@ def test_references_show_the_classes_that_they_stand_for():
     assert fitting._batch(data, cfg, 0, references=0).images.shape == (3,)
 
 
+@pytest.mark.slow
 def test_a_click_and_a_box_say_what_is_wanted(prosam):
     scores = train_shapes_sam.scores(prosam.sam, count=2)
     assert scores["box"] > 0.6
     assert scores["click"] > scores["empty"] + 0.3
 
 
+@pytest.mark.slow
 def test_features_tell_unseen_classes_apart(prosam):
     scores = train_shapes_backbone.scores(prosam.backbone, episodes=24)
     assert scores["knn_prior"] > 0.2  # by chance 0.05
     assert scores["prior"] > 0.2  # everything foreground: 0.07
 
 
+@pytest.mark.slow
 def test_running_statistics_are_those_of_the_batches():
     model_ = train_shapes_backbone.fresh(train_shapes_backbone.DEFAULT)
     norm = model_.network.stem[0].bn

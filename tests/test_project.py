@@ -92,12 +92,14 @@ def test_the_readmes_drops_are_drawn(tmp_path, monkeypatch):
     assert pictures.read_mask("drop_mask.png", "mask").any()
 
 
+@pytest.mark.slow
 def test_the_readmes_example_runs():
     names = _run_example(2)
     assert names["posterior"].mean.shape == (2, 50, 256)
     assert names["logits"].shape == (2, 128, 128)
 
 
+@pytest.mark.slow
 def test_the_readmes_sam_example_runs(tmp_path):
     from prosam_jax import weights
     from prosam_jax.config import SAMConfig
@@ -126,6 +128,7 @@ def test_the_readmes_segmenter_example_runs(tmp_path, monkeypatch):
     assert names["found"].masks.shape == (1, 50, 64)
 
 
+@pytest.mark.slow
 def test_importing_the_run_time_needs_no_torch():
     code = (
         "import sys; sys.modules['torch'] = sys.modules['tensorflow'] = None\n"

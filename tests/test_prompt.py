@@ -37,7 +37,14 @@ def _tokens(golden, meta, name, x, atol):
     np.testing.assert_allclose(x[:, ::stride], golden[f"{name}_sub"], rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("case", ["vrp_resnet50", "vrp_edge_masks", "vrp_vgg16"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param("vrp_resnet50", marks=pytest.mark.slow),
+        "vrp_edge_masks",
+        pytest.param("vrp_vgg16", marks=pytest.mark.slow),
+    ],
+)
 def test_every_step_matches_torch(golden, case):
     arrays = golden(case)
     meta = json.loads(str(arrays["meta"]))

@@ -40,6 +40,7 @@ def run(tmp_path_factory):
     return cfg, workdir, root / "encoder.safetensors", result
 
 
+@pytest.mark.slow
 def test_a_file_scores_exactly_as_its_checkpoint(run, tmp_path):
     trained, _, file, of_checkpoint = run
     cfg = score.settings_of_file(file, {"eval.seed": 5, "data.root": trained.data.root})
@@ -54,6 +55,7 @@ def test_a_file_scores_exactly_as_its_checkpoint(run, tmp_path):
     assert written["config"]["prompt"]["weights"] == str(file)
 
 
+@pytest.mark.slow
 def test_the_file_says_what_it_was_trained_on(run):
     cfg, workdir, file, result = run
     trained = weight_file.read(file)
@@ -76,6 +78,7 @@ def test_the_file_says_what_it_was_trained_on(run):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -97,6 +100,7 @@ def test_scores_of_other_parameters_stay_out(run, tmp_path, change):
     assert prompt_file._results(workdir / "results.json", cfg, 2) is not None
 
 
+@pytest.mark.slow
 def test_damaged_results_are_named(run, tmp_path):
     cfg = run[0]
     assert prompt_file._results(tmp_path / "results.json", cfg, 2) is None
@@ -105,6 +109,7 @@ def test_damaged_results_are_named(run, tmp_path):
         prompt_file._results(tmp_path / "results.json", cfg, 2)
 
 
+@pytest.mark.slow
 def test_a_model_begins_from_a_file(run):
     cfg, _, file, _ = run
     fresh = weights.leaves(model.build(cfg).prompt_encoder)
@@ -247,6 +252,7 @@ def test_other_novel_classes_may_have_been_trained_on(files):
         weight_file.check_fit(path, replaced(own, {"data.novel": "cat"}))
 
 
+@pytest.mark.slow
 def test_a_run_is_not_scored_on_other_frozen_weights(run, tmp_path):
     cfg, workdir, _, _ = run
     other = tmp_path / "run"
@@ -306,6 +312,7 @@ def test_an_unknown_fold_must_be_given(files):
     assert moved.sam.weights == "elsewhere.safetensors"
 
 
+@pytest.mark.slow
 def test_show_tells_people(run, capsys):
     _, _, file, result = run
     assert prompt_file.main(["show", str(file)]) == 0
@@ -317,6 +324,7 @@ def test_show_tells_people(run, capsys):
     assert "  prompt.num_queries: 50 -> 5\n" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -286,6 +286,7 @@ def test_a_package_that_is_not_installed_is_named(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_module_is_a_command():
     done = subprocess.run(
         [sys.executable, "-m", "prosam_jax.weights", "verify", "nothing"],

@@ -13,6 +13,7 @@ from prosam_jax.backbone import resnet
 from torch_models import resnet as torch_resnet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", [0, 1], ids=["square", "odd sizes"])
 def test_every_stage_matches_torch(golden, i):
     arrays = golden("backbone_resnet50")
@@ -39,6 +40,7 @@ def test_every_stage_matches_torch(golden, i):
         golden_modules.check_map(arrays, f"in{i}_{name}", x, meta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "seed"),
     [
@@ -56,6 +58,7 @@ def test_features_match_torch(name, seed):
     assert taps.prior.shape == (2, 9, 13, 2048)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"),
     [("resnet50_torchvision", 23_508_032), ("resnet101_torchvision", 42_500_160)],

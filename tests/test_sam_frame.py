@@ -10,6 +10,7 @@ FRAME = Frame.fit((90, 205), CFG)
 NAMES = "point_coords", "point_labels", "box", "mask_input"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(50, 300), (333, 190), (7, 9)])
 def test_frames_of_models_that_are_not_square(size):
     _, sam = pair(CFG, 0)

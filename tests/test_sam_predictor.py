@@ -306,6 +306,7 @@ def test_load_says_what_is_wrong(tmp_path):
         SamPredictor.load(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_name_is_imported_when_asked_for():
     code = (
         "import sys, prosam_jax\n"

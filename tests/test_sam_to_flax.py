@@ -56,6 +56,7 @@ def _command(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_command(checkpoint, out):
     done = _command(
         "convert/sam_to_flax.py", "--model", "tiny", "--checkpoint", checkpoint, "--out", out
@@ -80,6 +81,7 @@ def test_command(checkpoint, out):
         }
 
 
+@pytest.mark.slow
 def test_failed_command_says_why_in_one_line(tmp_path, out):
     done = _command(
         "-m", "convert.sam_to_flax", "--model", "tiny", "--checkpoint", "no.pth", "--out", out

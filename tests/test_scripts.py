@@ -32,6 +32,7 @@ def _run(script, *arguments, cwd=ROOT):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -54,6 +55,7 @@ def test_mistakes_get_one_line(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_missing_weights_get_one_line_and_the_command(tmp_path):
     root = write_voc(tmp_path / "voc")
     done = _run(
@@ -68,6 +70,7 @@ def test_missing_weights_get_one_line_and_the_command(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_evaluation_without_a_run_gets_one_line(tmp_path):
     done = _run("evaluate.py", f"--workdir={tmp_path}")
     assert done.returncode == 1
@@ -75,6 +78,7 @@ def test_evaluation_without_a_run_gets_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -227,6 +227,7 @@ def test_models_that_are_none_are_said(file, tmp_path, monkeypatch, name, overri
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_name_is_imported_when_asked_for():
     code = (
         "import sys, prosam_jax\n"

@@ -139,6 +139,7 @@ def test_strange_ids_are_named(image_id):
         Shapes().image(image_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold, split", FOLDS)
 def test_index_agrees_with_pixels(fold, split):
     index, pictures = shapes_index(fold, split), Shapes(96)
@@ -151,6 +152,7 @@ def test_index_agrees_with_pixels(fold, split):
         assert min(shown[c] for c in classes) >= shapes.MIN_SHARE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 45, 128, 200])
 def test_every_size_shows_every_class(size):
     for n in range(40):

@@ -39,6 +39,7 @@ def _curves(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_curves_settings_and_the_best_checkpoint(finished):
     cfg, workdir, last = finished
     assert int(last.step) == 6
@@ -58,6 +59,7 @@ def test_a_run_leaves_curves_settings_and_the_best_checkpoint(finished):
     assert list((workdir / "tensorboard").glob("events.*"))
 
 
+@pytest.mark.slow
 def test_only_the_prompt_encoder_is_saved_and_trained(finished):
     cfg, _, last = finished
     built = model.build(cfg)
@@ -112,6 +114,7 @@ def _stop_at(monkeypatch, at):
     monkeypatch.setattr(loop.Window, "add", add_and_stop)
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_to_do(finished, capsys):
     cfg, workdir, _ = finished
     before = (workdir / "metrics.jsonl").read_text()
@@ -120,6 +123,7 @@ def test_a_finished_run_has_nothing_to_do(finished, capsys):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_another_run_is_not_continued(finished):
     cfg, workdir, _ = finished
     other = dataclasses.replace(

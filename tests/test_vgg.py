@@ -42,6 +42,7 @@ def test_every_stage_matches_torch(golden, i):
         golden_modules.check_map(arrays, f"in{i}_{name}", x, meta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "seed"), [("vgg16", 0), ("vgg16_bn", 1)])
 def test_features_match_torch(name, seed):
     twin = getattr(torch_vgg, name)(seed)

@@ -94,6 +94,7 @@ def _resnet101(state):
     }
 
 
+@pytest.mark.slow
 def test_resnet101_is_recognised(state, tmp_path):
     status, out = _run(_resnet101(state), tmp_path)
     assert status == 0
@@ -110,6 +111,7 @@ def test_vgg_is_recognised(tmp_path):
     np.testing.assert_array_equal(_leaves(out)["features.reduce.kernel"], reduce)
 
 
+@pytest.mark.slow
 def test_a_backbone_that_is_not_there_is_named_and_the_prompts_are_counted(learned, tmp_path):
     fewer = learned | {QUERIES: learned[QUERIES][:7].clone()}
     status, out = _run(fewer, tmp_path, "--backbone", "dinov2_vitb14")
