@@ -5,8 +5,9 @@
 
 The first form takes a few minutes, ends with a table and writes `report.html` into the workdir.
 The second does all folds, annotations, methods and seeds, which takes hours, and writes a table
-into a document. Either goes on where it was when it is started again. On a CPU a run gets one core
-and as many go on at a time as there are cores: two cores do not make one small run much faster.
+into a document and every number, as JSON, into a file beside it. Either goes on where it was when
+it is started again. On a CPU a run gets one core and as many go on at a time as there are cores:
+two cores do not make one small run much faster.
 """
 
 import pathlib
@@ -78,10 +79,12 @@ def full(base: Config, workdir: pathlib.Path) -> None:
     print(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time", flush=True)
     grid.finish(todo, jobs=jobs, shared=workdir)
     found = grid.scores(runs)
-    grid.write_scores(workdir / "scores.json", found)
     table = grid.markdown(found, grid.note(runs))
-    grid.write_markdown(pathlib.Path(RESULTS.value), table)
-    print(f"{table}\n\n{report.clock(time.monotonic() - start)}; wrote {RESULTS.value}")
+    path = pathlib.Path(RESULTS.value)
+    numbers = path.with_suffix(".json")
+    grid.write_markdown(path, table)
+    grid.write_scores(numbers, found)
+    print(f"{table}\n\n{report.clock(time.monotonic() - start)}; wrote {path} and {numbers}")
 
 
 def main() -> None:

@@ -197,6 +197,14 @@ def test_tables_hold_mean_and_deviation_over_the_seeds():
     assert f"| box | ProSAM, Gaussian | {cells} | 12.50 ± 0.50 | 80.00 |" in table
 
 
+def test_every_number_is_kept_one_a_line(tmp_path):
+    path = tmp_path / "results.json"
+    grid.write_scores(path, _scores())
+    text = path.read_text()
+    assert [grid.Score(**x) for x in json.loads(text)] == _scores()
+    assert text.count("\n") == len(_scores()) + 2
+
+
 def test_a_document_keeps_its_words_around_the_table(tmp_path):
     path = tmp_path / "docs" / "results.md"
     grid.write_markdown(path, "one")

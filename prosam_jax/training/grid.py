@@ -248,8 +248,9 @@ def scores(done: Sequence[Run]) -> list[Score]:
 
 
 def write_scores(path: pathlib.Path, found: Sequence[Score]) -> None:
-    """Keeps every single number as JSON."""
-    path.write_text(json.dumps([dataclasses.asdict(x) for x in found], indent=1) + "\n")
+    """Keeps every single number as a JSON list, one `Score` a line."""
+    lines = ",\n".join(json.dumps(dataclasses.asdict(x)) for x in found)
+    path.write_text(f"[\n{lines}\n]\n")
 
 
 def note(runs: Sequence[Run]) -> str:
