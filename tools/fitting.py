@@ -176,7 +176,9 @@ def _batch(data: Pictures, cfg: Settings, step: int, references: int) -> Batch:
     chosen = generator.integers(cfg.count, size=cfg.batch_size)
     shown = [np.unique(x[x > 0]) for x in data.classes[chosen]]
     wanted = np.array([generator.choice(x, references, replace=False) for x in shown]).T.ravel()
-    others = [generator.choice(np.nonzero((data.classes == c).any(1))[0]) for c in wanted]
+    showing = (np.nonzero((data.classes == c).any(1))[0] for c in wanted)
+    own = np.tile(chosen, references)
+    others = [generator.choice(x[x != i]) for x, i in zip(showing, own, strict=True)]
     arrays: tuple[Any, ...] = (*(x[[*chosen, *others]] for x in data), wanted)
     return Batch(*arrays)
 
@@ -217,7 +219,7 @@ def write(
         "script": script,
         "settings": " ".join(f"{name}={getattr(cfg, name)}" for name in Settings.MEANT),
         "data": f"{cfg.count} generated pictures of {CLASSES} random outlines (seed {SEED}), none "
-        f"like one of Shapes-5i (IoU below {LIKENESS} at any angle)",
+        f"like one of Shapes-5i (IoU below {LIKENESS} at any place and angle)",
         "version": prosam_jax.__version__,
         "scores": " ".join(f"{name}={value}" for name, value in numbers.items()),
     }

@@ -26,9 +26,12 @@ SIZE = 128
 """Side of a picture in pixels."""
 
 LIKENESS = 0.8
-"""Greatest IoU of two outlines of the catalogue, or of one and one of the benchmark."""
+"""Greatest IoU of an outline of the catalogue and one of the benchmark, at any place and angle."""
 
-_RASTER, _WIDTH, _RAYS = 48, 3.0, 90  # pixels, how many units of a form they are, angles
+_RASTER, _WIDTH, _RAYS = 64, 4.0, 90  # pixels, how many units of a form they are, angles
+_MARGIN = 0.05  # by how much `_likeness` may be too low, because it tries few places and angles
+_SHIFTS = np.linspace(-0.12, 0.12, 7)  # centres of two forms that are alike differ by less
+_CHOICE, _OUTLINE, _SURFACE = 3, 4, 5  # streams of bits; `scene` has 1 and 2
 
 
 class Pictures(NamedTuple):
@@ -71,7 +74,7 @@ def picture(
     number: int,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"], Int[np.ndarray, " 7"]]:
     """Training picture `number`, as in `Pictures`: 3 to 6 objects, some twice of one class."""
-    generator = np.random.default_rng([SEED, number])
+    generator = np.random.default_rng([SEED, number, _CHOICE])
     n = generator.integers(3, 7)
     chosen = generator.choice(CLASSES, n, replace=False)
     if generator.random() < 0.3:
@@ -86,10 +89,14 @@ def picture(
 @functools.cache
 def catalogue() -> tuple[Form, ...]:
     """The outlines of the training classes, of area 1 and around the origin."""
-    taken, forms = [_spectrum(form) for form in (*FORMS.values(), *PLAIN)], []
+    known = [_centred(form) for form in (*FORMS.values(), *PLAIN)]
+    shifts = [np.array([(x, y)]) for x in _SHIFTS for y in _SHIFTS]
+    benchmark = [_spectrum(tuple(o + shift for o in form)) for form in known for shift in shifts]
+    benchmark, taken, forms = np.stack(benchmark), [], []
     for form in filter(_is_drawable, _candidates()):
-        found = _spectrum(form)
-        if _likeness(found, np.stack(taken)).max() < LIKENESS:
+        found = _spectrum(_centred(form))
+        others = [benchmark, np.stack(taken)] if taken else [benchmark]
+        if all(_likeness(found, x).max() < LIKENESS - _MARGIN for x in others):
             forms.append(form)
             taken.append(found)
         if len(forms) == CLASSES:
@@ -100,7 +107,7 @@ def catalogue() -> tuple[Form, ...]:
 @functools.cache
 def kinds() -> tuple[Kind, ...]:
     """The training classes: every outline of the catalogue with a surface made at random."""
-    generator = np.random.default_rng([SEED, 2])
+    generator = np.random.default_rng([SEED, 0, _SURFACE])
     found = []
     for form in catalogue():
         pattern = PATTERNS[generator.integers(len(PATTERNS))]
@@ -127,10 +134,17 @@ def _raster(form: Form) -> Bool[np.ndarray, "h w"]:
     return raster
 
 
+def _centred(form: Form) -> Form:
+    """The form with its centre of mass, which turns with it, at the origin."""
+    rows, columns = np.nonzero(_raster(form))
+    middle = np.array([(columns.mean(), rows.mean())]) + 0.5
+    return tuple(outline - (middle / _RASTER - 0.5) * _WIDTH for outline in form)
+
+
 def _spectrum(form: Form) -> Complex64[np.ndarray, "f r"]:
-    """Of a form read along rays from its middle, each sample as long as its area's root."""
+    """Of a form read along rays from the origin, each sample as long as its area's root."""
     angle = 2 * np.pi * np.arange(_RAYS)[:, None] / _RAYS
-    radius = np.linspace(0.03, _WIDTH / 2 - 0.05, 24, dtype=np.float32)[None]
+    radius = np.linspace(0.03, _WIDTH / 2 - 0.05, 32, dtype=np.float32)[None]
     column, row = (
         ((radius * direction(angle) / _WIDTH + 0.5) * _RASTER).astype(int)
         for direction in (np.cos, np.sin)
@@ -142,7 +156,7 @@ def _spectrum(form: Form) -> Complex64[np.ndarray, "f r"]:
 def _likeness(
     one: Complex64[np.ndarray, "f r"], many: Complex64[np.ndarray, "m f r"]
 ) -> Float[np.ndarray, " m"]:
-    """Greatest IoU of a form, turned and mirrored at will, with each of some others."""
+    """Greatest IoU of a form, turned and mirrored about the origin, with each of some others."""
     products = [np.einsum("fr,mfr->mf", spectrum, many) for spectrum in (one, one.conj())]
     both = np.fft.irfft(products, _RAYS, norm="forward").max(axis=(0, 2))
     areas = [
@@ -172,7 +186,7 @@ def _candidates() -> Iterator[Form]:
     )  # fmt: skip
     number = 0
     while True:
-        generator = np.random.default_rng([SEED, number, 1])
+        generator = np.random.default_rng([SEED, number, _OUTLINE])
         outline = families[number % len(families)](generator)
         number += 1
         yield unit((outline, *_holes(generator, outline)))
