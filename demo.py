@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from prosam_jax import cli
-from prosam_jax.config import Config
+from prosam_jax.config import Config, check_at_least
 from prosam_jax.training import comparison, grid, loop, page, report
 
 RECIPE = pathlib.Path(__file__).parent / "configs" / "shapes.py"
@@ -37,6 +37,7 @@ RESULTS = flags.DEFINE_string("results", "docs/results.md", "With --full: where 
 
 def demo(base: Config, workdir: pathlib.Path) -> None:
     """Two runs, a table and a report."""
+    check_at_least("eval.pictures", base.eval.pictures, 1)
     start = time.monotonic()
     comparison.share_compiled(workdir)
     runs = [
@@ -89,8 +90,16 @@ def full(base: Config, workdir: pathlib.Path) -> None:
 
 def main() -> None:
     """Runs the demo, or all of it."""
-    base = Config.from_dict(CONFIG.value)
     compare, name = (full, "runs/full") if FULL.value else (demo, "runs/demo")
+    fixed = {*comparison.SETTINGS, *(grid.SET if FULL.value else ("distribution.name",))}
+    if given := fixed & config_flags.get_override_values(flags.FLAGS["config"]).keys():
+        raise ValueError(f"{', '.join(sorted(given))}: set by the comparison itself")
+    base = Config.from_dict(CONFIG.value)
+    if base.data.name != "shapes":
+        raise ValueError(
+            f"data.name={base.data.name}: the comparison is of generated pictures (shapes); for "
+            "others run train.py, and evaluate.py with --config.eval.controls=True"
+        )
     try:
         compare(base, pathlib.Path(WORKDIR.value or name).expanduser())
     except loop.Stopped as stopped:

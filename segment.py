@@ -8,6 +8,7 @@ references of one object: repeat --reference and the mark, in the same order. Wr
 each target, 0 or 255, as large as the target and named after it.
 """
 
+import os
 import pathlib
 import sys
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from prosam_jax import cli, segment_files
+from prosam_jax import cli, segment_files, trained
+from prosam_jax.config import RANDOM
 from prosam_jax.segmenter import Segmenter
 from prosam_jax.trained import DEFAULT
 
@@ -24,7 +26,9 @@ MASK = flags.DEFINE_multi_string("mask", [], "The object in it, white on black."
 POINTS = flags.DEFINE_multi_string("points", [], 'Points on the object, "x,y;x,y".')
 BOX = flags.DEFINE_multi_string("box", [], "A box around the object, x0,y0,x1,y1.")
 SCRIBBLE = flags.DEFINE_multi_string("scribble", [], "Strokes on the object, white on black.")
-TARGETS = flags.DEFINE_string("targets", None, "A picture, or a folder of them.", required=True)
+TARGETS = flags.DEFINE_multi_string(
+    "targets", None, "A picture, or a folder of them.", required=True
+)
 OUT = flags.DEFINE_string("out", None, "Folder for the masks.", required=True)
 MODEL = flags.DEFINE_string(
     "model", None, "File of a trained prompt encoder, folder of a run, or name of a model."
@@ -39,52 +43,69 @@ config_flags.DEFINE_config_file("config", None, "Names the settings; their value
 
 def marks() -> list[dict[str, Any]]:
     """The mark of each reference, as `Segmenter.add_reference` takes it."""
-    points = [[_numbers(xy) for xy in x.split(";")] for x in POINTS.value]
-    box = [_numbers(x) for x in BOX.value]
-    given = {"mask": MASK.value, "points": points, "box": box, "scribble": SCRIBBLE.value}
+    points = [[_numbers("points", xy, 2) for xy in x.split(";")] for x in POINTS.value]
+    box = [_numbers("box", x, 4) for x in BOX.value]
+    given = {"mask": _paths(MASK), "points": points, "box": box, "scribble": _paths(SCRIBBLE)}
     found = [{kind: value} for kind, values in given.items() for value in values]
-    if len(found) != len(REFERENCE.value) or sum(map(bool, given.values())) != 1:
+    kinds = [f"--{kind}" for kind, values in given.items() if values]
+    if len(kinds) > 1:
+        raise ValueError(f"{' and '.join(kinds)} are given: mark all references by one kind")
+    if len(found) != len(REFERENCE.value):
         raise ValueError(
             f"{len(REFERENCE.value)} --reference and {len(found)} marks: give every reference "
-            "one --mask, --points, --box or --scribble, all of one kind"
+            "one --mask, --points, --box or --scribble"
         )
     return found
 
 
-def _numbers(text: str) -> list[float]:
+def _paths(flag: flags.FlagHolder) -> list[pathlib.Path]:
+    return [pathlib.Path(x).expanduser() for x in flag.value]
+
+
+def _numbers(name: str, text: str, count: int) -> list[float]:
+    form = {"points": '"x,y;x,y"', "box": "x0,y0,x1,y1"}[name]
     try:
-        return [float(number) for number in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not numbers with commas between them") from error
+        found = [float(number) for number in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) != count:
+        raise ValueError(f"--{name} has {text!r}: pass --{name}={form}, in pixels")
+    return found
 
 
 def main() -> None:
     """Segments the targets; ends with status 1 if some of them cannot be read."""
-    found = marks()
+    found, references, targets = marks(), _paths(REFERENCE), _paths(TARGETS)
+    if len(targets) > 1:
+        raise ValueError(f"{len(targets)} --targets: pass one picture, or one folder of pictures")
     todo = segment_files.plan(
-        pathlib.Path(TARGETS.value).expanduser(),
+        targets[0],
         pathlib.Path(OUT.value).expanduser(),
         overlay=OVERLAY.value,
         uncertainty=UNCERTAINTY.value,
         as_json=JSON.value is not None,
         force=FORCE.value,
-        inputs=[pathlib.Path(x) for x in (*REFERENCE.value, *MASK.value, *SCRIBBLE.value)],
+        inputs=[*references, *_paths(MASK), *_paths(SCRIBBLE)],
     )
     if MODEL.value is None:
         print(
             f"using {DEFAULT}: trained on generated shapes, on photos a toy; --model takes others"
         )
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    segmenter = Segmenter.load(MODEL.value or DEFAULT, overrides)
-    for reference, mark in zip(REFERENCE.value, found, strict=True):
+    model, cfg = trained.load(os.path.expanduser(MODEL.value or DEFAULT), overrides)
+    if RANDOM in (cfg.sam.weight_file(), cfg.backbone.weight_file()):
+        print("its SAM or its backbone has RANDOM weights: the masks mean nothing")
+    segmenter = Segmenter(model, cfg.data.image_size)
+    for reference, mark in zip(references, found, strict=True):
         segmenter.add_reference(reference, **mark)
     bad = segment_files.run(segmenter, todo, batch_size=BATCH_SIZE.value)
-    print(f"wrote {len(todo.outputs) - len(bad)} masks to {OUT.value}")
+    done = len(todo.outputs) - len(bad)
+    print(f"wrote {done} mask{'s' * (done != 1)} to {OUT.value}")
     for path, reason in bad.items():
         named = reason if str(path) in reason else f"{path}: {reason}"
         print(f"not segmented: {named}", file=sys.stderr)
     if bad:
-        cli.fail(f"{len(bad)} of {len(todo.outputs)} targets could not be read")
+        cli.fail(f"of {len(todo.outputs)} targets {len(bad)} could not be read")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ def _parse(recipe: pathlib.Path, command: str | None, argv: Sequence[str]) -> li
         surplus = surplus[1:]
     if surplus:
         raise ValueError(
-            f"unexpected argument {surplus[0]!r}; settings are given as --config.NAME=VALUE"
+            f"unexpected argument {surplus[0]!r}; flags are given as --NAME=VALUE, settings as "
+            "--config.NAME=VALUE, each with one value"
         )
     return [name]

@@ -9,6 +9,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
+from prosam_jax.atomic import replacing
+
 SAM_MODELS = ("vit_b", "vit_l", "vit_h", "shapes", "tiny")
 BACKBONES = (
     "resnet50",
@@ -566,9 +568,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def write_config(cfg: Config, path: pathlib.Path) -> None:
     """Keeps a run's settings as JSON."""
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
-    temporary.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
 
 
 def read_config(path: pathlib.Path) -> Config:

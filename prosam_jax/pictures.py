@@ -16,6 +16,7 @@ from prosam_jax.data.transforms import resize_mask
 from prosam_jax.sam.frame import ImageLike, Numbers, numbers, rgb
 
 CUES = ("mask", "points", "box", "scribble")
+MEND = "save it with 8 bits"
 
 
 def read(image: ImageLike, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
@@ -32,7 +33,7 @@ def read(image: ImageLike, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
         FileNotFoundError: There is no such file.
     """
     if isinstance(image, str | os.PathLike | Image.Image):
-        return _opened(image, name, _eight_bits)
+        return _opened(image, name, _eight_bits, "a picture")
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
@@ -55,16 +56,18 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
     Args:
         mask: An array of height x width: bool, floats in 0-1 (0.5 and above is marked), or
             integers, 0 and one other number. Or a Pillow image or a file, white on black, where
-            gray from 128 counts as white and transparent as black; one of 16 bits, darker than
-            that, or with a palette other than black and white is taken as integers.
+            gray from 128 counts as white and transparent as black. Of a palette's two colours the
+            brighter one is marked; with more of them, of 16 bits or all darker than 128 it is
+            taken as integers.
         name: What messages call it, if it is no file.
 
     Raises:
-        ValueError: It is none of these, damaged, or has more than one number beside 0.
+        ValueError: It is none of these, damaged, has more than one number beside 0, or is a file
+            that looks like a photo.
         FileNotFoundError: There is no such file.
     """
     if isinstance(mask, str | os.PathLike | Image.Image):
-        array = _opened(mask, name, _levels)
+        array = _opened(mask, name, _levels, "a mask")
         name = str(mask) if isinstance(mask, str | os.PathLike) else name
     else:
         array = np.asarray(mask)
@@ -136,7 +139,9 @@ def mark(
     return square
 
 
-def _opened(image: Any, name: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+def _opened(
+    image: Any, name: str, convert: Callable[[Image.Image], np.ndarray], what: str
+) -> np.ndarray:
     try:
         if isinstance(image, Image.Image):
             return convert(ImageOps.exif_transpose(image))
@@ -148,14 +153,16 @@ def _opened(image: Any, name: str, convert: Callable[[Image.Image], np.ndarray])
     except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
         known = not isinstance(error, UnidentifiedImageError)  # whose words name the file again
         reason = error if known else "its format is unknown"
-        raise ValueError(f"{name} cannot be read as a picture: {reason}") from error
+        raise ValueError(f"{name} cannot be read as {what}: {reason}") from error
 
 
 def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     if image.mode.startswith("I"):
         levels = np.array(image)
         if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError(f"levels from {levels.min()} to {levels.max()}: save it with 8 bits")
+            raise ValueError(f"levels from {levels.min()} to {levels.max()}: {MEND}")
+        if 0 < levels.max() < 4096:  # of 12 bits or fewer: its upper 8 of 16 would be black
+            raise ValueError(f"levels up to {levels.max()}, of 16 bits next to black: {MEND}")
         image = Image.fromarray((levels >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")  # a palette's transparency has several forms
@@ -164,19 +171,26 @@ def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 def _levels(image: Image.Image) -> np.ndarray:
     """A picture of a mask as bool, or as its numbers if they are not gray in 0-255."""
-    if image.mode.startswith(("I", "F")) or (image.mode == "P" and not _black_and_white(image)):
+    if image.mode.startswith(("I", "F")):
         return np.array(image)
+    shown = image
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, "black")
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    gray = np.array(image.convert("L"))
+        shown = Image.alpha_composite(black, image.convert("RGBA"))
+    gray = np.array(shown.convert("L"))
+    if image.mode == "P":  # in which packers number the colours as they like
+        colours = len(shown.convert("RGB").getcolors(2) or [])
+        if colours == 2 and gray.min() < gray.max():
+            return gray == gray.max()
+        if colours != 1 or len(image.getcolors()) > 1:
+            return np.array(image)
+    between = gray[(gray > 31) & (gray < 224)]
+    if len(between) > gray.size / 4 and len(np.unique(between)) > 64:
+        raise ValueError(
+            "it looks like a photo, for much of it is neither black nor white: pass one that is "
+            "white on the object and black elsewhere"
+        )
     return gray >= 128 if gray.max() >= 128 else gray
-
-
-def _black_and_white(image: Image.Image) -> bool:
-    """Whether a palette's colours in use are these two, in whatever order."""
-    used = image.convert("RGB").getcolors(2) or []
-    return {colour for _, colour in used} == {(0, 0, 0), (255, 255, 255)}
 
 
 def _check_unit(array: np.ndarray, name: str) -> None:

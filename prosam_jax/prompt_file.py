@@ -119,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.set_verbosity(logging.ERROR)  # Orbax warns of reading only what is only read
     try:
+        if args.command in ("export", "pull") and args.out.exists() and not args.force:
+            raise ValueError(f"{args.out} exists already: pass --force, or another --out")
         if args.command == "export":
             print(describe(args.out, export(args.workdir, args.checkpoint, args.out)))
         elif args.command == "show":
@@ -148,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run")
     exporting.add_argument("--out", type=pathlib.Path, required=True, help="the .safetensors file")
     exporting.add_argument("--checkpoint", default="best", help="best, latest or a step")
+    exporting.add_argument("--force", action="store_true", help="overwrite the file")
     showing = commands.add_parser("show", help="say what a file is")
     showing.add_argument("file", type=pathlib.Path)
     pushing = commands.add_parser("push", help="upload a file to a hub")
@@ -158,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     pulling.add_argument("repo", help="USER/NAME")
     pulling.add_argument("--out", type=pathlib.Path, required=True, help="the .safetensors file")
     pulling.add_argument("--revision", help="branch, tag or commit; the newest if not given")
+    pulling.add_argument("--force", action="store_true", help="overwrite the file")
     return parser
 
 

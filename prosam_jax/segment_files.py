@@ -1,6 +1,7 @@
 """Segmenting a folder of pictures: what is written where, and what becomes of bad files."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -15,11 +16,14 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from prosam_jax import pictures
+from prosam_jax.atomic import replacing
 from prosam_jax.segmenter import Segmentation, Segmenter
 
 SHOWN = 3
 TINT = (25, 130, 255)
 _DARKEST = 0.5 / 255  # what a map shows as black
+# Of the formats that Pillow knows by name: these it cannot decode by itself.
+_UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +85,10 @@ def plan(
         file: {kind: folder / f"{name}.png" for kind, folder in kinds.items()}
         for file, name in zip(files, _names(files), strict=True)
     }
-    made = Plan(outputs, out / "masks.json" if as_json else None)
+    lengths = out / "masks.json"
+    if force and not as_json and lengths.exists():
+        raise ValueError(f"{lengths} would not fit the new masks: add --json, or delete it")
+    made = Plan(outputs, lengths if as_json else None)
     wanted = [path for paths in outputs.values() for path in paths.values()]
     wanted += [made.json] if made.json else []
     read = {(x.stat().st_dev, x.stat().st_ino) for x in (*files, *inputs)}
@@ -89,14 +96,16 @@ def plan(
     if clash := [x for x in there if (x.stat().st_dev, x.stat().st_ino) in read]:
         raise ValueError(f"{_few(clash)} would be overwritten, but is read: pass another --out")
     if there and not force:
-        raise ValueError(f"{_few(there)} exists already: pass --force, or another --out")
+        verb = "exists" if len(there) == 1 else "exist"
+        raise ValueError(f"{_few(there)} {verb} already: pass --force, or another --out")
     return made
 
 
 def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Path, str]:
     """Segments the targets of a plan and writes what it names.
 
-    A target that cannot be read is passed over.
+    A target that cannot be read is passed over. Stopped before its end, it leaves whole files
+    only, and the run lengths of the targets that are done.
 
     Returns:
         Such targets, each with the reason.
@@ -109,7 +118,10 @@ def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Pa
     uncertainty = any("uncertainty" in paths for paths in todo.outputs.values())
     largest = 0.0
     console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(console=console, transient=True) as bar:
+    with (
+        _written_at_the_end(todo.json, records),
+        rich.progress.Progress(console=console, transient=True) as bar,
+    ):
         task = bar.add_task("segmenting", total=len(todo.outputs))
 
         def failed(target: pathlib.Path, error: Exception) -> None:
@@ -127,9 +139,17 @@ def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Pa
                 bar.advance(task)
     if uncertainty and largest < _DARKEST:
         print(f"uncertainty is {largest:.1g} at most: its maps are black", file=sys.stderr)
-    if todo.json:
-        todo.json.write_text(json.dumps(records, indent=1) + "\n")
     return bad
+
+
+@contextlib.contextmanager
+def _written_at_the_end(path: pathlib.Path | None, records: Mapping[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if path:
+            with replacing(path) as part:
+                part.write_text(json.dumps(records, indent=1) + "\n")
 
 
 def coco(classes: Sequence[str]) -> dict[str, Any]:
@@ -188,7 +208,8 @@ def _pictures_of(targets: pathlib.Path) -> list[pathlib.Path]:
         return [targets]
     if not targets.is_dir():
         raise ValueError(f"--targets={targets}: there is no such file or folder")
-    known = {end for end, form in Image.registered_extensions().items() if form in Image.OPEN}
+    forms = Image.registered_extensions()  # before OPEN is asked: it loads Pillow's decoders
+    known = {end for end, form in forms.items() if form in Image.OPEN.keys() - _UNREAD}
     files = sorted(x for x in targets.iterdir() if x.is_file() and x.suffix.lower() in known)
     if not files:
         raise ValueError(f"--targets={targets}: the folder has no pictures")
@@ -221,12 +242,17 @@ def _write(
     paths: Mapping[str, pathlib.Path], image: UInt8[np.ndarray, "h w 3"], found: Segmentation
 ) -> None:
     mask = found.masks[0]
-    Image.fromarray(mask.astype(np.uint8) * 255).save(paths["mask"])
+    _save(mask.astype(np.uint8) * 255, paths["mask"])
     if path := paths.get("overlay"):
         tint = np.array(TINT, np.uint8).reshape(1, 1, 3)
-        Image.fromarray(np.where(mask[..., None], image // 2 + tint // 2, image // 2)).save(path)
+        _save(np.where(mask[..., None], image // 2 + tint // 2, image // 2), path)
     if (path := paths.get("uncertainty")) and found.uncertainty is not None:
-        Image.fromarray(np.round(found.uncertainty[0] * 255).astype(np.uint8)).save(path)
+        _save(np.round(found.uncertainty[0] * 255).astype(np.uint8), path)
+
+
+def _save(pixels: UInt8[np.ndarray, "..."], path: pathlib.Path) -> None:
+    with replacing(path) as part:
+        Image.fromarray(pixels).save(part, "png")
 
 
 def _few(paths: Sequence[pathlib.Path]) -> str:

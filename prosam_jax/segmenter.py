@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import jax
@@ -163,7 +163,7 @@ class Segmenter:
     @overload
     def segment(
         self,
-        images: Sequence[ImageLike],
+        images: Iterable[ImageLike],
         *,
         uncertainty: bool = ...,
         samples: int = ...,
@@ -172,7 +172,7 @@ class Segmenter:
 
     def segment(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: ImageLike | Iterable[ImageLike],
         *,
         uncertainty: bool = False,
         samples: int = 10,
@@ -181,7 +181,8 @@ class Segmenter:
         """Finds what the references show.
 
         Args:
-            images: A picture, given as for `set_reference`, or a list of pictures of any sizes.
+            images: A picture, given as for `set_reference`, or several pictures of any sizes,
+                such as a list or `folder.glob("*.jpg")`.
             uncertainty: Whether to add the uncertainty maps.
             samples: How many sampled masks they are made of; always the same samples.
             batch_size: Pictures of a list that are taken at a time; the last are padded to as
@@ -207,7 +208,12 @@ class Segmenter:
                 )
         k = samples if uncertainty else 0
         one = _is_one(images)
-        listed: Any = [images] if one else images
+        if not one and (isinstance(images, bytes) or not isinstance(images, Iterable)):
+            raise ValueError(
+                f"images is {type(images).__name__}: pass a picture (an array, a Pillow image or "
+                "a path) or several of them"
+            )
+        listed: Any = [images] if one else list(images)
         step = 1 if one else batch_size
         found = []
         for i in range(0, len(listed), step):

@@ -45,6 +45,8 @@ def load(model: str | os.PathLike[str], overrides: Mapping[str, Any]) -> tuple[P
     """
     path = pathlib.Path(MODELS.get(os.fspath(model), model))
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} is not the folder of a run: it has no config.json")
         cfg = _settings(read_config(path / "config.json"), overrides, "")
         return _of_run(cfg, path), cfg
     if not (path.is_file() or path.suffix or len(path.parts) > 1):
@@ -60,7 +62,8 @@ def _settings(trained: Config, overrides: Mapping[str, Any], file: str) -> Confi
     if differences := changed(trained, cfg, FREE):
         raise ValueError(
             f"these settings belong to the training and cannot be changed: "
-            f"{'; '.join(differences)}; free are sam.weights, backbone.weights, {', '.join(FREE)}"
+            f"{'; '.join(differences)}; free are {', '.join(FREE)}, and where the files of "
+            "sam.weights and backbone.weights lie"
         )
     return replaced(cfg, {"prompt.weights": file})
 

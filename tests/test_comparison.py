@@ -20,6 +20,7 @@ from prosam_jax.types import Episode
 BASE = Config.from_dict(
     {
         "data": {"name": "shapes", "image_size": 32},
+        "train": {"steps": 60},
         "sam": {"model": "tiny", "weights": "random", "image_size": 64},
         "backbone": {"name": "tiny", "weights": "random"},
     }
@@ -60,6 +61,9 @@ def _finished(workdir, method, miou):
         "episodes": 3,
         "episode_list_sha256": "ab" * 32,
         "seconds": 12.0,
+        "step": run.cfg.train.steps,
+        "versions": {"prosam_jax": "0.0.9"},
+        "device": "1 x abacus",
         "config": to_dict(run.cfg),
         "controls": {
             name: {"miou": miou - i, "fb_iou": 1.0 + i} for i, name in enumerate(controls.MEANING)
@@ -88,6 +92,10 @@ def test_only_results_of_the_very_same_run_count(tmp_path):
     assert comparison.results(run) is None
     (run.workdir / "frozen.json").write_text(json.dumps(frozen))
     assert comparison.results(run) is not None
+    held = comparison.finish(run)
+    halfway = json.dumps(held | {"step": 30})  # as evaluate.py leaves them on the way
+    (run.workdir / "results.json").write_text(halfway)
+    assert comparison.results(run) is None
     (run.workdir / "results.json").write_text('{"miou": 4')  # the machine went down here
     assert comparison.results(run) is None
 
@@ -147,7 +155,7 @@ def test_the_report_is_whole_and_asks_nobody_for_anything(tmp_path):
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == (32, 32)
     words = " ".join(reader.text)
     for word in ("VRP-SAM", "ProSAM, Student-t", "50.00", "39.00", "seed 321", "0.44", "0:01:00",
-                 "python demo.py '<b>'", *controls.MEANING.values()):  # fmt: skip
+                 "prosam_jax 0.0.9; 1 x abacus", "python demo.py '<b>'", *controls.MEANING.values()):  # fmt: skip
         assert word in words
     assert sum(tag == "svg" for tag, _ in reader.seen) == 2
 
@@ -197,6 +205,15 @@ def test_tables_hold_mean_and_deviation_over_the_seeds():
     assert f"| box | ProSAM, Gaussian | {cells} | 12.50 ± 0.50 | 80.00 |" in table
 
 
+def test_the_table_says_who_made_its_numbers(tmp_path):
+    runs = [_finished(tmp_path, "vrp", 40.0), _finished(tmp_path, "student_t", 50.0)]
+    file = runs[1].workdir / "results.json"
+    other = json.loads(file.read_text()) | {"versions": {"prosam_jax": "0.1.0"}}
+    file.write_text(json.dumps(other))
+    made = "seeds 321; prosam_jax 0.0.9; 1 x abacus; or prosam_jax 0.1.0; 1 x abacus."
+    assert grid.note(runs).endswith(made)
+
+
 def test_every_number_is_kept_one_a_line(tmp_path):
     path = tmp_path / "results.json"
     grid.write_scores(path, _scores())
@@ -224,5 +241,6 @@ def test_processes_tell_what_came_of_their_runs(tmp_path, capsys):
     assert len(re.findall(r"mIoU 40\.00 in 0:00:0\d; \d of 3", out)) == 3
     lost = comparison.run_of(BASE, tmp_path, "lost", {"sam.weights": "none.safetensors"})
     with pytest.raises(ValueError, match=r"lost: none\.safetensors is missing; make it with"):
-        grid.finish([lost], jobs=1, shared=tmp_path)
+        grid.finish([lost, done[0]], jobs=1, shared=tmp_path)
     assert (tmp_path / "lost" / "log.txt").is_file()
+    assert "mIoU 40.00" in capsys.readouterr().out  # one bad run does not stop the others

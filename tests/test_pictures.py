@@ -59,6 +59,7 @@ def test_files_are_turned_as_viewers_turn_them(tmp_path):
         (np.array(None), r"image is object \(\): pass height"),
         (Image.fromarray(RGB[..., 0] / np.float32(3)), "image cannot be read .* mode F"),
         (Image.fromarray(RGB[..., 0].astype(np.int32) << 9), "levels from 512 to 126976: save it"),
+        (Image.fromarray(RGB[..., 0].astype(np.uint16)), "levels up to 2.., of 16 bits next to bl"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -84,6 +85,8 @@ PALETTE.putpalette(bytes(768))
 # Index 0 is white: a packer puts the most frequent colour first.
 WHITE_FIRST = Image.fromarray((~MASK).astype(np.uint8))
 WHITE_FIRST.putpalette([255, 255, 255, 0, 0, 0])
+# Two colours of which the brighter one is no white, numbered as a packer likes.
+QUANTISED = Image.fromarray(np.uint8(MASK)[..., None] * np.uint8([[[200, 0, 0]]])).quantize(2)
 CLEAR = Image.fromarray(np.dstack([np.full((*MASK.shape, 3), 255), MASK * 255]).astype(np.uint8))
 
 
@@ -101,17 +104,33 @@ CLEAR = Image.fromarray(np.dstack([np.full((*MASK.shape, 3), 255), MASK * 255]).
         Image.fromarray(MASK.astype(np.uint16) * 65535),
         PALETTE,
         WHITE_FIRST,
+        QUANTISED,
         CLEAR,
     ],
     ids=[
         *("bool", "one", "0 1", "0 15", "float", "1 bit", "L 0 1", "L gray", "16 bit", "palette"),
-        *("white first", "white on nothing"),
+        *("white first", "red on black", "white on nothing"),
     ],
 )
 def test_masks_of_every_kind(given):
     found = pictures.read_mask(given)
     assert found.dtype == np.bool_
     np.testing.assert_array_equal(found, MASK)
+
+
+def test_a_palette_without_white_marks_nothing():
+    black = Image.fromarray(np.ones_like(MASK, np.uint8))
+    black.putpalette([255, 255, 255, 0, 0, 0])
+    assert not pictures.read_mask(black).any()
+
+
+def test_a_photo_is_no_mask():
+    photo = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    for image in (Image.fromarray(photo), Image.fromarray(photo[..., 0])):
+        with pytest.raises(ValueError, match="mask cannot be read as a mask: it looks like a photo"):
+            pictures.read_mask(image)
+    soft = np.clip(np.hypot(*np.mgrid[-20:20, -25:25]) * 60 - 500, 0, 255).astype(np.uint8)
+    assert 0 < pictures.read_mask(Image.fromarray(soft)).mean() < 1
 
 
 def _mark(**cue):

@@ -243,7 +243,13 @@ def test_verify_knows_weight_files_that_were_trained(capsys, tmp_path, source):
     metadata = {"kind": "prompt_encoder", "architecture": "vrp", "step": 7, **source}
     weights.save(path, {"x": np.ones((3, 5), np.float32)}, metadata)
     expected = f"{path} is a weight file: kind prompt_encoder, architecture vrp"
-    assert _main(capsys, "verify", path) == (0, f"{expected}\nmade of no checkpoint\n")
+    origin = "trained with this library, not converted from a checkpoint"
+    assert _main(capsys, "verify", path) == (0, f"{expected}\n{origin}\n")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8] + bytes(8))
+    status, out = _main(capsys, "verify", path)
+    assert status == 1
+    assert f"{path} is damaged: the sha256 of its arrays is" in out
 
 
 def test_a_packaged_file_is_copied_and_verified(capsys, tmp_path):

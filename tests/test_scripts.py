@@ -134,6 +134,32 @@ def test_train_stop_resume_evaluate(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_stopped_demo_saves_what_is_under_way(tmp_path):
+    settings = {
+        "sam.weights": "random", "sam.image_size": 64, "backbone.weights": "random",
+        "data.image_size": 64, "prompt.num_queries": 3, "distribution.samples": 2,
+        "train.steps": 100000, "train.batch_size": 2, "train.log_every": 1,
+    }  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "demo.py", f"--workdir={tmp_path}", "--jobs=2",
+             *(f"--config.{name}={value}" for name, value in settings.items())],
+            cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log,
+        )  # fmt: skip
+        curves = [tmp_path / method / "metrics.jsonl" for method in ("vrp", "student_t")]
+        deadline = time.monotonic() + 280
+        while not all(x.is_file() and x.stat().st_size for x in curves):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 128 + signal.SIGTERM
+    for x in curves:
+        last = json.loads(x.read_text().splitlines()[-1])["step"]
+        assert (x.parent / "checkpoints" / str(last)).is_dir()
+
+
+@pytest.mark.slow
 def test_the_demo_compares_and_reports_and_does_nothing_twice(tmp_path):
     small = {
         "sam.weights": "random", "sam.image_size": 64, "backbone.weights": "random",
@@ -165,6 +191,8 @@ def test_the_demo_compares_and_reports_and_does_nothing_twice(tmp_path):
         table.rpartition("the report")[0].splitlines()[:-1]
         == (again.stdout[again.stdout.index("novel classes of fold 0") :].splitlines()[:-1])
     )
+    method = _run("demo.py", *settings, "--config.distribution.name=gaussian")
+    assert method.stderr == "error: distribution.name: set by the comparison itself\n"
     other = _run("demo.py", f"--workdir={tmp_path / 'demo'}", *settings, "--config.seed=5")
     assert other.returncode == 1
     assert "holds a run with other settings (seed: 321 -> 5" in other.stderr

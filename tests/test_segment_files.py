@@ -12,7 +12,7 @@ from PIL import Image
 from small import prompt_encoder_file
 
 from prosam_jax import segment_files
-from prosam_jax.segmenter import Segmentation
+from prosam_jax.segmenter import Segmentation, Segmenter
 
 ROOT = pathlib.Path(__file__).parents[1]
 PLAIN = {"overlay": False, "uncertainty": False, "as_json": False, "force": False}
@@ -27,7 +27,8 @@ def _folder(path, *names):
 
 def test_masks_are_named_after_their_targets(tmp_path):
     folder = _folder(
-        tmp_path / "in", "a.jpg", "a.png", "A.webp", "ü b.JPG", "c.d.tif", "notes.txt", ".DS_Store"
+        tmp_path / "in", "a.jpg", "a.png", "A.webp", "ü b.JPG", "c.d.tif", "notes.txt", ".DS_Store",
+        "clip.mpg",
     )
     (folder / "below.png").mkdir()
     todo = segment_files.plan(
@@ -70,6 +71,45 @@ def test_nothing_is_overwritten_unasked(tmp_path, names):
     with pytest.raises(ValueError, match=f"{names[0]} exists already: pass --force, or another"):
         segment_files.plan(folder, out, **wanted)
     segment_files.plan(folder, out, **wanted | {"force": True})
+
+
+def test_old_run_lengths_do_not_stay_beside_new_masks(tmp_path):
+    folder, out = _folder(tmp_path / "in", "a.jpg"), _folder(tmp_path / "out", "masks.json")
+    segment_files.plan(folder, out, **PLAIN)
+    with pytest.raises(ValueError, match=r"masks\.json would not fit the new masks: add --json"):
+        segment_files.plan(folder, out, **PLAIN | {"force": True})
+
+
+class _Stopped(Segmenter):
+    """Stopped in its second batch."""
+
+    def __init__(self):
+        self.batches, self._references = 0, {"object": None}
+
+    def segment(self, images, **_):
+        self.batches += 1
+        if self.batches == 2:
+            raise KeyboardInterrupt
+        sizes = [image.shape[:2] for image in images]
+        one, none = np.ones(1, np.float32), None
+        return [
+            Segmentation(("object",), np.ones((1, *s), bool), np.ones(s, np.int32), one, one, none)
+            for s in sizes
+        ]
+
+
+def test_a_stop_leaves_whole_files_and_their_run_lengths(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in "abcd":
+        Image.new("RGB", (9, 8)).save(folder / f"{name}.png")
+    todo = segment_files.plan(folder, out, **PLAIN | {"as_json": True})
+    with pytest.raises(KeyboardInterrupt):
+        segment_files.run(_Stopped(), todo, batch_size=2)
+    assert {x.name for x in out.iterdir()} == {"a.png", "b.png", "masks.json"}
+    found = json.loads((out / "masks.json").read_text())
+    assert [x["file_name"] for x in found["images"]] == ["a.png", "b.png"]
+    assert len(found["annotations"]) == 2
 
 
 def test_inputs_are_never_overwritten(tmp_path):
@@ -178,7 +218,7 @@ def test_a_folder_is_segmented(tmp_path):
     assert "wrote 3 masks to out" in done.stdout
     not_read, error = done.stderr.strip().splitlines()[-2:]
     assert not_read.startswith("not segmented: my photos/broken.jpg cannot be read as a picture: ")
-    assert error == "error: 1 of 4 targets could not be read"
+    assert error == "error: of 4 targets 1 could not be read"
     names = {"a.jpg.png": (50, 40), "a.png.png": (33, 33), "b ü.png": (30, 61)}  # as turned
     out = tmp_path / "out"
     assert {x.name for x in out.iterdir()} == {*names, "overlay", "uncertainty", "masks.json"}
@@ -197,7 +237,7 @@ def test_a_folder_is_segmented(tmp_path):
             np.testing.assert_array_equal(_decoded(runs[number]), mask > 0)
     again = _run(tmp_path, *command)
     assert again.returncode == 1
-    assert again.stderr.startswith("error: out/a.jpg.png, out/a.png.png, out/b ü.png exists alr")
+    assert again.stderr.startswith("error: out/a.jpg.png, out/a.png.png, out/b ü.png exist alr")
     assert again.stderr.count("\n") == 1
 
 
@@ -208,8 +248,15 @@ def test_the_default_model_is_named_and_mistakes_get_one_line(tmp_path):
     assert _run(tmp_path).stderr == "error: missing: --reference, --targets, --out\n"
     unmarked = _run(tmp_path, *common)
     assert unmarked.stderr.startswith("error: 1 --reference and 0 marks: give every reference one")
-    default = _run(tmp_path, *common, "--box=1,2,3")
+    default = _run(tmp_path, *common, "--box=1,2,30,40")
     assert default.stdout.startswith("using prosam-shapes: trained on generated shapes, on photos")
-    for done in (unmarked, default):
+    assert default.stderr.startswith("error: box=[1.0, 2.0, 30.0, 40.0] must be x0 < x1, y0 < y1")
+    box = _run(tmp_path, *common, "--box=1,2,3")
+    assert box.stderr == "error: --box has '1,2,3': pass --box=x0,y0,x1,y1, in pixels\n"
+    mixed = _run(tmp_path, *common, "--reference=a.png", "--box=1,2,3,4", "--points=1,2")
+    assert mixed.stderr.startswith("error: --points and --box are given: mark all references by")
+    twice = _run(tmp_path, *common, "--targets=b.png", "--points=1,2")
+    assert twice.stderr.startswith("error: 2 --targets: pass one picture, or one folder")
+    for done in (unmarked, default, box, mixed, twice):
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1

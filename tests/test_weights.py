@@ -178,6 +178,15 @@ def test_damaged_file_is_named(path, keep):
     assert "\n" not in message
 
 
+def test_changed_numbers_are_noticed(path):
+    whole = bytearray(path.read_bytes())
+    whole[-3] ^= 1
+    path.write_bytes(whole)
+    message = _error(path)
+    assert message.startswith(f"{path} is damaged: the sha256 of its arrays is ")
+    assert message.endswith(f"; make it again with: {MADE_BY}")
+
+
 def test_web_page_is_named(path):
     path.write_text("<!DOCTYPE html><html><body>Not found</body></html>")
     assert _error(path).startswith(f"{path} is no complete safetensors file (")

@@ -12,7 +12,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from prosam_jax import weights
-from prosam_jax.config import SAM_MODELS, SAMConfig, check_at_least, check_choice
+from prosam_jax.config import (
+    PACKAGED,
+    SAM_MODELS,
+    SAMConfig,
+    check_at_least,
+    check_choice,
+    packaged,
+)
 from prosam_jax.sam.frame import Frame, ImageLike, Numbers, Prompts, rgb, stack
 from prosam_jax.sam.model import Sam
 
@@ -39,13 +46,16 @@ class SamPredictor:
         """Reads a weight file of `convert/sam_to_flax.py`; the file says which SAM it is.
 
         Args:
-            path: The `.safetensors` file.
+            path: The `.safetensors` file, or "packaged" for the small SAM of generated shapes
+                that comes with the package.
             dtype: Type of the activations, "float32" or "bfloat16".
 
         Raises:
             ValueError: The file is missing, damaged or not of a SAM, or `dtype` is unknown.
         """
-        made_by = weights.made_by("sam", "|".join(SAM_MODELS), path)
+        path = packaged("sam", "shapes") if path == PACKAGED else path
+        published = "|".join(name for name in SAM_MODELS if name.startswith("vit"))
+        made_by = weights.made_by("sam", published, path)
         found = weights.metadata(path, made_by=made_by)
         if found.get("kind") != "sam":
             raise ValueError(f"{path} holds no weights of SAM; make such a file with: {made_by}")

@@ -15,8 +15,9 @@ import rich.console
 import rich.table
 
 from prosam_jax.config import Config, changed, replaced
+from prosam_jax.data import benchmark
 from prosam_jax.prompt import weight_file
-from prosam_jax.training import controls, loop, report, score
+from prosam_jax.training import controls, loop, report, score, state
 
 TITLES = {
     "vrp": "VRP-SAM",
@@ -109,10 +110,27 @@ def results(run: Run) -> dict[str, Any] | None:
         cfg = Config.from_dict(held["config"])
     except (OSError, KeyError, ValueError):
         return None
+    if changed(cfg, run.cfg, MOVED) or held["step"] != _last_step(run.cfg):
+        return None
     pictured = not run.cfg.eval.pictures or (run.workdir / "examples.npz").is_file()
     frozen = weight_file.frozen_weights(run.cfg)
-    fits = not changed(cfg, run.cfg, MOVED) and weight_file.read_frozen(run.workdir) == frozen
-    return held if fits and pictured else None
+    return held if pictured and weight_file.read_frozen(run.workdir) == frozen else None
+
+
+def _last_step(cfg: Config) -> int:
+    if cfg.train.steps:
+        return cfg.train.steps
+    images = len(benchmark.episodes(cfg.data, "train", seed=cfg.seed).fold.images)
+    return state.total_steps(cfg.train, images)
+
+
+def made_by(held: Sequence[Mapping[str, Any]]) -> str:
+    """Versions and devices that made results, each once, in one line."""
+    found = [
+        ", ".join(f"{name} {of}" for name, of in x["versions"].items()) + f"; {x['device']}"
+        for x in held
+    ]
+    return "; or ".join(dict.fromkeys(found))
 
 
 class Row(NamedTuple):

@@ -22,6 +22,7 @@ import rich.console
 import rich.progress
 from absl import logging
 
+from prosam_jax.atomic import replacing
 from prosam_jax.config import ANNOTATIONS, Config
 from prosam_jax.training import comparison, controls, loop, report
 from prosam_jax.training.comparison import OF_THE_METHOD, TITLES, Run
@@ -31,6 +32,9 @@ FOLDS = (0, 1, 2, 3)
 DOWNSAMPLE = {"point": "coverage"}
 """`data.downsample` by annotation where it is not the recipe's: "nearest" would lose the marks of
 three references in four."""
+
+SET = ("distribution.name", "data.annotation", "data.downsample", "data.fold", "eval.pictures")
+"""Settings that every run of the grid is given, whatever those of its recipe are."""
 
 BEGIN, END = "<!-- demo-full: begin -->", "<!-- demo-full: end -->"
 
@@ -70,14 +74,14 @@ def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
         shared: Folder of what they share (`comparison.share_compiled`).
 
     Raises:
-        ValueError: A run cannot be done; the others that were under way are stopped.
+        ValueError: A run cannot be done, said when all the others are, or a process was killed.
         SystemExit: SIGTERM came; runs under way are saved.
         KeyboardInterrupt: Ctrl-C came; likewise.
     """
     spawn = multiprocessing.get_context("spawn")
     counter = spawn.Value("i", 0)
     known = cores()
-    began, done, workers = time.monotonic(), 0, {}
+    began, done, failed, workers = time.monotonic(), 0, [], {}
     if jobs > 1:  # they share a GPU's memory, of which JAX would give the first one most
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with _terminable(), _Bars() as bars:
@@ -94,13 +98,16 @@ def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
                     bars.begin(run)
                     continue
                 bars.end(run)
-                if isinstance(outcome, str):
-                    raise ValueError(f"{run.workdir}: {outcome}")
                 done += 1
                 left = (time.monotonic() - began) / done * (len(todo) - done)
                 rest = f", {report.clock(left)} left" if done < len(todo) else ""
+                if isinstance(outcome, str):
+                    failed.append(f"{run.workdir}: {outcome}")
+                    told = f"failed: {outcome}"
+                else:
+                    told = f"mIoU {outcome['miou']:.2f}"
                 bars.print(
-                    f"{run.workdir.name}: mIoU {outcome['miou']:.2f} in {report.clock(seconds)}; "
+                    f"{run.workdir.name}: {told} in {report.clock(seconds)}; "
                     f"{done} of {len(todo)}{rest}"
                 )
         finally:
@@ -113,6 +120,9 @@ def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
             f"{len(todo) - done} runs were not finished, because their processes ended before "
             "their time; the same command goes on from there"
         )
+    if failed:
+        more = f" ({len(failed) - 1} more failed, see above)" if len(failed) > 1 else ""
+        raise ValueError(failed[0] + more)
 
 
 def cores() -> list[int]:
@@ -250,19 +260,20 @@ def scores(done: Sequence[Run]) -> list[Score]:
 def write_scores(path: pathlib.Path, found: Sequence[Score]) -> None:
     """Keeps every single number as a JSON list, one `Score` a line."""
     lines = ",\n".join(json.dumps(dataclasses.asdict(x)) for x in found)
-    path.write_text(f"[\n{lines}\n]\n")
+    with replacing(path) as part:
+        part.write_text(f"[\n{lines}\n]\n")
 
 
 def note(runs: Sequence[Run]) -> str:
-    """How the runs were made, for the head of its table."""
+    """How finished runs were made, for the head of their table."""
     cfg = runs[0].cfg
     seeds = sorted({run.cfg.seed for run in runs})
-    versions = ", ".join(f"{name} {of}" for name, of in report.versions().items())
+    held = [found for run in runs if (found := comparison.results(run)) is not None]
     rules = "".join(f"; with {a} data.downsample={rule}" for a, rule in DOWNSAMPLE.items())
     return (
         f"{len(runs)} runs of {cfg.train.steps:,} steps of {cfg.train.batch_size} episodes, "
         f"{cfg.eval.episodes} test episodes each, the last checkpoint{rules}; seeds "
-        f"{', '.join(map(str, seeds))}; {versions}; {report.device_line()}."
+        f"{', '.join(map(str, seeds))}; {comparison.made_by(held)}."
     )
 
 
@@ -314,4 +325,5 @@ def write_markdown(path: pathlib.Path, table: str) -> None:
     if not (begin and end):
         before, after = f"{text.rstrip()}\n\n", "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+    with replacing(path) as part:
+        part.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")

@@ -9,7 +9,6 @@ import html
 import io
 import json
 import pathlib
-import platform
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from prosam_jax.atomic import replacing
 from prosam_jax.training import comparison, controls, report
 from prosam_jax.training.evaluation import Example
 
@@ -49,24 +49,22 @@ def write(path: pathlib.Path, runs: Sequence[comparison.Run], command: str) -> N
         examples[run.title] = report.load_examples(run.workdir / "examples.npz")
     cfg = runs[0].cfg
     one = next(iter(held.values()))
-    temporary = path.with_suffix(".part")
-    temporary.write_text(
-        PAGE.substitute(
-            fold=cfg.data.fold,
-            episodes=one["episodes"],
-            classes=html.escape(", ".join(one["per_class"])),
-            table=_table(comparison.rows(held)),
-            about=ABOUT_CONTROLS,
-            meanings=_list(controls.MEANING),
-            threshold=f"{one['prior_threshold']:.2f}",
-            pictures=_pictures(examples),
-            curves=_chart("Loss in training", curves, "train/loss")
-            + _chart("mIoU in training, %", curves, "train/miou", 100),
-            facts=_list({"this comparison": command} | _facts(runs, held, curves)),
-        ),
-        encoding="utf-8",
+    text = PAGE.substitute(
+        fold=cfg.data.fold,
+        episodes=one["episodes"],
+        classes=html.escape(", ".join(one["per_class"])),
+        frozen=html.escape(report.frozen_line(cfg)),
+        table=_table(comparison.rows(held)),
+        about=ABOUT_CONTROLS,
+        meanings=_list(controls.MEANING),
+        threshold=f"{one['prior_threshold']:.2f}",
+        pictures=_pictures(examples),
+        curves=_chart("Loss in training", curves, "train/loss")
+        + _chart("mIoU in training, %", curves, "train/miou", 100),
+        facts=_list({"this comparison": command} | _facts(runs, held, curves)),
     )
-    temporary.replace(path)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _facts(
@@ -76,8 +74,7 @@ def _facts(
 ) -> dict[str, str]:
     cfg = runs[0].cfg
     facts = {
-        "versions": ", ".join(f"{name} {of}" for name, of in report.versions().items()),
-        "device": f"{report.device_line()}; {platform.platform()}",
+        "made by": comparison.made_by(list(held.values())),
         "frozen": report.frozen_line(cfg),
         "training": f"{cfg.train.steps:,} steps of {cfg.train.batch_size} episodes, seed "
         f"{cfg.seed}; the last checkpoint counts, none is chosen by its score",
@@ -275,8 +272,7 @@ code, .commands dd { font-family: ui-monospace, monospace; font-size: .9em; }
 <h1>Segmenting classes never seen in training</h1>
 <p>A reference picture with one object marked, a target picture, and the wanted mask: every object
 of that class. The prompt encoders were trained on the 15 base classes of fold $fold of Shapes-5i
-and scored on $episodes episodes of the other five: $classes. SAM and the backbone are small, frozen
-and come with the package.</p>
+and scored on $episodes episodes of the other five: $classes. Frozen are $frozen.</p>
 <h2>Scores</h2>
 <div class="wide"><table class="scores">
 <thead><tr><th></th><th>mIoU %</th><th>FB-IoU %</th><th></th></tr></thead>

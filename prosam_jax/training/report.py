@@ -16,6 +16,7 @@ import rich.table
 from jaxtyping import Bool
 
 import prosam_jax
+from prosam_jax.atomic import replacing
 from prosam_jax.config import RANDOM, Config, to_dict
 from prosam_jax.training.evaluation import Example, Result
 from prosam_jax.types import Episode
@@ -35,7 +36,8 @@ class Curves:
         path = workdir / "metrics.jsonl"
         old = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in old if _step_of(line) <= start]
-        path.write_text("".join(f"{line}\n" for line in kept))
+        with replacing(path) as part:
+            part.write_text("".join(f"{line}\n" for line in kept))
         self._lines = path.open("a", buffering=1)
         import tensorboardX  # here, because it imports torch where there is one, for seconds
 
@@ -245,6 +247,7 @@ def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int | N
         "seconds": round(result.seconds, 2),
         "step": step,
         "versions": versions(),
+        "device": device_line(),
         "config": to_dict(cfg),
     }
     if result.controls:
@@ -253,9 +256,8 @@ def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int | N
             for name, scores in result.controls.items()
         }
         results["prior_threshold"] = result.prior_threshold
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(results, indent=2) + "\n")
-    temporary.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def save_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:

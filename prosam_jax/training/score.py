@@ -56,7 +56,8 @@ def settings(trained: Config, overrides: Mapping[str, Any], free: tuple[str, ...
     if differences := changed(trained, cfg, free):
         raise ValueError(
             f"these settings belong to the run and cannot be changed: {'; '.join(differences)}; "
-            f"free are {', '.join(free)}"
+            f"free are {', '.join(free)}, and where the files of sam.weights and "
+            "backbone.weights lie"
         )
     return cfg
 

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -128,8 +128,23 @@ def save(
 
 def checksum(arrays: Mapping[str, np.ndarray | jax.Array]) -> str:
     """SHA-256 of the arrays' names, shapes and bytes, whatever their order."""
+    return _checksum(sorted(arrays.items()))
+
+
+def check_whole(file: Any, path: str | os.PathLike[str], *, made_by: str) -> None:
+    """Raises ValueError unless an open weight file holds the numbers that were written to it."""
+    written = read_metadata(file).get("arrays_sha256")
+    found = _checksum((name, file.get_tensor(name)) for name in sorted(file.keys()))
+    if written not in (None, found):
+        raise ValueError(
+            f"{path} is damaged: the sha256 of its arrays is {found}, it was written with "
+            f"{written}; make it again with: {made_by}"
+        )
+
+
+def _checksum(arrays: Iterable[tuple[str, np.ndarray | jax.Array]]) -> str:
     digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
+    for name, array in arrays:
         digest.update(f"{name} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -167,8 +182,8 @@ def load(
         The module, its arrays on the default device.
 
     Raises:
-        ValueError: The file is missing, is no weight file, is of another kind or architecture,
-            or its names, shapes or types are not exactly those of the module.
+        ValueError: The file is missing, damaged, no weight file, or of another kind or
+            architecture, or its names, shapes or types are not exactly those of the module.
     """
     with _open(path, made_by) as file:
         _check_metadata(path, read_metadata(file), kind, architecture, made_by)
@@ -179,6 +194,7 @@ def load(
                 f"{path} does not fit {SETTINGS[kind]}={architecture}:\n{listing(problems)}\n"
                 f"make it again with: {made_by}"
             )
+        check_whole(file, path, made_by=made_by)
         return fill(module, file.get_tensor)
 
 

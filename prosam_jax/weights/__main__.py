@@ -15,7 +15,7 @@ from typing import Any
 
 import safetensors
 
-from prosam_jax.weights import read_metadata, registry
+from prosam_jax.weights import check_whole, read_metadata, registry
 
 
 def table() -> str:
@@ -57,6 +57,8 @@ def identify(path: pathlib.Path) -> str:
     if not path.is_file():
         raise ValueError(f"{path} does not exist or is no file")
     if metadata := _metadata(path):
+        with safetensors.safe_open(path, framework="numpy") as file:
+            check_whole(file, path, made_by="what made it, or fetch it anew")
         return (
             f"{path} is a weight file: kind {metadata.get('kind')}, architecture "
             f"{metadata.get('architecture')}\n{_origin(metadata)}"
@@ -78,7 +80,7 @@ def identify(path: pathlib.Path) -> str:
 def _origin(metadata: Mapping[str, Any]) -> str:
     name, digest = metadata.get("source_name"), metadata.get("source_sha256")
     if not name or not digest:
-        return "made of no checkpoint"
+        return "trained with this library, not converted from a checkpoint"
     published, namesake = registry.with_checksum(digest), registry.with_file(name)
     if published:
         known = f"which is the published {published.name}"
