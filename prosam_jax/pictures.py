@@ -182,8 +182,9 @@ def _levels(image: Image.Image) -> np.ndarray:
         colours = len(shown.convert("RGB").getcolors(2) or [])
         if colours == 2 and gray.min() < gray.max():
             return gray == gray.max()
-        if colours != 1 or len(image.getcolors()) > 1:
-            return np.array(image)
+        indices = np.array(image)
+        if colours != 1 or np.ptp(indices):
+            return indices
     between = gray[(gray > 31) & (gray < 224)]
     if len(between) > gray.size / 4 and len(np.unique(between)) > 64:
         raise ValueError(

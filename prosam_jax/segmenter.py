@@ -213,7 +213,8 @@ class Segmenter:
                 f"images is {type(images).__name__}: pass a picture (an array, a Pillow image or "
                 "a path) or several of them"
             )
-        listed: Any = [images] if one else list(images)
+        many: Any = images
+        listed = [many] if one else list(many)
         step = 1 if one else batch_size
         found = []
         for i in range(0, len(listed), step):

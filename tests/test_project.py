@@ -87,7 +87,7 @@ def test_the_readmes_drops_are_drawn(tmp_path, monkeypatch):
     from prosam_jax import pictures
 
     monkeypatch.chdir(tmp_path)
-    _run_example(1)
+    _run_example(0)
     assert len(list((tmp_path / "drops").glob("*.png"))) == 8
     assert pictures.read_mask("drop_mask.png", "mask").any()
 
@@ -124,7 +124,7 @@ def test_the_readmes_segmenter_example_runs(tmp_path, monkeypatch):
     for i, name in enumerate(("cat1", "cat2", "a", "b", "c")):
         Image.effect_noise((60 + i, 50), 99).convert("RGB").save(f"{name}.jpg")
     Image.new("L", (60, 50), 255).save("cat1.png")
-    names = _run_example(0, [("prosam-shapes", str(model))])
+    names = _run_example(1, [("prosam-shapes", str(model))])
     assert names["found"].masks.shape == (1, 50, 64)
 
 

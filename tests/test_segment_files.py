@@ -27,7 +27,14 @@ def _folder(path, *names):
 
 def test_masks_are_named_after_their_targets(tmp_path):
     folder = _folder(
-        tmp_path / "in", "a.jpg", "a.png", "A.webp", "ü b.JPG", "c.d.tif", "notes.txt", ".DS_Store",
+        tmp_path / "in",
+        "a.jpg",
+        "a.png",
+        "A.webp",
+        "ü b.JPG",
+        "c.d.tif",
+        "notes.txt",
+        ".DS_Store",
         "clip.mpg",
     )
     (folder / "below.png").mkdir()
