@@ -155,7 +155,8 @@ def test_the_report_is_whole_and_asks_nobody_for_anything(tmp_path):
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == (32, 32)
     words = " ".join(reader.text)
     for word in ("VRP-SAM", "ProSAM, Student-t", "50.00", "39.00", "seed 321", "0.44", "0:01:00",
-                 "prosam_jax 0.0.9; 1 x abacus", "python demo.py '<b>'", *controls.MEANING.values()):  # fmt: skip
+                 "prosam_jax 0.0.9; 1 x abacus", "python demo.py '<b>'",
+                 *controls.MEANING.values()):  # fmt: skip
         assert word in words
     assert sum(tag == "svg" for tag, _ in reader.seen) == 2
 

@@ -127,9 +127,7 @@ def test_a_palette_without_white_marks_nothing():
 def test_a_photo_is_no_mask():
     photo = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     for image in (Image.fromarray(photo), Image.fromarray(photo[..., 0])):
-        with pytest.raises(
-            ValueError, match="cannot be read as a mask: it looks like a photo"
-        ):
+        with pytest.raises(ValueError, match="cannot be read as a mask: it looks like a photo"):
             pictures.read_mask(image)
     soft = np.clip(np.hypot(*np.mgrid[-20:20, -25:25]) * 60 - 500, 0, 255).astype(np.uint8)
     assert 0 < pictures.read_mask(Image.fromarray(soft)).mean() < 1
