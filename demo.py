@@ -5,9 +5,10 @@
 
 The first form takes a few minutes, ends with a table and writes `report.html` into the workdir.
 The second does all folds, annotations, methods and seeds, which takes hours, and writes a table
-into a document and every number, as JSON, into a file beside it. Either goes on where it was when
-it is started again. On a CPU a run gets one core and as many go on at a time as there are cores:
-two cores do not make one small run much faster.
+into a document and every number, as JSON, into a file beside it; numbers of other seeds that are
+there stay, so that --config.seed=324 adds seeds. Either goes on where it was when it is started
+again. On a CPU a run gets one core and as many go on at a time as there are cores: two cores do
+not make one small run much faster.
 """
 
 import pathlib
@@ -79,12 +80,12 @@ def full(base: Config, workdir: pathlib.Path) -> None:
     jobs = _jobs(runs)
     print(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time", flush=True)
     grid.finish(todo, jobs=jobs, shared=workdir)
-    found = grid.scores(runs)
-    table = grid.markdown(found, grid.note(runs))
     path = pathlib.Path(RESULTS.value)
     numbers = path.with_suffix(".json")
+    found = grid.together(grid.numbers(runs), numbers)
+    table = grid.markdown(found.scores, grid.note(found))
     grid.write_markdown(path, table)
-    grid.write_scores(numbers, found)
+    grid.write_numbers(numbers, found)
     print(f"{table}\n\n{report.clock(time.monotonic() - start)}; wrote {path} and {numbers}")
 
 

@@ -169,7 +169,7 @@ def test_rows_are_the_methods_with_their_controls_and_the_others_once(tmp_path):
     common = [controls.EMPTY, controls.CLICK, controls.PRIOR, controls.EVERYTHING]
     assert names == ["VRP-SAM", *own, "ProSAM, Student-t", *own, *common]
     assert [row.miou for row in comparison.rows(held)][:3] == [40, 40, 39]
-    singles = grid.scores(runs)
+    singles = grid.numbers(runs).scores
     assert len(singles) == 2 * (1 + len(controls.MEANING))
     assert singles[7] == grid.Score("mask", 0, "student_t", 321, "ProSAM, Student-t", 50.0, 25.0)
 
@@ -211,16 +211,28 @@ def test_the_table_says_who_made_its_numbers(tmp_path):
     file = runs[1].workdir / "results.json"
     other = json.loads(file.read_text()) | {"versions": {"prosam_jax": "0.1.0"}}
     file.write_text(json.dumps(other))
+    note = grid.note(grid.numbers(runs))
+    assert note.startswith("2 runs of 60 steps of 2 episodes, 1,000 test episodes each")
     made = "seeds 321; prosam_jax 0.0.9; 1 x abacus; or prosam_jax 0.1.0; 1 x abacus."
-    assert grid.note(runs).endswith(made)
+    assert note.endswith(made)
 
 
-def test_every_number_is_kept_one_a_line(tmp_path):
-    path = tmp_path / "results.json"
-    grid.write_scores(path, _scores())
-    text = path.read_text()
-    assert [grid.Score(**x) for x in json.loads(text)] == _scores()
-    assert text.count("\n") == len(_scores()) + 2
+def test_seeds_are_added_to_a_file_of_the_same_settings(tmp_path, capsys):
+    found, path = grid.numbers([_finished(tmp_path, "vrp", 40.0)]), tmp_path / "results.json"
+    assert grid.together(found, path) == found
+    grid.write_numbers(path, found)
+    assert len(path.read_text().splitlines()) > len(found.scores)
+    assert grid.together(found, path) == found  # the same seed takes the place of itself
+    later = [dataclasses.replace(x, seed=320, miou=7.0) for x in found.scores]
+    newer = dataclasses.replace(found, made_by=["another"], scores=later)
+    both = grid.together(newer, path)
+    assert both.scores == [*later, *found.scores]
+    assert both.made_by == [*found.made_by, "another"]
+    assert "seeds 320, 321; prosam_jax 0.0.9; 1 x abacus; or another." in grid.note(both)
+    assert not capsys.readouterr().out
+    other = dataclasses.replace(newer, frozen={"sam": "another"})
+    assert grid.together(other, path) == other
+    assert "is of other settings or frozen weights: its numbers are" in capsys.readouterr().out
 
 
 def test_a_document_keeps_its_words_around_the_table(tmp_path):

@@ -124,13 +124,10 @@ def _last_step(cfg: Config) -> int:
     return state.total_steps(cfg.train, images)
 
 
-def made_by(held: Sequence[Mapping[str, Any]]) -> str:
-    """Versions and devices that made results, each once, in one line."""
-    found = [
-        ", ".join(f"{name} {of}" for name, of in x["versions"].items()) + f"; {x['device']}"
-        for x in held
-    ]
-    return "; or ".join(dict.fromkeys(found))
+def made_by(held: Mapping[str, Any]) -> str:
+    """The versions and the device that made a `results.json`."""
+    versions = ", ".join(f"{name} {of}" for name, of in held["versions"].items())
+    return f"{versions}; {held['device']}"
 
 
 class Row(NamedTuple):

@@ -23,7 +23,8 @@ import rich.progress
 from absl import logging
 
 from prosam_jax.atomic import replacing
-from prosam_jax.config import ANNOTATIONS, Config
+from prosam_jax.config import ANNOTATIONS, Config, replaced, to_dict
+from prosam_jax.prompt import weight_file
 from prosam_jax.training import comparison, controls, loop, report
 from prosam_jax.training.comparison import OF_THE_METHOD, TITLES, Run
 
@@ -240,13 +241,31 @@ class Score:
     fb_iou: float
 
 
-def scores(done: Sequence[Run]) -> list[Score]:
-    """Every number of finished runs: of the method itself, named as such, and of its controls."""
-    found = []
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """All that a grid has found.
+
+    Attributes:
+        settings: Of its first run, but for the seed and where files lie.
+        frozen: Its frozen weights, as `weight_file.frozen_weights`.
+        made_by: Versions and devices that made the scores, each once.
+        scores: Of the methods, named as such, and of their controls.
+    """
+
+    settings: dict[str, Any]
+    frozen: dict[str, Any]
+    made_by: list[str]
+    scores: list[Score]
+
+
+def numbers(done: Sequence[Run]) -> Numbers:
+    """Every number of finished runs."""
+    found, made_by = [], []
     for run in done:
         held = comparison.results(run)
         assert held is not None, run.workdir
         cfg = run.cfg
+        made_by.append(comparison.made_by(held))
         for name, x in {run.title: held, **held["controls"]}.items():
             found.append(
                 Score(
@@ -254,26 +273,49 @@ def scores(done: Sequence[Run]) -> list[Score]:
                     x["miou"], x["fb_iou"],
                 )
             )  # fmt: skip
-    return found
+    first = done[0].cfg
+    settings = to_dict(replaced(first, {"seed": 0, **dict.fromkeys(comparison.MOVED, "")}))
+    frozen = weight_file.frozen_weights(first)
+    return Numbers(settings, frozen, list(dict.fromkeys(made_by)), found)
 
 
-def write_scores(path: pathlib.Path, found: Sequence[Score]) -> None:
-    """Keeps every single number as a JSON list, one `Score` a line."""
-    lines = ",\n".join(json.dumps(dataclasses.asdict(x)) for x in found)
+def together(new: Numbers, path: pathlib.Path) -> Numbers:
+    """The numbers, and those of other seeds that a file of `write_numbers` holds.
+
+    If it is of other settings or frozen weights they are left out, and this is said.
+    """
+    if not path.is_file():
+        return new
+    held = json.loads(path.read_text())
+    if (held["settings"], held["frozen"]) != (new.settings, new.frozen):
+        print(f"{path} is of other settings or frozen weights: its numbers are replaced")
+        return new
+    seeds = {x.seed for x in new.scores}
+    old = [x for x in (Score(**x) for x in held["scores"]) if x.seed not in seeds]
+    made_by = [*(held["made_by"] if old else []), *new.made_by]
+    scores = sorted([*old, *new.scores], key=lambda x: x.seed)
+    return dataclasses.replace(new, made_by=list(dict.fromkeys(made_by)), scores=scores)
+
+
+def write_numbers(path: pathlib.Path, found: Numbers) -> None:
+    """Keeps every single number as JSON, one `Score` a line."""
+    lines = ",\n".join(json.dumps(dataclasses.asdict(x)) for x in found.scores)
+    rest = {k: v for k, v in dataclasses.asdict(found).items() if k != "scores"}
+    head = json.dumps(rest, indent=1).removesuffix("\n}")
     with replacing(path) as part:
-        part.write_text(f"[\n{lines}\n]\n")
+        part.write_text(f'{head},\n "scores": [\n{lines}\n]}}\n')
 
 
-def note(runs: Sequence[Run]) -> str:
-    """How finished runs were made, for the head of their table."""
-    cfg = runs[0].cfg
-    seeds = sorted({run.cfg.seed for run in runs})
-    held = [found for run in runs if (found := comparison.results(run)) is not None]
+def note(found: Numbers) -> str:
+    """How the numbers were made, for the head of their table."""
+    runs = {(x.annotation, x.fold, x.method, x.seed) for x in found.scores}
+    seeds = sorted({seed for *_, seed in runs})
+    train, test = found.settings["train"], found.settings["eval"]
     rules = "".join(f"; with {a} data.downsample={rule}" for a, rule in DOWNSAMPLE.items())
     return (
-        f"{len(runs)} runs of {cfg.train.steps:,} steps of {cfg.train.batch_size} episodes, "
-        f"{cfg.eval.episodes} test episodes each, the last checkpoint{rules}; seeds "
-        f"{', '.join(map(str, seeds))}; {comparison.made_by(held)}."
+        f"{len(runs)} runs of {train['steps']:,} steps of {train['batch_size']} episodes, "
+        f"{test['episodes']:,} test episodes each, the last checkpoint{rules}; seeds "
+        f"{', '.join(map(str, seeds))}; {'; or '.join(found.made_by)}."
     )
 
 

@@ -74,7 +74,7 @@ def _facts(
 ) -> dict[str, str]:
     cfg = runs[0].cfg
     facts = {
-        "made by": comparison.made_by(list(held.values())),
+        "made by": "; or ".join(dict.fromkeys(map(comparison.made_by, held.values()))),
         "frozen": report.frozen_line(cfg),
         "training": f"{cfg.train.steps:,} steps of {cfg.train.batch_size} episodes, seed "
         f"{cfg.seed}; the last checkpoint counts, none is chosen by its score",
