@@ -208,13 +208,8 @@ class Segmenter:
                 )
         k = samples if uncertainty else 0
         one = _is_one(images)
-        if not one and (isinstance(images, bytes) or not isinstance(images, Iterable)):
-            raise ValueError(
-                f"images is {type(images).__name__}: pass a picture (an array, a Pillow image or "
-                "a path) or several of them"
-            )
-        many: Any = images
-        listed = [many] if one else list(many)
+        given: Any = images
+        listed = [given] if one else list(given)
         step = 1 if one else batch_size
         found = []
         for i in range(0, len(listed), step):

@@ -115,7 +115,7 @@ def test_a_batch_is_one_by_one(seg, found):
     for name in ("masks", "label_map", "scores", "predicted_iou", "uncertainty"):
         one, other = getattr(last, name), getattr(found[2], name)
         np.testing.assert_allclose(one, other, atol=1e-5, err_msg=name)
-    both = seg.segment([IMAGES[2]] * 5, batch_size=4)
+    both = seg.segment(iter([IMAGES[2]] * 5), batch_size=4)
     assert len(both) == 5 and both[4].uncertainty is None
     np.testing.assert_array_equal(both[4].masks, last.masks)
 
