@@ -53,7 +53,6 @@ def write(path: pathlib.Path, runs: Sequence[comparison.Run], command: str) -> N
         fold=cfg.data.fold,
         episodes=one["episodes"],
         classes=html.escape(", ".join(one["per_class"])),
-        frozen=html.escape(report.frozen_line(cfg)),
         table=_table(comparison.rows(held)),
         about=ABOUT_CONTROLS,
         meanings=_list(controls.MEANING),
@@ -181,7 +180,7 @@ def _chart(
     title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]], key: str, factor: float = 1
 ) -> str:
     """Lines over the training steps as SVG, a colour for each method."""
-    width, height, left, bottom = 460, 240, 46, 30
+    width, height, left, right, bottom = 460, 240, 46, 20, 30
     series = {
         name: np.array([(line["step"], factor * line[key]) for line in lines if key in line])
         for name, lines in curves.items()
@@ -191,7 +190,7 @@ def _chart(
     y_ticks = MaxNLocator(5).tick_values(points[:, 1].min(), points[:, 1].max())
 
     def x(value: float) -> float:
-        return left + (width - left - 12) * value / x_ticks[-1]
+        return left + (width - left - right) * value / x_ticks[-1]
 
     def y(value: float) -> float:
         share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
@@ -201,7 +200,7 @@ def _chart(
     parts.append(f'{width} {height}" role="img" aria-label="{html.escape(title)}">')
     for tick in y_ticks:
         parts.append(
-            f'<path class="grid" d="M{left} {y(tick):.1f}H{width - 12}"/>'
+            f'<path class="grid" d="M{left} {y(tick):.1f}H{width - right}"/>'
             f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
         )
     for tick in x_ticks:
@@ -272,7 +271,7 @@ code, .commands dd { font-family: ui-monospace, monospace; font-size: .9em; }
 <h1>Segmenting classes never seen in training</h1>
 <p>A reference picture with one object marked, a target picture, and the wanted mask: every object
 of that class. The prompt encoders were trained on the 15 base classes of fold $fold of Shapes-5i
-and scored on $episodes episodes of the other five: $classes. Frozen are $frozen.</p>
+and scored on $episodes episodes of the other five: $classes. SAM and the backbone stay frozen.</p>
 <h2>Scores</h2>
 <div class="wide"><table class="scores">
 <thead><tr><th></th><th>mIoU %</th><th>FB-IoU %</th><th></th></tr></thead>
