@@ -306,7 +306,7 @@ def test_an_unknown_fold_must_be_given(files):
     assert (cfg.data.fold, cfg.data.name) == (2, "shapes")
     known = _file("known", files, fold=0, benchmark="pascal")
     assert score.settings_of_file(known, {"data.root": "x"}).data.root == "x"
-    with pytest.raises(ValueError, match=r"cannot be changed: data\.fold"):
+    with pytest.raises(ValueError, match=r"fold 0 and has seen the classes that data\.fold=1"):
         score.settings_of_file(known, {"data.fold": 1})
     moved = score.settings_of_file(known, {"sam.weights": "elsewhere.safetensors"})
     assert moved.sam.weights == "elsewhere.safetensors"

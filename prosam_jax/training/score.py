@@ -69,7 +69,12 @@ def settings_of_file(file: pathlib.Path, overrides: Mapping[str, Any]) -> Config
         ValueError: As `settings`, or the file does not know its fold, nor does the command line.
     """
     trained = weight_file.read(file)
-    free = FREE
+    free, fold = FREE, overrides.get("data.fold", trained.fold)
+    if trained.fold not in (None, fold):
+        raise ValueError(
+            f"{file} was trained on fold {trained.fold} and has seen the classes that "
+            f"data.fold={fold} tests: leave the fold as it is"
+        )
     if trained.fold is None:
         free += BENCHMARK
         if "data.fold" not in overrides:
