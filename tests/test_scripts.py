@@ -133,17 +133,24 @@ def test_train_stop_resume_evaluate(tmp_path):
     assert os.listdir(tmp_path / "run" / "checkpoints")
 
 
+SMALL_DEMO = {
+    "sam.weights": "random", "sam.image_size": 64, "backbone.weights": "random",
+    "data.image_size": 64, "prompt.num_queries": 3, "distribution.samples": 2,
+    "train.steps": 2, "train.batch_size": 2, "train.log_every": 1,
+    "eval.episodes": 3, "eval.batch_size": 2, "eval.pictures": 2,
+}  # fmt: skip
+
+
+def _as_flags(settings):
+    return [f"--config.{name}={value}" for name, value in settings.items()]
+
+
 @pytest.mark.slow
 def test_a_stopped_demo_saves_what_is_under_way(tmp_path):
-    settings = {
-        "sam.weights": "random", "sam.image_size": 64, "backbone.weights": "random",
-        "data.image_size": 64, "prompt.num_queries": 3, "distribution.samples": 2,
-        "train.steps": 100000, "train.batch_size": 2, "train.log_every": 1,
-    }  # fmt: skip
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "demo.py", f"--workdir={tmp_path}", "--jobs=2",
-             *(f"--config.{name}={value}" for name, value in settings.items())],
+             *_as_flags(SMALL_DEMO | {"train.steps": 100000})],
             cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log,
         )  # fmt: skip
         curves = [tmp_path / method / "metrics.jsonl" for method in ("vrp", "student_t")]
@@ -161,13 +168,7 @@ def test_a_stopped_demo_saves_what_is_under_way(tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_compares_and_reports_and_does_nothing_twice(tmp_path):
-    small = {
-        "sam.weights": "random", "sam.image_size": 64, "backbone.weights": "random",
-        "data.image_size": 64, "prompt.num_queries": 3, "distribution.samples": 2,
-        "train.steps": 2, "train.batch_size": 2, "train.log_every": 1,
-        "eval.episodes": 3, "eval.batch_size": 2, "eval.pictures": 2,
-    }  # fmt: skip
-    settings = [f"--config.{name}={value}" for name, value in small.items()]
+    settings = _as_flags(SMALL_DEMO)
     done = _run("demo.py", f"--workdir={tmp_path / 'demo'}", "--jobs=2", *settings)
     assert done.returncode == 0, done.stderr
     for method in ("vrp", "student_t"):
