@@ -213,9 +213,9 @@ def test_a_run_is_loaded(seg, tmp_path, miou):
         ("none.safetensors", {}, "none.safetensors is missing; make it with: python -m prosam_jax"),
         ("runs/none", {}, "runs/none is missing; make it with"),
         ("file", {"sam.weigths": "x"}, "unknown setting sam.weigths; nearest: sam.weights"),
-        ("file", {"prompt.num_queries": 7}, "prompt.num_queries: 5 -> 7; free are sam.weights"),
+        ("file", {"prompt.num_queries": 7}, "prompt.num_queries: 5 -> 7; free are data.downsample"),
         ("file", {"sam.dtype": "float16"}, "sam.dtype='float16' is not known"),
-        (".", {}, "config.json is missing: --workdir must name the workdir of a training run"),
+        (".", {}, "is not the folder of a run: it has no config.json"),
     ],
     ids=lambda x: str(x)[:30],
 )
