@@ -107,10 +107,10 @@ def results(run: Run) -> dict[str, Any] | None:
     """`results.json` of a finished run, None if it is not finished or is another one."""
     try:
         held = json.loads((run.workdir / "results.json").read_text())
-        cfg = Config.from_dict(held["config"])
+        cfg, step, _ = Config.from_dict(held["config"]), held["step"], held["device"]
     except (OSError, KeyError, ValueError):
         return None
-    if changed(cfg, run.cfg, MOVED) or held["step"] != _last_step(run.cfg):
+    if changed(cfg, run.cfg, MOVED) or step != _last_step(run.cfg):
         return None
     pictured = not run.cfg.eval.pictures or (run.workdir / "examples.npz").is_file()
     frozen = weight_file.frozen_weights(run.cfg)
