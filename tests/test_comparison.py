@@ -206,6 +206,18 @@ def test_tables_hold_mean_and_deviation_over_the_seeds():
     assert f"| box | ProSAM, Gaussian | {cells} | 12.50 ± 0.50 | 80.00 |" in table
 
 
+def test_differences_are_taken_run_by_run():
+    found = [
+        dataclasses.replace(x, miou=x.miou + 1 + x.seed) if x.method == "student_t" else x
+        for x in _scores()
+    ]
+    table = grid.markdown(found, "how").splitlines()
+    # 2, 3, 4 in each of four folds: their deviation is sqrt(8 / 11), over sqrt(12).
+    assert "| ProSAM, Student-t than VRP-SAM |" + " +3.0 ± 0.2 |" * 4 in table
+    assert "| ProSAM, Gaussian than VRP-SAM |" + " +0.0 ± 0.0 |" * 4 in table
+    assert "| ProSAM, Student-t than click at the prior's peak |" + " +0.0 ± 0.0 |" * 4 in table
+
+
 def test_the_table_says_who_made_its_numbers(tmp_path):
     runs = [_finished(tmp_path, "vrp", 40.0), _finished(tmp_path, "student_t", 50.0)]
     file = runs[1].workdir / "results.json"

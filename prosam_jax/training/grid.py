@@ -37,6 +37,18 @@ three references in four."""
 SET = ("distribution.name", "data.annotation", "data.downsample", "data.fold", "eval.pictures")
 """Settings that every run of the grid is given, whatever those of its recipe are."""
 
+COMPARED = tuple(
+    ((method, TITLES[method]), (other, name))
+    for method, other, name in (
+        ("gaussian", "vrp", TITLES["vrp"]),
+        ("student_t", "vrp", TITLES["vrp"]),
+        ("student_t", "gaussian", TITLES["gaussian"]),
+        ("vrp", "vrp", controls.CLICK),
+        ("student_t", "student_t", controls.CLICK),
+    )
+)
+"""What the last table compares: method and name of a score, and of the one below it."""
+
 BEGIN, END = "<!-- demo-full: begin -->", "<!-- demo-full: end -->"
 
 
@@ -320,7 +332,9 @@ def note(found: Numbers) -> str:
 
 
 def markdown(found: Sequence[Score], note: str) -> str:
-    """Two tables of mean and standard deviation over the seeds: with all controls, and by fold.
+    """Tables of the scores: with all controls, by fold, and of their differences.
+
+    The first two have mean and standard deviation over the seeds.
 
     Args:
         found: Numbers of all runs.
@@ -340,7 +354,31 @@ def markdown(found: Sequence[Score], note: str) -> str:
     for annotation, method in itertools.product(ANNOTATIONS, METHODS):
         cells = _over_seeds(found, annotation, method, TITLES[method])
         lines.append(f"| {annotation} | {TITLES[method]} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "How much more mIoU, fold by fold and seed by seed, mean ± its standard error:",
+        "",
+    ]
+    lines += ["| |" + "".join(f" {a} |" for a in ANNOTATIONS), "|---|" + "---|" * len(ANNOTATIONS)]
+    for (method, name), (other, below) in COMPARED:
+        cells = [_difference(found, a, (method, name), (other, below)) for a in ANNOTATIONS]
+        lines.append(f"| {name} than {below} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _difference(
+    found: Sequence[Score], annotation: str, one: tuple[str, str], other: tuple[str, str]
+) -> str:
+    miou = [
+        {
+            (x.seed, x.fold): x.miou
+            for x in found
+            if (x.annotation, x.method, x.name) == (annotation, *which)
+        }
+        for which in (one, other)
+    ]
+    values = np.array([value - miou[1][key] for key, value in miou[0].items()])
+    return f"{values.mean():+.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
 
 
 def _over_seeds(found: Sequence[Score], annotation: str, method: str, name: str) -> list[str]:
