@@ -1,11 +1,12 @@
 """Trains VRP-SAM and ProSAM on generated pictures and compares them on classes never seen.
 
     python demo.py [--jobs=N] [--workdir=runs/demo] [--config.NAME=VALUE ...]
-    python demo.py --full [--jobs=N] [--seeds=N] [--workdir=runs/full] [--results=docs/results.md]
+    python demo.py --full [--jobs=N] [--seeds=N] [--annotation=mask ...] [--workdir=runs/full]
+                   [--results=docs/results.md]
 
 The first form takes a few minutes, ends with a table and writes `report.html` into the workdir.
 The second does all folds, annotations, methods and seeds, which takes hours, and writes a table
-into a document and every number, as JSON, into a file beside it; numbers of other seeds that are
+into a document and every number, as JSON, into a file beside it; numbers of other runs that are
 there stay, so that --config.seed=324 adds seeds. Either goes on where it was when it is started
 again. On a CPU a run gets one core and as many go on at a time as there are cores: two cores do
 not make one small run much faster.
@@ -22,7 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from prosam_jax import cli
-from prosam_jax.config import Config, check_at_least
+from prosam_jax.config import ANNOTATIONS, Config, check_at_least
 from prosam_jax.training import comparison, grid, loop, page, report
 
 RECIPE = pathlib.Path(__file__).parent / "configs" / "shapes.py"
@@ -33,6 +34,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs: runs/demo or
 FULL = flags.DEFINE_bool("full", False, "Every fold, annotation, method and seed.")
 JOBS = flags.DEFINE_integer("jobs", None, "Runs at a time.", lower_bound=1)
 SEEDS = flags.DEFINE_integer("seeds", 3, "With --full: seeds of each run.", lower_bound=1)
+ANNOTATION = flags.DEFINE_multi_enum(
+    "annotation", ANNOTATIONS, ANNOTATIONS, "With --full: an annotation; may be repeated."
+)
 RESULTS = flags.DEFINE_string("results", "docs/results.md", "With --full: where the table goes.")
 
 
@@ -75,14 +79,14 @@ def _jobs(runs: Sequence[comparison.Run]) -> int:
 def full(base: Config, workdir: pathlib.Path) -> None:
     """All runs and one table."""
     start = time.monotonic()
-    runs = grid.runs(base, workdir, SEEDS.value)
+    runs = grid.runs(base, workdir, SEEDS.value, ANNOTATION.value)
     todo = [run for run in runs if comparison.results(run) is None]
     jobs = _jobs(runs)
     print(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time", flush=True)
     grid.finish(todo, jobs=jobs, shared=workdir)
     path = pathlib.Path(RESULTS.value)
     numbers = path.with_suffix(".json")
-    found = grid.together(grid.numbers(runs), numbers)
+    found = grid.together(grid.numbers(base, runs), numbers)
     table = grid.markdown(found.scores, grid.note(found))
     grid.write_markdown(path, table)
     grid.write_numbers(numbers, found)

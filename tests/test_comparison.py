@@ -169,7 +169,7 @@ def test_rows_are_the_methods_with_their_controls_and_the_others_once(tmp_path):
     common = [controls.EMPTY, controls.CLICK, controls.PRIOR, controls.EVERYTHING]
     assert names == ["VRP-SAM", *own, "ProSAM, Student-t", *own, *common]
     assert [row.miou for row in comparison.rows(held)][:3] == [40, 40, 39]
-    singles = grid.numbers(runs).scores
+    singles = grid.numbers(BASE, runs).scores
     assert len(singles) == 2 * (1 + len(controls.MEANING))
     assert singles[7] == grid.Score("mask", 0, "student_t", 321, "ProSAM, Student-t", 50.0, 25.0)
 
@@ -178,6 +178,8 @@ def test_the_grid_is_every_combination_once(tmp_path):
     runs = grid.runs(BASE, tmp_path, 3)
     assert len(runs) == len({run.workdir for run in runs}) == len({run.cfg for run in runs}) == 144
     assert {run.cfg.seed for run in runs[:48]} == {321}
+    few = grid.runs(BASE, tmp_path, 1, ("mask", "point"))
+    assert len(few) == 24 and set(few) < set(runs)
     for run in runs:
         cfg = run.cfg
         names = (cfg.data.annotation, cfg.data.fold, cfg.distribution.name, cfg.seed)
@@ -206,6 +208,13 @@ def test_tables_hold_mean_and_deviation_over_the_seeds():
     assert f"| box | ProSAM, Gaussian | {cells} | 12.50 ± 0.50 | 80.00 |" in table
 
 
+def test_tables_hold_the_annotations_that_there_are():
+    some = [x for x in _scores() if x.annotation in ("box", "point")]
+    table = grid.markdown(some, "how").splitlines()
+    assert table.count("| | box | point |") == 2
+    assert "| **VRP-SAM** | 12.50 ± 0.50 | 32.50 ± 0.50 |" in table
+
+
 def test_differences_are_taken_run_by_run():
     found = [
         dataclasses.replace(x, miou=x.miou + 1 + x.seed) if x.method == "student_t" else x
@@ -223,14 +232,14 @@ def test_the_table_says_who_made_its_numbers(tmp_path):
     file = runs[1].workdir / "results.json"
     other = json.loads(file.read_text()) | {"versions": {"prosam_jax": "0.1.0"}}
     file.write_text(json.dumps(other))
-    note = grid.note(grid.numbers(runs))
+    note = grid.note(grid.numbers(BASE, runs))
     assert note.startswith("2 runs of 60 steps of 2 episodes, 1,000 test episodes each")
-    made = "seeds 321; prosam_jax 0.0.9; 1 x abacus; or prosam_jax 0.1.0; 1 x abacus."
+    made = "seeds 321 of mask; prosam_jax 0.0.9; 1 x abacus; or prosam_jax 0.1.0; 1 x abacus."
     assert note.endswith(made)
 
 
-def test_seeds_are_added_to_a_file_of_the_same_settings(tmp_path, capsys):
-    found, path = grid.numbers([_finished(tmp_path, "vrp", 40.0)]), tmp_path / "results.json"
+def test_runs_are_added_to_a_file_of_the_same_settings(tmp_path, capsys):
+    found, path = grid.numbers(BASE, [_finished(tmp_path, "vrp", 40.0)]), tmp_path / "results.json"
     assert grid.together(found, path) == found
     grid.write_numbers(path, found)
     assert len(path.read_text().splitlines()) > len(found.scores)
@@ -240,7 +249,11 @@ def test_seeds_are_added_to_a_file_of_the_same_settings(tmp_path, capsys):
     both = grid.together(newer, path)
     assert both.scores == [*later, *found.scores]
     assert both.made_by == [*found.made_by, "another"]
-    assert "seeds 320, 321; prosam_jax 0.0.9; 1 x abacus; or another." in grid.note(both)
+    assert "seeds 320, 321 of mask; prosam_jax 0.0.9; 1 x abacus; or another." in grid.note(both)
+    box = dataclasses.replace(
+        found, scores=[dataclasses.replace(x, annotation="box") for x in later]
+    )
+    assert "seeds 321 of mask; seeds 320 of box; " in grid.note(grid.together(box, path))
     assert not capsys.readouterr().out
     other = dataclasses.replace(newer, frozen={"sam": "another"})
     assert grid.together(other, path) == other

@@ -3,6 +3,7 @@
 Each run is one of `comparison`, in a folder of its own, so that the whole goes on where it was.
 """
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -52,7 +53,9 @@ COMPARED = tuple(
 BEGIN, END = "<!-- demo-full: begin -->", "<!-- demo-full: end -->"
 
 
-def runs(base: Config, workdir: pathlib.Path, seeds: int) -> list[Run]:
+def runs(
+    base: Config, workdir: pathlib.Path, seeds: int, annotations: Sequence[str] = ANNOTATIONS
+) -> list[Run]:
     """Every run; those of one seed together, so that what is done so far can be compared."""
     return [
         comparison.run_of(
@@ -70,7 +73,7 @@ def runs(base: Config, workdir: pathlib.Path, seeds: int) -> list[Run]:
         )
         for seed in range(base.seed, base.seed + seeds)
         for fold in FOLDS  # its pictures stay in memory
-        for annotation in ANNOTATIONS
+        for annotation in annotations
         for method in METHODS
     ]
 
@@ -252,13 +255,18 @@ class Score:
     miou: float
     fb_iou: float
 
+    @property
+    def run(self) -> tuple[str, int, str, int]:
+        """What tells runs apart."""
+        return self.annotation, self.fold, self.method, self.seed
+
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
     """All that a grid has found.
 
     Attributes:
-        settings: Of its first run, but for the seed and where files lie.
+        settings: Of its recipe, but for what differs from run to run and where files lie.
         frozen: Its frozen weights, as `weight_file.frozen_weights`.
         made_by: Versions and devices that made the scores, each once.
         scores: Of the methods, named as such, and of their controls.
@@ -270,8 +278,8 @@ class Numbers:
     scores: list[Score]
 
 
-def numbers(done: Sequence[Run]) -> Numbers:
-    """Every number of finished runs."""
+def numbers(base: Config, done: Sequence[Run]) -> Numbers:
+    """Every number of finished runs of a recipe."""
     found, made_by = [], []
     for run in done:
         held = comparison.results(run)
@@ -285,14 +293,15 @@ def numbers(done: Sequence[Run]) -> Numbers:
                     x["miou"], x["fb_iou"],
                 )
             )  # fmt: skip
-    first = done[0].cfg
-    settings = to_dict(replaced(first, {"seed": 0, **dict.fromkeys(comparison.MOVED, "")}))
-    frozen = weight_file.frozen_weights(first)
+    varied = {"seed": 0, "data.fold": 0, "data.annotation": "mask", "distribution.name": "vrp"}
+    given = {"eval.pictures": 0, **dict.fromkeys(comparison.MOVED, ""), **comparison.SETTINGS}
+    settings = to_dict(replaced(base, varied | given))
+    frozen = weight_file.frozen_weights(base)
     return Numbers(settings, frozen, list(dict.fromkeys(made_by)), found)
 
 
 def together(new: Numbers, path: pathlib.Path) -> Numbers:
-    """The numbers, and those of other seeds that a file of `write_numbers` holds.
+    """The numbers, and those of other runs that a file of `write_numbers` holds.
 
     If it is of other settings or frozen weights they are left out, and this is said.
     """
@@ -302,8 +311,8 @@ def together(new: Numbers, path: pathlib.Path) -> Numbers:
     if (held["settings"], held["frozen"]) != (new.settings, new.frozen):
         print(f"{path} is of other settings or frozen weights: its numbers are replaced")
         return new
-    seeds = {x.seed for x in new.scores}
-    old = [x for x in (Score(**x) for x in held["scores"]) if x.seed not in seeds]
+    done = {x.run for x in new.scores}
+    old = [x for x in (Score(**x) for x in held["scores"]) if x.run not in done]
     made_by = [*(held["made_by"] if old else []), *new.made_by]
     scores = sorted([*old, *new.scores], key=lambda x: x.seed)
     return dataclasses.replace(new, made_by=list(dict.fromkeys(made_by)), scores=scores)
@@ -320,14 +329,18 @@ def write_numbers(path: pathlib.Path, found: Numbers) -> None:
 
 def note(found: Numbers) -> str:
     """How the numbers were made, for the head of their table."""
-    runs = {(x.annotation, x.fold, x.method, x.seed) for x in found.scores}
-    seeds = sorted({seed for *_, seed in runs})
+    runs = {x.run for x in found.scores}
+    kinds = collections.defaultdict(list)
+    for annotation in ANNOTATIONS:
+        seeds = sorted({seed for of, *_, seed in runs if of == annotation})
+        kinds[", ".join(map(str, seeds))].append(annotation)
+    seeds = "; ".join(f"seeds {seeds} of {', '.join(of)}" for seeds, of in kinds.items() if seeds)
     train, test = found.settings["train"], found.settings["eval"]
     rules = "".join(f"; with {a} data.downsample={rule}" for a, rule in DOWNSAMPLE.items())
     return (
         f"{len(runs)} runs of {train['steps']:,} steps of {train['batch_size']} episodes, "
-        f"{test['episodes']:,} test episodes each, the last checkpoint{rules}; seeds "
-        f"{', '.join(map(str, seeds))}; {'; or '.join(found.made_by)}."
+        f"{test['episodes']:,} test episodes each, the last checkpoint{rules}; {seeds}; "
+        f"{'; or '.join(found.made_by)}."
     )
 
 
@@ -340,18 +353,19 @@ def markdown(found: Sequence[Score], note: str) -> str:
         found: Numbers of all runs.
         note: How they were made.
     """
-    lines = [note, "", "mIoU in percent, mean of the four folds:", ""]
-    lines += ["| |" + "".join(f" {a} |" for a in ANNOTATIONS), "|---|" + "---|" * len(ANNOTATIONS)]
+    kinds = [a for a in ANNOTATIONS if any(x.annotation == a for x in found)]
+    head = ["| |" + "".join(f" {a} |" for a in kinds), "|---|" + "---|" * len(kinds)]
+    lines = [note, "", "mIoU in percent, mean of the four folds:", "", *head]
     named = [(m, name) for m in METHODS for name in (TITLES[m], *OF_THE_METHOD)]
     named += [(METHODS[0], name) for name in controls.MEANING if name not in OF_THE_METHOD]
     for method, name in named:
-        cells = [_over_seeds(found, a, method, name)[-2] for a in ANNOTATIONS]
+        cells = [_over_seeds(found, a, method, name)[-2] for a in kinds]
         bold = f"**{name}**" if name == TITLES[method] else name
         label = f"{TITLES[method]}: {name}" if name in OF_THE_METHOD else bold
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += ["", "By fold, mIoU in percent and at last FB-IoU:", ""]
     lines += ["| | | fold 0 | fold 1 | fold 2 | fold 3 | mean | FB-IoU |", "|---|---|" + "---|" * 6]
-    for annotation, method in itertools.product(ANNOTATIONS, METHODS):
+    for annotation, method in itertools.product(kinds, METHODS):
         cells = _over_seeds(found, annotation, method, TITLES[method])
         lines.append(f"| {annotation} | {TITLES[method]} | {' | '.join(cells)} |")
     lines += [
@@ -359,9 +373,8 @@ def markdown(found: Sequence[Score], note: str) -> str:
         "How much more mIoU, fold by fold and seed by seed, mean ± its standard error:",
         "",
     ]
-    lines += ["| |" + "".join(f" {a} |" for a in ANNOTATIONS), "|---|" + "---|" * len(ANNOTATIONS)]
     for (method, name), (other, below) in COMPARED:
-        cells = [_difference(found, a, (method, name), (other, below)) for a in ANNOTATIONS]
+        cells = [_difference(found, a, (method, name), (other, below)) for a in kinds]
         lines.append(f"| {name} than {below} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
