@@ -368,11 +368,8 @@ def markdown(found: Sequence[Score], note: str) -> str:
     for annotation, method in itertools.product(kinds, METHODS):
         cells = _over_seeds(found, annotation, method, TITLES[method])
         lines.append(f"| {annotation} | {TITLES[method]} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "How much more mIoU, fold by fold and seed by seed, mean ± its standard error:",
-        "",
-    ]
+    title = "How much more mIoU, fold by fold and seed by seed, mean ± its standard error:"
+    lines += ["", title, "", *head]
     for (method, name), (other, below) in COMPARED:
         cells = [_difference(found, a, (method, name), (other, below)) for a in kinds]
         lines.append(f"| {name} than {below} | {' | '.join(cells)} |")
