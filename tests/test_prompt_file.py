@@ -331,13 +331,14 @@ def test_show_tells_people(run, capsys):
         (["show", "none"], "none is missing"),
         (["export", "--workdir=none", "--out=x"], "none/config.json is missing"),
         (["export", "--workdir={run}", "--out=x", "--checkpoint=9"], "--checkpoint=9: "),
+        (["export", "--workdir={run}", "--out={run}/config.json"], "{run}/config.json exists"),
     ],
-    ids=["show", "no run", "no checkpoint"],
+    ids=["show", "no run", "no checkpoint", "in the way"],
 )
 def test_mistakes_get_one_line(run, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert prompt_file.main([x.format(run=run[1]) for x in arguments]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {message}")
+    assert error.startswith(f"error: {message.format(run=run[1])}")
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
