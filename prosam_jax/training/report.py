@@ -269,11 +269,9 @@ def save_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
         arrays[f"control/{name}"] = [x.controls[name] for x in examples]
     if examples[0].uncertainty is not None:
         arrays["uncertainty"] = [x.uncertainty for x in examples]
-    temporary = path.with_suffix(".part.npz")  # a file of that name is a whole one
-    np.savez_compressed(
-        temporary, allow_pickle=False, **{k: np.stack(x) for k, x in arrays.items()}
-    )
-    temporary.replace(path)
+    stacked = {k: np.stack(x) for k, x in arrays.items()}
+    with replacing(path) as part, part.open("wb") as file:  # to a name NumPy would add ".npz"
+        np.savez_compressed(file, allow_pickle=False, **stacked)
 
 
 def load_examples(path: pathlib.Path) -> list[Example]:
