@@ -208,8 +208,7 @@ class Segmenter:
                 )
         k = samples if uncertainty else 0
         one = _is_one(images)
-        given: Any = images
-        listed = [given] if one else list(given)
+        listed = _listed([images] if one else images)
         step = 1 if one else batch_size
         found = []
         for i in range(0, len(listed), step):
@@ -288,6 +287,15 @@ class Segmenter:
 def _is_one(images: Any) -> bool:
     a_file = isinstance(images, str | os.PathLike | Image.Image)
     return a_file or getattr(images, "ndim", 0) in (2, 3)  # 4 axes are a batch
+
+
+def _listed(images: Any) -> list[ImageLike]:
+    if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray | Mapping):
+        raise ValueError(
+            f"images is of {type(images).__name__}: pass a picture (path, Pillow image or array of "
+            "height x width x 3) or a list of them"
+        )
+    return list(images)
 
 
 @functools.partial(jax.jit, static_argnames=("tree", "size", "downsample"))

@@ -37,7 +37,7 @@ def test_a_run_on_coco_is_tested_on_pascal(tmp_path, test, classes):
     assert source.fold.rule.name.startswith(f"COCO to Pascal, {test.removeprefix('pascal_')}")
     wanted = {2, 6, 13} if classes == 4 else {6, 7}
     assert {source.spec(i).class_id for i in range(30)} == wanted
-    with pytest.raises(ValueError, match=r"data.test_root is not set; it must be the VOC2012"):
+    with pytest.raises(ValueError, match=r"is not set: pass --config.data.test_root=FOLDER; it"):
         episode_list.source(Config.from_dict({"data": settings | {"test": test}}), "test")
     with pytest.raises(ValueError, match=r"data.test='pascal_\w+' needs data.name='coco', not"):
         Config.from_dict({"data": {"test": test}})

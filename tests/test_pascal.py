@@ -42,8 +42,8 @@ def test_two_folders_are_ambiguous(tmp_path):
 
 
 def test_wrong_roots_are_told_what_is_expected(tmp_path, voc):
-    _fails("", "data.root is not set; it must be the VOC2012 folder that holds JPEGImages")
-    _fails(tmp_path / "nowhere", "found nothing of that kind in .*nowhere; it must be")
+    _fails("", "data.root is not set: pass --config.data.root=FOLDER; .*pascal --root FOLDER")
+    _fails(tmp_path / "nowhere", "found nothing of that kind in .*nowhere; .* --root .*nowhere --d")
     shutil.rmtree(voc / "SegmentationClassAug")
     _fails(voc, "VOC2012 lacks SegmentationClassAug; it must be .*prepare pascal --root")
 

@@ -13,7 +13,7 @@ from PIL import Image
 from small import prompt_encoder_file, small_config
 
 import prosam_jax
-from prosam_jax import Segmenter, model, resize, trained, weights
+from prosam_jax import Segmenter, model, resize, segmenter, trained, weights
 from prosam_jax.checkpoint import Checkpoints
 from prosam_jax.config import DistributionConfig, write_config
 from prosam_jax.data.transforms import resize_image, resize_mask
@@ -167,6 +167,13 @@ def test_every_mark_counts_and_the_last_set_stays(seg):
     np.testing.assert_array_equal(ours._references["object"].mask, shown["mask"])
     ours.reset()
     assert ours.classes == ()
+
+
+@pytest.mark.parametrize("wrong", [7, None, b"cat.jpg", {"cat.jpg": 1}])
+def test_what_is_no_picture_is_said(wrong):
+    # Past the type checker of the tests, which users do not have.
+    with pytest.raises(ValueError, match=f"images is of {type(wrong).__name__}: pass a picture"):
+        segmenter._listed(wrong)
 
 
 @pytest.mark.slow

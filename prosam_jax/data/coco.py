@@ -33,14 +33,15 @@ def find_folder(root: str) -> MaskFolder:
     Raises:
         ValueError: It is not there.
     """
-    wanted = f"data.root must be the folder of COCO 2014 that holds {', '.join(OWN_LISTS)} and "
+    wanted = (
+        f"it must be the folder of COCO 2014 that holds {', '.join(OWN_LISTS)} and {LISTS}; "
+        f"make it with: python -m prosam_jax.data.prepare coco --root {root or 'FOLDER'} --download"
+    )
     if not root:
-        raise ValueError(f"data.root is not set; {wanted}{LISTS}")
+        raise ValueError(f"data.root is not set: pass --config.data.root=FOLDER; {wanted}")
     path = pathlib.Path(root).expanduser()
     if absent := [name for name in (*OWN_LISTS, LISTS) if not (path / name).is_dir()]:
-        raise ValueError(
-            f"data.root={root!r}: {path} lacks {' and '.join(absent)}; {wanted}{LISTS}"
-        )
+        raise ValueError(f"data.root={root!r}: {path} lacks {' and '.join(absent)}; {wanted}")
     return coco_folder(path)
 
 

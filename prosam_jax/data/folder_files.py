@@ -81,9 +81,9 @@ def find_folder(root: str) -> Folder:
     Raises:
         ValueError: Something of the layout is missing.
     """
-    wanted = f"data.root must hold {IMAGES}, {MASKS} and {CLASSES}"
+    wanted = f"it must hold {IMAGES}, {MASKS} and {CLASSES}"
     if not root:
-        raise ValueError(f"data.root is not set; {wanted}")
+        raise ValueError(f"data.root is not set: pass --config.data.root=FOLDER; {wanted}")
     path = pathlib.Path(root).expanduser()
     if not (path / IMAGES).is_dir():
         raise ValueError(f"data.root={root!r}: there is no {path / IMAGES}; {wanted}")
