@@ -5,12 +5,12 @@ environment variable HF_ENDPOINT, https://huggingface.co if there is none.
 """
 
 import contextlib
-import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from prosam_jax.atomic import replacing
 from prosam_jax.prompt import weight_file
 from prosam_jax.prompt.weight_file import Trained
 
@@ -78,12 +78,8 @@ def pull(
     except ValueError as error:
         raise ValueError(f"{repo} holds no prompt encoder for this library: {error}") from error
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        shutil.copyfile(cached, temporary)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(out) as part:
+        shutil.copyfile(cached, part)
     return trained
 
 

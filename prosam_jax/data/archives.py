@@ -16,6 +16,8 @@ from typing import IO, NamedTuple, TypeVar, cast
 import rich.console
 import rich.progress
 
+from prosam_jax.atomic import replacing
+
 _T = TypeVar("_T")
 
 
@@ -146,10 +148,8 @@ def unpack(path: pathlib.Path, place: Callable[[str], pathlib.Path | None]) -> N
 def writing(target: pathlib.Path) -> Iterator[IO[bytes]]:
     """A file that gets its name when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
-    with part.open("wb") as file:
+    with replacing(target) as part, part.open("wb") as file:
         yield file
-    os.replace(part, target)
 
 
 def track(items: Iterable[_T], total: int, what: str) -> Iterable[_T]:

@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from prosam_jax.atomic import replacing
 from prosam_jax.config import DataConfig
 from prosam_jax.data.episodes import EpisodeSource, episode_source
 from prosam_jax.data.folds import FoldRule
@@ -145,10 +145,8 @@ class MaskFolder:
     def keep_pixel_counts(self, ids: Sequence[str], counts: Int[np.ndarray, "n c"]) -> None:
         """Writes counts where `pixel_counts` finds them."""
         stamps = [_stamp(self.mask_path(image_id)) for image_id in ids]
-        part = self.path / f"{COUNTS}.part"
-        with part.open("wb") as file:
+        with replacing(self.path / COUNTS) as part, part.open("wb") as file:
             np.savez_compressed(file, ids=np.array(ids), stamps=np.array(stamps), counts=counts)
-        os.replace(part, self.path / COUNTS)
 
     def _known_counts(self) -> dict[tuple[str, _Stamp], Int[np.ndarray, " c"]]:
         path = self.path / COUNTS

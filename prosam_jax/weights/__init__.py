@@ -19,6 +19,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 from safetensors.numpy import save_file
 
+from prosam_jax.atomic import replacing
+
 FORMAT = "prosam_jax 1"
 NAMESPACE = "prosam_jax"
 SETTINGS = {
@@ -113,17 +115,14 @@ def save(
     facts = {"format": FORMAT, "arrays_sha256": checksum(contiguous), **metadata}
     text = json.dumps(facts, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(contiguous, temporary, metadata={NAMESPACE: text})
-        temporary.chmod(mode)  # as for any new file: safetensors makes them the owner's alone
-        os.replace(temporary, path)
+        with replacing(path) as part:
+            part.touch()
+            mode = part.stat().st_mode
+            save_file(contiguous, part, metadata={NAMESPACE: text})
+            part.chmod(mode)  # as for any new file: safetensors makes them the owner's alone
     except safetensors.SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def checksum(arrays: Mapping[str, np.ndarray | jax.Array]) -> str:
