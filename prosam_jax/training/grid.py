@@ -359,26 +359,30 @@ def markdown(found: Sequence[Score], note: str) -> str:
     named = [(m, name) for m in METHODS for name in (TITLES[m], *OF_THE_METHOD)]
     named += [(METHODS[0], name) for name in controls.MEANING if name not in OF_THE_METHOD]
     for method, name in named:
-        cells = [_over_seeds(found, a, method, name)[-2] for a in kinds]
+        cells = [over_seeds(found, a, method, name)[-2] for a in kinds]
         bold = f"**{name}**" if name == TITLES[method] else name
         label = f"{TITLES[method]}: {name}" if name in OF_THE_METHOD else bold
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += ["", "By fold, mIoU in percent and at last FB-IoU:", ""]
     lines += ["| | | fold 0 | fold 1 | fold 2 | fold 3 | mean | FB-IoU |", "|---|---|" + "---|" * 6]
     for annotation, method in itertools.product(kinds, METHODS):
-        cells = _over_seeds(found, annotation, method, TITLES[method])
+        cells = over_seeds(found, annotation, method, TITLES[method])
         lines.append(f"| {annotation} | {TITLES[method]} | {' | '.join(cells)} |")
     title = "How much more mIoU, fold by fold and seed by seed, mean ± its standard error:"
     lines += ["", title, "", *head]
     for (method, name), (other, below) in COMPARED:
-        cells = [_difference(found, a, (method, name), (other, below)) for a in kinds]
+        cells = [difference(found, a, (method, name), (other, below)) for a in kinds]
         lines.append(f"| {name} than {below} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _difference(
+def difference(
     found: Sequence[Score], annotation: str, one: tuple[str, str], other: tuple[str, str]
 ) -> str:
+    """How much more mIoU one method and name has than the other: mean ± standard error.
+
+    The mean is over the runs, folds and seeds, of `one`; `other` must have all of them.
+    """
     miou = [
         {
             (x.seed, x.fold): x.miou
@@ -391,8 +395,8 @@ def _difference(
     return f"{values.mean():+.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
 
 
-def _over_seeds(found: Sequence[Score], annotation: str, method: str, name: str) -> list[str]:
-    """Fold by fold the mIoU, their mean, and the mean FB-IoU."""
+def over_seeds(found: Sequence[Score], annotation: str, method: str, name: str) -> list[str]:
+    """Fold by fold the mIoU, their mean, and the mean FB-IoU: means ± deviations over seeds."""
     wanted = (annotation, method, name)
     of = {(x.seed, x.fold): x for x in found if (x.annotation, x.method, x.name) == wanted}
     seeds = sorted({seed for seed, _ in of})
