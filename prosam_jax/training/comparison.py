@@ -126,8 +126,9 @@ def _last_step(cfg: Config) -> int:
 
 def made_by(held: Mapping[str, Any]) -> str:
     """The versions and the device that made a `results.json`."""
-    versions = ", ".join(f"{name} {of}" for name, of in held["versions"].items())
-    return f"{versions}; {held['device']}"
+    versions = [f"{name} {of}" for name, of in held["versions"].items()]
+    told = ", ".join(x for x in versions if x not in held["device"])
+    return f"{told}; {held['device']}"
 
 
 class Row(NamedTuple):
