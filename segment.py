@@ -11,10 +11,12 @@ each target, 0 or 255, as large as the target and named after it.
 import os
 import pathlib
 import sys
+import warnings
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
+from PIL import Image
 
 from prosam_jax import cli, segment_files, trained
 from prosam_jax.config import RANDOM
@@ -75,6 +77,8 @@ def _numbers(name: str, text: str, count: int) -> list[float]:
 
 def main() -> None:
     """Segments the targets; ends with status 1 if some of them cannot be read."""
+    # Of pictures of 90 to 180 million pixels, as if a stranger had sent them.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     found, references, targets = marks(), _paths(REFERENCE), _paths(TARGETS)
     if len(targets) > 1:
         raise ValueError(f"{len(targets)} --targets: pass one picture, or one folder of pictures")

@@ -150,6 +150,11 @@ def _opened(
             return convert(ImageOps.exif_transpose(file))
     except FileNotFoundError:
         raise
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ValueError(
+            f"{name} has more than {most:,} pixels, the most that Pillow reads: shrink it"
+        ) from error
     except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
         known = not isinstance(error, UnidentifiedImageError)  # whose words name the file again
         reason = error if known else "its format is unknown"

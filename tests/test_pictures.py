@@ -68,13 +68,16 @@ def test_what_is_no_picture_is_said(given, message):
         pictures.read(given)
 
 
-def test_files_that_are_no_pictures_are_named(tmp_path):
+def test_files_that_are_no_pictures_are_named(tmp_path, monkeypatch):
     (tmp_path / "text.jpg").write_text("no picture")
     Image.fromarray(np.tile(RGB, (40, 40, 1))).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:400])
     for name in ("text.jpg", "cut.png"):
         with pytest.raises(ValueError, match=f"{name} cannot be read as a picture: "):
             pictures.read(tmp_path / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"whole.png has more than 2,000 pixels, .*: shrink it"):
+        pictures.read(tmp_path / "whole.png")
     with pytest.raises(FileNotFoundError, match=r"absent\.jpg"):
         pictures.read(tmp_path / "absent.jpg")
 
