@@ -77,7 +77,7 @@ def _numbers(name: str, text: str, count: int) -> list[float]:
 
 def main() -> None:
     """Segments the targets; ends with status 1 if some of them cannot be read."""
-    # Of pictures of 90 to 180 million pixels, as if a stranger had sent them.
+    # Pillow suspects pictures of 90 to 180 million pixels of an attack; these are the user's own.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     found, references, targets = marks(), _paths(REFERENCE), _paths(TARGETS)
     if len(targets) > 1:
