@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Complex64, Float, Int, UInt8
 
+from prosam_jax.atomic import replacing
 from prosam_jax.data.outlines import FORMS, PLAIN, Form, Outline, fill, radial, symmetric, unit
 from prosam_jax.data.shapes import PATTERNS, Kind, Surface, scene
 
@@ -64,9 +65,8 @@ def pictures(count: int, cache: pathlib.Path) -> Pictures:
     drawn = [first, *(picture(number) for number in range(1, count))]
     rendered = Pictures(*map(np.stack, zip(*drawn, strict=True)))
     cache.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".part.npz")
-    np.savez(temporary, *rendered)
-    temporary.replace(file)
+    with replacing(file) as part, part.open("wb") as whole:
+        np.savez(whole, *rendered)
     return rendered
 
 

@@ -20,7 +20,6 @@ OWN_LISTS = "train_aug", "val"
 """Names of the lists of the training and the testing pool."""
 
 _WANTED = f"must be the VOC2012 folder that holds {IMAGES}, {MASKS} and {LISTS}"
-_MAKE = "make it with: python -m prosam_jax.data.prepare pascal --root FOLDER --download"
 
 
 def pascal_folder(path: pathlib.Path) -> MaskFolder:
@@ -52,20 +51,22 @@ def find_folder(root: str, setting: str = "data.root") -> MaskFolder:
     Raises:
         ValueError: It is in none of them, or in several.
     """
+    command = f"python -m prosam_jax.data.prepare pascal --root {root or 'FOLDER'}"
     if not root:
         raise ValueError(
-            f"{setting} is not set: pass --config.{setting}=FOLDER; it {_WANTED}; {_MAKE}"
+            f"{setting} is not set: pass --config.{setting}=FOLDER; it {_WANTED}; make it with: "
+            f"{command} --download"
         )
     found = find_images(root, setting)
     if not found:
         raise ValueError(
-            f"{setting}={root!r}: found nothing of that kind in {_base(root)}; it {_WANTED}; "
-            f"{_MAKE.replace('FOLDER', root)}"
+            f"{setting}={root!r}: found nothing of that kind in {_base(root)}; it {_WANTED}; make "
+            f"it with: {command} --download"
         )
     if absent := [name for name in (MASKS, LISTS) if not (found[0] / name).is_dir()]:
         raise ValueError(
             f"{setting}={root!r}: {found[0]} lacks {' and '.join(absent)}; it {_WANTED}; make them "
-            f"with: python -m prosam_jax.data.prepare pascal --root {root}"
+            f"with: {command}"
         )
     return pascal_folder(found[0])
 

@@ -15,21 +15,19 @@ enough for a file of its own.
 
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import time
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from prosam_jax.atomic import PART, replacing
 from prosam_jax.feature_cache.packing import Packed
 
 _SEAL = hashlib.sha256().digest_size
-_PART = ".part"
 _ABANDONED = 3600  # seconds; an entry is written within one
 
 
@@ -103,22 +101,17 @@ class Entries:
         payload = b"".join(part.tobytes() for part in entry if part is not None)
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(uuid.uuid4().hex + _PART)
-        try:
-            temporary.write_bytes(_seal(key, payload) + payload)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as part:
+            part.write_bytes(_seal(key, payload) + payload)
         self.damaged.discard(key)
 
     def _prepare(self) -> None:
         """Makes the folder, says in it what it is, and clears away what killed processes left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         about = self.folder / "about.json"
-        temporary = about.with_name(uuid.uuid4().hex + _PART)
-        temporary.write_text(self._about)
-        os.replace(temporary, about)
-        for path in self.folder.glob(f"*/*{_PART}"):
+        with replacing(about) as part:
+            part.write_text(self._about)
+        for path in self.folder.glob(f"*/*{PART}"):
             try:
                 if time.time() - path.stat().st_mtime > _ABANDONED:
                     path.unlink(missing_ok=True)
@@ -128,7 +121,7 @@ class Entries:
 
     def count(self) -> int:
         """How many entries there are, looked at or not."""
-        return sum(not path.name.endswith(_PART) for path in self.folder.glob("??/*"))
+        return sum(not path.name.endswith(PART) for path in self.folder.glob("??/*"))
 
     def free(self) -> int:
         """Bytes that the disk has left."""
