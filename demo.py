@@ -22,9 +22,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from prosam_jax import cli
+from prosam_jax import cli, console
+from prosam_jax.comparison import methods, report, sweep, tables
 from prosam_jax.config import ANNOTATIONS, Config, check_at_least
-from prosam_jax.training import comparison, grid, loop, page, report
+from prosam_jax.training import signals
 
 RECIPE = pathlib.Path(__file__).parent / "configs" / "shapes.py"
 METHODS = ("vrp", "student_t")
@@ -44,59 +45,58 @@ def demo(base: Config, workdir: pathlib.Path) -> None:
     """Two runs, a table and a report."""
     check_at_least("eval.pictures", base.eval.pictures, 1)
     start = time.monotonic()
-    comparison.share_compiled(workdir)
+    methods.share_compiled(workdir)
     runs = [
-        comparison.run_of(base, workdir, method, {"distribution.name": method})
-        for method in METHODS
+        methods.run_of(base, workdir, method, {"distribution.name": method}) for method in METHODS
     ]
-    todo = [run for run in runs if comparison.results(run) is None]
+    todo = [run for run in runs if methods.results(run) is None]
     jobs = _jobs(runs)
     if todo and jobs > 1:
         titles = " and ".join(run.title for run in todo)
         print(f"training {titles}, {jobs} at a time", flush=True)
-        grid.finish(todo, jobs=jobs, shared=workdir)
+        sweep.finish(todo, jobs=jobs, shared=workdir)
     held = {}
     for run in runs:
         if jobs == 1 and run in todo:
             print(f"\n{run.title}", flush=True)
-        held[run.title] = comparison.finish(run)
+        held[run.title] = methods.finish(run)
     print()
-    comparison.print_table(comparison.rows(held), f"novel classes of fold {base.data.fold}")
+    tables.print_table(tables.rows(held), f"novel classes of fold {base.data.fold}")
     path = workdir / "report.html"
-    page.write(path, runs, shlex.join(["python", *sys.argv]))
+    report.write(path, runs, shlex.join(["python", *sys.argv]))
     print(
-        f"{report.clock(time.monotonic() - start)}; the report, for any browser: {path.resolve()}"
+        f"{console.clock(time.monotonic() - start)}; the report, for any browser: {path.resolve()}"
     )
 
 
-def _jobs(runs: Sequence[comparison.Run]) -> int:
+def _jobs(runs: Sequence[methods.Run]) -> int:
     """How many runs go on at a time."""
     if JOBS.value:
         return JOBS.value
-    return min(len(runs), len(grid.cores()) or 1) if jax.default_backend() == "cpu" else 1
+    return min(len(runs), len(sweep.cores()) or 1) if jax.default_backend() == "cpu" else 1
 
 
 def full(base: Config, workdir: pathlib.Path) -> None:
     """All runs and one table."""
     start = time.monotonic()
-    runs = grid.runs(base, workdir, SEEDS.value, ANNOTATION.value)
-    todo = [run for run in runs if comparison.results(run) is None]
+    runs = sweep.runs(base, workdir, SEEDS.value, ANNOTATION.value)
+    todo = [run for run in runs if methods.results(run) is None]
     jobs = _jobs(runs)
     print(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time", flush=True)
-    grid.finish(todo, jobs=jobs, shared=workdir)
+    sweep.finish(todo, jobs=jobs, shared=workdir)
     path = pathlib.Path(RESULTS.value)
     numbers = path.with_suffix(".json")
-    found = grid.together(grid.numbers(base, runs), numbers)
-    table = grid.markdown(found.scores, grid.note(found))
-    grid.write_markdown(path, table)
-    grid.write_numbers(numbers, found)
-    print(f"{table}\n\n{report.clock(time.monotonic() - start)}; wrote {path} and {numbers}")
+    found = tables.together(tables.numbers(base, runs), numbers)
+    table = tables.markdown(found.scores, tables.note(found))
+    tables.write_markdown(path, table)
+    tables.write_numbers(numbers, found)
+    print(f"{table}\n\n{console.clock(time.monotonic() - start)}; wrote {path} and {numbers}")
 
 
 def main() -> None:
     """Runs the demo, or all of it."""
     compare, name = (full, "runs/full") if FULL.value else (demo, "runs/demo")
-    fixed = {*comparison.SETTINGS, *(grid.SET if FULL.value else ("distribution.name",))}
+    fixed = {*methods.SETTINGS, *(sweep.SET if FULL.value else ("distribution.name",))}
     if given := fixed & config_flags.get_override_values(flags.FLAGS["config"]).keys():
         raise ValueError(f"{', '.join(sorted(given))}: set by the comparison itself")
     base = Config.from_dict(CONFIG.value)
@@ -107,7 +107,7 @@ def main() -> None:
         )
     try:
         compare(base, pathlib.Path(WORKDIR.value or name).expanduser())
-    except loop.Stopped as stopped:
+    except signals.Stopped as stopped:
         print(stopped, flush=True)
         sys.exit(128 + stopped.signum)
     except KeyboardInterrupt:

@@ -15,9 +15,8 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from prosam_jax import cli
+from prosam_jax import cli, runs
 from prosam_jax.config import read_config
-from prosam_jax.training import score
 
 config_flags.DEFINE_config_file("config", None, "Names the settings; their values are the run's.")
 WORKDIR = flags.DEFINE_string(
@@ -32,13 +31,13 @@ def main() -> None:
     workdir = pathlib.Path(WORKDIR.value).expanduser()
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     if PROMPT_ENCODER.value is None:
-        cfg = score.settings(read_config(workdir / "config.json"), overrides)
-        score.score(cfg, workdir, CHECKPOINT.value)
+        cfg = runs.settings(read_config(workdir / "config.json"), overrides)
+        runs.score(cfg, workdir, CHECKPOINT.value)
     elif CHECKPOINT.present:
         raise ValueError("--checkpoint picks from a run, --prompt_encoder is a file: pass one only")
     else:
-        cfg = score.settings_of_file(pathlib.Path(PROMPT_ENCODER.value), overrides)
-        score.score_file(cfg, workdir)
+        cfg = runs.settings_of_file(pathlib.Path(PROMPT_ENCODER.value), overrides)
+        runs.score_file(cfg, workdir)
 
 
 if __name__ == "__main__":

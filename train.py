@@ -15,7 +15,9 @@ from ml_collections import config_flags
 
 from prosam_jax import cli
 from prosam_jax.config import Config
-from prosam_jax.training import loop
+from prosam_jax.training import loop, signals
+
+pass
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, pascal.py if none.")
 WORKDIR = flags.DEFINE_string(
@@ -27,7 +29,7 @@ def main() -> None:
     """Trains, or goes on with the run in the workdir."""
     try:
         loop.train(Config.from_dict(CONFIG.value), pathlib.Path(WORKDIR.value).expanduser())
-    except loop.Stopped as stopped:
+    except signals.Stopped as stopped:
         print(stopped, flush=True)
         sys.exit(128 + stopped.signum)
 

@@ -33,15 +33,15 @@ def our_side(args: argparse.Namespace, file: str) -> Any:
 
     cfg = BackboneConfig(name=args.name)
     network = ours.load(lambda rngs: backbone.build(cfg, rngs=rngs), file)
-    return ours.Forward(backbone.query_taps, network, forward.images(args), args.dtype)
+    return ours.Forward(backbone.target_taps, network, forward.images(args), args.dtype)
 
 
 def write(args: argparse.Namespace, file: str) -> None:
     """Converts the weights."""
     from benchmarks import converted
-    from convert import backbone_to_flax
     from prosam_jax import backbone
     from prosam_jax.config import BackboneConfig
+    from prosam_jax.convert import backbone_to_flax
 
     cfg, table = BackboneConfig(name=args.name), backbone_to_flax.TABLES[args.name]
     converted.write(

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from convert import engine
-from prosam_jax import weights
+from prosam_jax.convert import engine
+from prosam_jax.weights import files
 
 
 def write(
@@ -20,6 +20,6 @@ def write(
 ) -> None:
     """Writes the arrays of the module that `build` makes, by the converter's rules."""
     source = {name: tensor.numpy() for name, tensor in twin.state_dict().items()}
-    specs = weights.leaves(weights.abstract(build))
+    specs = files.leaves(files.abstract(build))
     arrays = engine.convert(source, rules, ignored, specs)
     save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, file)

@@ -71,7 +71,7 @@ def our_side(args: argparse.Namespace, file: str) -> Any:
 def write(args: argparse.Namespace, file: str) -> None:
     """Converts the weights."""
     from benchmarks import converted
-    from convert.sam_rules import META_RULES
+    from prosam_jax.convert.rules.sam import META_RULES
     from prosam_jax.sam.model import Sam
     from torch_models import sam
 

@@ -22,10 +22,11 @@ import jax
 
 from benchmarks import measure, ours
 from benchmarks.loader import write_pictures
-from prosam_jax import model
+from prosam_jax import model, sharding
 from prosam_jax.config import BACKBONES, SAM_MODELS, CacheConfig, Config
+from prosam_jax.evaluation import evaluate
 from prosam_jax.feature_cache.cache import FeatureCache
-from prosam_jax.training import evaluation, loop, sharding
+from prosam_jax.training import loop
 
 OUT = pathlib.Path("runs/benchmarks/episodes.json")
 
@@ -34,7 +35,7 @@ def evaluated(trainer: loop.Trainer, cache: FeatureCache | None, episodes: int) 
     """Rate and score of an evaluation of the first `episodes` of the list."""
     marks = []
     cfg = trainer.cfg
-    result = evaluation.evaluate(
+    result = evaluate.evaluate(
         trainer.predict,
         trainer.state.params,
         trainer.frozen,

@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure
-from prosam_jax import model
+from prosam_jax import model, sharding
 from prosam_jax.config import CACHE_DTYPES, CacheConfig, Config
 from prosam_jax.data.loader import make_loader
 from prosam_jax.feature_cache.build import build, missing
 from prosam_jax.feature_cache.cache import FeatureCache
 from prosam_jax.feature_cache.packing import pack, unpack
 from prosam_jax.sam.model import Sam
-from prosam_jax.training import loop, sharding
+from prosam_jax.training import loop
 from prosam_jax.types import Episode
 
 OUT = pathlib.Path("runs/benchmarks/feature_cache.json")
@@ -53,7 +53,7 @@ class Training:
         start, cpu = time.perf_counter(), time.process_time()
         for episode in self.episodes:
             batch = sharding.split_batch(episode, self.trainer.mesh)
-            embeddings = cache(episode.query_image) if cache else None
+            embeddings = cache(episode.target_image) if cache else None
             self.state, logs = self.trainer.train_step(
                 self.state, self.trainer.frozen, batch, embeddings
             )

@@ -20,9 +20,10 @@ import jax
 
 from benchmarks import measure
 from benchmarks.loader import write_pictures
+from prosam_jax import sharding
 from prosam_jax.config import BACKBONES, SAM_MODELS, Config
 from prosam_jax.data.loader import make_loader
-from prosam_jax.training import loop, sharding
+from prosam_jax.training import loop
 
 OUT = pathlib.Path("runs/benchmarks/input.json")
 WARM_UP = 3  # steps; the first compiles

@@ -12,11 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import measure, ours
 from benchmarks.problem import Problem, parts
-from prosam_jax import backbone, equations, model, weights
+from prosam_jax import backbone, equations, model, sharding
 from prosam_jax.config import RANDOM, BackboneConfig, Config, DistributionConfig, SAMSettings
 from prosam_jax.model import ProSAM
-from prosam_jax.training import sharding, state
+from prosam_jax.training import state
 from prosam_jax.types import Episode, Features, Taps
+from prosam_jax.weights import files
 
 BETA1 = 0.9  # AdamW's
 
@@ -24,7 +25,7 @@ BETA1 = 0.9  # AdamW's
 def fill(problem: Problem, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The problem's modules with their weights, by attribute of `ProSAM`."""
     return {
-        name: weights.fill(weights.abstract(build), lambda x, n=name: arrays[f"{n}.{x}"])
+        name: files.fill(files.abstract(build), lambda x, n=name: arrays[f"{n}.{x}"])
         for name, build in parts(problem).items()
     }
 
@@ -47,7 +48,7 @@ class Side:
             distribution = dataclasses.replace(distribution, sample_group=group)
         cfg = Config(distribution=distribution)
         filled = fill(problem, arrays)
-        unused = weights.random(
+        unused = files.random(
             lambda rngs: cast(Any, backbone.build(BackboneConfig("tiny", "random"), rngs=rngs)), 0
         )
         whole = ProSAM(cfg, **filled, backbone=unused, rngs=nnx.Rngs(0))
@@ -139,11 +140,11 @@ class Predictor:
         images = problem.inputs()
         b, h, w = images["mask"].shape
         self.episode = Episode(
-            support_image=images["support"][:, None],
-            support_mask=images["mask"][:, None],
-            query_image=images["query"],
-            query_mask=np.zeros((b, h, w), bool),
-            query_ignore=np.zeros((b, h, w), bool),
+            reference_image=images["support"][:, None],
+            reference_mask=images["mask"][:, None],
+            target_image=images["query"],
+            target_mask=np.zeros((b, h, w), bool),
+            target_ignore=np.zeros((b, h, w), bool),
             class_id=np.ones(b, np.int32),
             index=np.arange(b, dtype=np.int32),
             valid=np.ones(b, bool),

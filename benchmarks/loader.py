@@ -28,11 +28,11 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks import measure
 from prosam_jax import resize
 from prosam_jax.config import DataConfig
+from prosam_jax.data.datasets.mask_folder import MaskFolder
+from prosam_jax.data.datasets.pascal import pascal_episodes, pascal_folder
+from prosam_jax.data.datasets.shapes import Shapes
 from prosam_jax.data.episodes import EpisodeSource
 from prosam_jax.data.loader import make_loader
-from prosam_jax.data.mask_folder import MaskFolder
-from prosam_jax.data.pascal import pascal_episodes, pascal_folder
-from prosam_jax.data.shapes import Shapes
 from prosam_jax.data.transforms import IGNORE
 from prosam_jax.types import Episode
 
@@ -55,14 +55,14 @@ class TorchEpisodes(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         spec = self.source.spec(index)
-        query_image, query_mask, query_ignore = self._read(spec.query_id, spec.class_id)
-        supports = [self._read(image_id, spec.class_id) for image_id in spec.support_ids]
+        target_image, target_mask, target_ignore = self._read(spec.target_id, spec.class_id)
+        supports = [self._read(image_id, spec.class_id) for image_id in spec.reference_ids]
         return {
-            "support_image": torch.stack([image for image, _, _ in supports]),
-            "support_mask": torch.stack([mask for _, mask, _ in supports]),
-            "query_image": query_image,
-            "query_mask": query_mask,
-            "query_ignore": query_ignore,
+            "reference_image": torch.stack([image for image, _, _ in supports]),
+            "reference_mask": torch.stack([mask for _, mask, _ in supports]),
+            "target_image": target_image,
+            "target_mask": target_mask,
+            "target_ignore": target_ignore,
             "class_id": torch.tensor(spec.class_id),
         }
 
@@ -97,8 +97,8 @@ def our_batches(source: EpisodeSource, batch_size: int, workers: int) -> Generat
 @jax.jit
 def _normalized(episode: Episode) -> Episode:
     return episode._replace(
-        support_image=resize.normalize(episode.support_image),
-        query_image=resize.normalize(episode.query_image),
+        reference_image=resize.normalize(episode.reference_image),
+        target_image=resize.normalize(episode.target_image),
     )
 
 

@@ -11,13 +11,13 @@ import safetensors
 from flax import nnx
 
 from benchmarks import measure
-from prosam_jax import weights
+from prosam_jax.weights import files
 
 
 def load(build: Callable[[nnx.Rngs], Any], path: str) -> Any:
     """The module that `build` makes, with the arrays that `converted.write` wrote."""
     with safetensors.safe_open(path, "np") as file:
-        return weights.fill(weights.abstract(build), file.get_tensor)
+        return files.fill(files.abstract(build), file.get_tensor)
 
 
 def peak() -> int:

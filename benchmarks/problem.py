@@ -102,9 +102,11 @@ def to_jax(problem: Problem, tensors: Mapping[str, np.ndarray]) -> dict[str, np.
         problem: The problem.
         tensors: By torch's names, "sam." or "prompt_encoder." before them; or some of them.
     """
-    from convert import engine, resnet, sam_rules, vrp_sam_to_flax
-    from convert.engine import Rule, linear
-    from prosam_jax import weights
+    from prosam_jax.convert import engine, vrp_sam_to_flax
+    from prosam_jax.convert.engine import Rule, linear
+    from prosam_jax.convert.rules import resnet
+    from prosam_jax.convert.rules import sam as sam_rules
+    from prosam_jax.weights import files
 
     rules: list[Rule] = [*vrp_sam_to_flax.RULES]
     for head in HEADS:
@@ -115,7 +117,7 @@ def to_jax(problem: Problem, tensors: Mapping[str, np.ndarray]) -> dict[str, np.
     for part, build in parts(problem).items():
         prefix = f"{part}."
         source = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
-        specs = weights.leaves(weights.abstract(build))
+        specs = files.leaves(files.abstract(build))
         if source.keys() <= {f"{head}.{leaf}" for head in HEADS for leaf in ("weight", "bias")}:
             specs = {n: s for n, s in specs.items() if source and n.startswith("head.")}
         for name, array in engine.convert(source, tables[part], (resnet.COUNTERS,), specs).items():
@@ -146,10 +148,10 @@ def parts(problem: Problem) -> dict[str, Callable[[Any], Any]]:
 
 def random_weights(problem: Problem) -> dict[str, np.ndarray]:
     """Weights for this library where PyTorch takes no part."""
-    from prosam_jax import weights
+    from prosam_jax.weights import files
 
     return {
         f"{part}.{name}": np.asarray(array)
         for part, build in parts(problem).items()
-        for name, array in weights.leaves(weights.random(build, problem.seed)).items()
+        for name, array in files.leaves(files.random(build, problem.seed)).items()
     }

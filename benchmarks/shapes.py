@@ -13,8 +13,8 @@ import pathlib
 import numpy as np
 
 from benchmarks import measure
+from prosam_jax.data.datasets.shapes import KINDS, SCENE_SEED, Shapes, scene
 from prosam_jax.data.folds import SPLITS
-from prosam_jax.data.shapes import KINDS, SCENE_SEED, Shapes, scene
 
 OUT = pathlib.Path("runs/benchmarks/shapes.json")
 

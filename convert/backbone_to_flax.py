@@ -1,80 +1,11 @@
-r"""Converts a semantic backbone's torch checkpoint to the weight file of `prosam_jax.backbone`.
-
-    python convert/backbone_to_flax.py --model resnet50 \
-        --checkpoint resnet50_v2.pth --out weights/resnet50.safetensors
-
-`python -m prosam_jax.weights list` says which checkpoint belongs to which model. "resnet50" and
-"resnet101" have three 3x3 convolutions in their stem; semseg publishes them as resnet50_v2.pth and
-resnet101_v2.pth, and few-shot segmentation (PFENet, VRP-SAM) builds on them. A VRP-SAM checkpoint
-holds its backbone under other names and is taken as well.
-"""
+"""Converts a backbone's checkpoint; `python convert/backbone_to_flax.py --help` says how."""
 
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple, cast
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from flax import nnx
-
-from convert import command, dinov2, efficientnet_lite, recognise, resnet, torch_files, vgg
-from convert.engine import Ignored, Rule
-from prosam_jax import backbone
-from prosam_jax.config import BackboneConfig, check_choice
-
-
-class Table(NamedTuple):
-    """How a checkpoint's names map to a backbone's."""
-
-    rules: Sequence[Rule]
-    ignored: Sequence[Ignored]
-
-
-RESNET = Table(resnet.RULES, resnet.IGNORED)
-DINOV2 = Table(dinov2.RULES, dinov2.IGNORED)
-TABLES = {
-    "resnet50": RESNET,
-    "resnet101": RESNET,
-    "resnet50_torchvision": RESNET,
-    "resnet101_torchvision": RESNET,
-    "vgg16": Table(vgg.RULES["vgg16"], vgg.IGNORED),
-    "vgg16_bn": Table(vgg.RULES["vgg16_bn"], vgg.IGNORED),
-    "dinov2_vits14": DINOV2,
-    "dinov2_vitb14": DINOV2,
-    "efficientnet_lite0": Table(efficientnet_lite.RULES, efficientnet_lite.IGNORED),
-}
-MODELS = tuple(TABLES)
-
-
-def convert(model: str, checkpoint: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes `out`, the weight file of the backbone called `model`.
-
-    Raises:
-        ValueError: The checkpoint cannot be read or is not of that backbone.
-    """
-    check_choice("--model", model, MODELS)
-    source = torch_files.read(checkpoint)
-    recognise.require(checkpoint, source.tensors, "backbone", model)
-    table = TABLES[model]
-    command.write(
-        source,
-        out,
-        kind="backbone",
-        architecture=model,
-        build=lambda rngs: cast(nnx.Module, backbone.build(BackboneConfig(name=model), rngs=rngs)),
-        rules=table.rules,
-        ignored=table.ignored,
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command."""
-    parser = command.parser(__doc__)
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(MODELS)}")
-    args = parser.parse_args(argv)
-    return command.exit_status(lambda: convert(args.model, args.checkpoint, args.out))
-
+from prosam_jax.convert.backbone_to_flax import main
 
 if __name__ == "__main__":
     sys.exit(main())

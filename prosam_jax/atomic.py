@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import uuid
 from collections.abc import Iterator
+from typing import IO
 
 PART = ".part"
 """Ends the names of files that are not whole yet; a killed process may leave one."""
@@ -22,3 +23,11 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(target: pathlib.Path) -> Iterator[IO[bytes]]:
+    """A file that gets its name when it is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as part, part.open("wb") as file:
+        yield file

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from prosam_jax.config import check_setting
+from prosam_jax.errors import UserError
 
 # Taken where --config is not given. Not as the flag's default, which ml_collections reads while the
 # flag is being defined, before a wrong name could get a message of one line.
@@ -67,16 +68,16 @@ def _parse(recipe: pathlib.Path, command: str | None, argv: Sequence[str]) -> li
     for path in config:
         if not pathlib.Path(path).is_file():
             known = ", ".join(map(str, sorted(pathlib.Path("configs").glob("*.py")))) or "none here"
-            raise ValueError(f"--config={path}: there is no such file; configs: {known}")
+            raise UserError(f"--config={path}: there is no such file; configs: {known}")
     default = [] if config else [f"--config={recipe}"]
     name, *surplus = flags.FLAGS([argv[0], *default, *argv[1:]])
     if command is not None:
         if surplus[:1] != [command]:
             given = f"{surplus[0]!r} is no command" if surplus else "no command is given"
-            raise ValueError(f"{given}; the one there is: {command}")
+            raise UserError(f"{given}; the one there is: {command}")
         surplus = surplus[1:]
     if surplus:
-        raise ValueError(
+        raise UserError(
             f"unexpected argument {surplus[0]!r}; flags are given as --NAME=VALUE, settings as "
             "--config.NAME=VALUE, each with one value"
         )

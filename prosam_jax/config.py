@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from prosam_jax.atomic import replacing
+from prosam_jax.errors import UserError
 
 SAM_MODELS = ("vit_b", "vit_l", "vit_h", "shapes", "tiny")
 BACKBONES = (
@@ -44,13 +45,13 @@ PACKAGED = "packaged"
 def check_choice(setting: str, value: object, known: tuple[str, ...]) -> None:
     """Raises ValueError, naming the nearest known values, unless `value` is one of `known`."""
     if value not in known:
-        raise ValueError(f"{setting}={value!r} is not known{_nearest(str(value), known)}")
+        raise UserError(f"{setting}={value!r} is not known{_nearest(str(value), known)}")
 
 
 def check_at_least(setting: str, value: float, least: float) -> None:
     """Raises ValueError unless `value >= least`."""
     if not value >= least:
-        raise ValueError(f"{setting}={value!r} must be at least {least}")
+        raise UserError(f"{setting}={value!r} must be at least {least}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -68,7 +69,7 @@ def packaged(kind: str, name: str) -> str:
 
 def _check_packaged(setting: str, value: str, owner: str, name: str) -> None:
     if value == PACKAGED and name != "shapes":
-        raise ValueError(
+        raise UserError(
             f"{setting}={PACKAGED} needs {owner}=shapes, not {name}: no other weights come with "
             "the package"
         )
@@ -127,11 +128,9 @@ class SAMConfig:
         check_choice("sam.dtype", self.dtype, DTYPES)
         check_choice("sam.attention", self.attention, ATTENTIONS)
         if self.attention == "cudnn" and self.dtype != "bfloat16":
-            raise ValueError(
-                f"sam.attention='cudnn' needs sam.dtype='bfloat16', not {self.dtype!r}"
-            )
+            raise UserError(f"sam.attention='cudnn' needs sam.dtype='bfloat16', not {self.dtype!r}")
         if min(self.image_size) < self.patch_size:
-            raise ValueError(
+            raise UserError(
                 f"image_size={self.image_size} must be at least patch_size={self.patch_size}"
             )
 
@@ -221,7 +220,7 @@ class SAMSettings:
         check_choice("sam.model", self.model, SAM_MODELS)
         check_choice("sam.dtype", self.dtype, DTYPES)
         if self.image_size < 0 or self.image_size % 16:
-            raise ValueError(f"sam.image_size={self.image_size} must be 0 or a multiple of 16")
+            raise UserError(f"sam.image_size={self.image_size} must be 0 or a multiple of 16")
         _check_packaged("sam.weights", self.weights, "sam.model", self.model)
 
     def weight_file(self) -> str:
@@ -292,12 +291,12 @@ class PromptConfig:
         check_at_least("prompt.num_queries", self.num_queries, 1)
         check_at_least("prompt.num_heads", self.num_heads, 1)
         if self.dim % 4 or self.dim % self.num_heads:
-            raise ValueError(
+            raise UserError(
                 f"prompt.dim={self.dim} must be a multiple of 4 and of "
                 f"prompt.num_heads={self.num_heads}"
             )
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"prompt.dropout={self.dropout} must lie in [0, 1)")
+            raise UserError(f"prompt.dropout={self.dropout} must lie in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,9 +332,9 @@ class DistributionConfig:
         check_at_least("distribution.min_scale", self.min_scale, 0)
         check_at_least("distribution.entropy_weight", self.entropy_weight, 0)
         if not self.nu > 0:
-            raise ValueError(f"distribution.nu={self.nu} must be above 0")
+            raise UserError(f"distribution.nu={self.nu} must be above 0")
         if not self.init_scale > 0:
-            raise ValueError(f"distribution.init_scale={self.init_scale} must be above 0")
+            raise UserError(f"distribution.init_scale={self.init_scale} must be above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -400,10 +399,10 @@ class DataConfig:
         check_choice("data.cueless", self.cueless, CUELESS)
         check_choice("data.bad_files", self.bad_files, BAD_FILES)
         if self.fold not in range(4):
-            raise ValueError(f"data.fold={self.fold} must be 0, 1, 2 or 3")
+            raise UserError(f"data.fold={self.fold} must be 0, 1, 2 or 3")
         check_choice("data.test", self.test, TESTS)
         if self.test != "own" and self.name != "coco":
-            raise ValueError(f"data.test={self.test!r} needs data.name='coco', not {self.name!r}")
+            raise UserError(f"data.test={self.test!r} needs data.name='coco', not {self.name!r}")
         check_at_least("data.shots", self.shots, 1)
         check_at_least("data.image_size", self.image_size, 32)
         check_at_least("data.workers", self.workers, 0)
@@ -511,7 +510,7 @@ class Config:
         check_at_least("seed", self.seed, 0)
         width = self.sam.architecture().prompt_embed_dim
         if self.prompt.dim != width:
-            raise ValueError(f"prompt.dim={self.prompt.dim} must be {width}, as wide as SAM's")
+            raise UserError(f"prompt.dim={self.prompt.dim} must be {width}, as wide as SAM's")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -530,10 +529,10 @@ def _build(cls: type, settings: Mapping[str, Any], prefix: str) -> Any:
     for name, value in settings.items():
         path = prefix + name
         if name not in known:
-            raise ValueError(f"unknown setting {path}{_nearest(path, [prefix + k for k in known])}")
+            raise UserError(f"unknown setting {path}{_nearest(path, [prefix + k for k in known])}")
         if dataclasses.is_dataclass(known[name]):
             if not isinstance(value, Mapping) and not hasattr(value, "items"):
-                raise ValueError(f"{path}={value!r} must be a group of settings")
+                raise UserError(f"{path}={value!r} must be a group of settings")
             values[name] = _build(typing.cast(type, known[name]), value, f"{path}.")
         else:
             values[name] = _checked(path, value, known[name])
@@ -545,7 +544,7 @@ def _checked(path: str, value: Any, kind: type | types.UnionType) -> Any:
         return float(value)
     if type(value) is not kind:
         name = getattr(kind, "__name__", str(kind))
-        raise ValueError(f"{path}={value!r} must be of type {name}, not {type(value).__name__}")
+        raise UserError(f"{path}={value!r} must be of type {name}, not {type(value).__name__}")
     return value
 
 
@@ -555,7 +554,7 @@ def check_setting(path: str) -> None:
     for name in path.split("."):
         known = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
         if name not in known:
-            raise ValueError(
+            raise UserError(
                 f"unknown setting {path}{_nearest(prefix + name, [prefix + k for k in known])}"
             )
         cls, prefix = known[name], f"{prefix}{name}."
@@ -579,11 +578,11 @@ def read_config(path: pathlib.Path) -> Config:
         ValueError: There is no such file, or its settings are not valid.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is missing: --workdir must name the workdir of a training run")
+        raise UserError(f"{path} is missing: --workdir must name the workdir of a training run")
     try:
         return Config.from_dict(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it or begin a new run") from error
+        raise UserError(f"{path} is damaged ({error}); restore it or begin a new run") from error
 
 
 def replaced(cfg: Config, overrides: Mapping[str, Any]) -> Config:

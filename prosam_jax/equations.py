@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from prosam_jax.config import check_choice
+from prosam_jax.errors import UserError
 from prosam_jax.types import Posterior
 
 SAMPLERS = ("gaussian", "student_t", "t3vae")
@@ -193,7 +194,7 @@ def sample_prompts(
             sampler.
     """
     if posterior.log_scale is None:
-        raise ValueError("this posterior has no scale: a vrp variant cannot be sampled")
+        raise UserError("this posterior has no scale: a vrp variant cannot be sampled")
     noise = draw_noise(key, (k, *posterior.mean.shape), sampler, nu)
     return reparameterise(posterior.mean, scale(posterior.log_scale, min_scale), noise, nu)
 

@@ -1,16 +1,20 @@
 """ProSAM: a reference, its annotation and a target -> K prompts -> SAM's decoder -> masks."""
 
+import os
+import zlib
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
-from prosam_jax import backbone, equations, resize, weights
+from prosam_jax import backbone, equations, resize
 from prosam_jax.config import RANDOM, Config
-from prosam_jax.prompt import weight_file
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.sam.model import Sam
 from prosam_jax.types import Episode, Features, Posterior, Taps
+from prosam_jax.weights import files, prompt_encoder
 
 
 class ProSAM(nnx.Module):
@@ -49,10 +53,10 @@ class ProSAM(nnx.Module):
             episode: A batch.
             image_embeddings: What `embed` says of its targets, where that is known already.
         """
-        b, s, h, w, _ = episode.support_image.shape
-        images = episode.support_image.reshape(b * s, h, w, 3)
-        marked = episode.support_mask.reshape(b * s, h, w)
-        embeddings, query = self.encode_targets(episode.query_image, image_embeddings)
+        b, s, h, w, _ = episode.reference_image.shape
+        images = episode.reference_image.reshape(b * s, h, w, 3)
+        marked = episode.reference_mask.reshape(b * s, h, w)
+        embeddings, query = self.encode_targets(episode.target_image, image_embeddings)
         references = self.encode_references(images, marked, query.merged.shape[1:3])
         return Features(embeddings, query, *references)
 
@@ -64,7 +68,7 @@ class ProSAM(nnx.Module):
         """SAM's embedding of each target, unless it is known, and its backbone features."""
         if image_embeddings is None:
             image_embeddings = embed(self.sam, images)
-        return image_embeddings, backbone.query_taps(self.backbone, resize.normalize(images))
+        return image_embeddings, backbone.target_taps(self.backbone, resize.normalize(images))
 
     def encode_references(
         self,
@@ -83,15 +87,15 @@ class ProSAM(nnx.Module):
                 training.
         """
         mask = _shrunk(marked.astype(jnp.float32), size, downsample or self.downsample)
-        return backbone.support_taps(self.backbone, resize.normalize(images), mask), mask
+        return backbone.reference_taps(self.backbone, resize.normalize(images), mask), mask
 
     def posterior(self, features: Features, dropout_key: PRNGKeyArray | None = None) -> Posterior:
         """q(p | I_r, A_r, I_t) of Eq. 5; with s references s times as many prompts per target."""
         b = len(features.image_embeddings)
-        shots = len(features.support_mask) // b
-        query = jax.tree.map(lambda x: jnp.repeat(x, shots, axis=0), features.query)
+        shots = len(features.reference_mask) // b
+        query = jax.tree.map(lambda x: jnp.repeat(x, shots, axis=0), features.target)
         per_reference = self.prompt_encoder(
-            query, features.support, features.support_mask, dropout_key
+            query, features.reference, features.reference_mask, dropout_key
         )
         return jax.tree.map(lambda x: x.reshape(b, -1, x.shape[-1]), per_reference)
 
@@ -124,7 +128,7 @@ class ProSAM(nnx.Module):
         self, episode: Episode, image_embeddings: Float[Array, "b i j e"] | None = None
     ) -> Float[Array, "b h w"]:
         """Logits of the target masks from the mean prompts alone; arguments as of `encode`."""
-        _, h, w, _ = episode.query_image.shape
+        _, h, w, _ = episode.target_image.shape
         return self.segment(self.encode(episode, image_embeddings), (h, w))
 
     def segment(self, features: Features, size: tuple[int, int]) -> Float[Array, "b h w"]:
@@ -140,7 +144,7 @@ class ProSAM(nnx.Module):
         Args:
             features: Output of `encode`.
             target: The true masks.
-            key: Draws dropout and samples.
+            key: Rng dropout and samples.
 
         Returns:
             The loss, and a dict: "bce" and "dice" (Eq. 4's terms), "intersection" and "union" (b)
@@ -233,7 +237,7 @@ def build(cfg: Config) -> ProSAM:
             and the command that makes it, or the settings that it wants.
     """
     if cfg.prompt.weights:
-        weight_file.check_fit(cfg.prompt.weights, cfg)
+        prompt_encoder.check_fit(cfg.prompt.weights, cfg)
     sam = build_sam(cfg)
     frozen_backbone = _frozen(
         lambda rngs: backbone.build(cfg.backbone, rngs=rngs),
@@ -248,7 +252,7 @@ def build(cfg: Config) -> ProSAM:
         sam,
         frozen_backbone,
         rngs=nnx.Rngs(jax.random.key(cfg.seed)),
-        prompt_encoder=weight_file.load(file, cfg, channels) if file else None,
+        prompt_encoder=load_prompt_encoder(file, cfg, channels) if file else None,
     )
 
 
@@ -264,13 +268,56 @@ def build_sam(cfg: Config) -> Sam:
     )
 
 
+def load_prompt_encoder(
+    path: str | os.PathLike[str], cfg: Config, merged_channels: int
+) -> ReferencePromptEncoder:
+    """The prompt encoder of a file.
+
+    Raises:
+        UserError: The file is missing or damaged, or its arrays are not exactly those of the
+            prompt encoder that `cfg` describes.
+    """
+    return files.load(
+        lambda rngs: ReferencePromptEncoder(
+            cfg.prompt, cfg.distribution, merged_channels, rngs=rngs
+        ),
+        path,
+        kind=prompt_encoder.KIND,
+        architecture=cfg.distribution.name,
+        made_by=prompt_encoder.MADE_BY,
+    )
+
+
 def _frozen(build, file: str, seed: int, *, kind: str, architecture: str):
     if file == RANDOM:
-        return weights.random(build, seed)
-    return weights.load(
+        return files.random(build, seed)
+    return files.load(
         build,
         file,
         kind=kind,
         architecture=architecture,
-        made_by=weights.made_by(kind, architecture, file),
+        made_by=files.made_by(kind, architecture, file),
     )
+
+
+class Parts(NamedTuple):
+    """A model taken apart: its structure, what is learned and what is frozen."""
+
+    graph: nnx.GraphDef
+    params: nnx.State
+    frozen: nnx.State
+
+
+def split(model: ProSAM) -> Parts:
+    """Takes the model apart; `nnx.merge(*parts)` puts it together."""
+    return Parts(*nnx.split(model, learned, ...))
+
+
+def stream(seed: int, name: str) -> PRNGKeyArray:
+    """The key of one purpose; fold the step in to get the key of a step."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+
+
+def cueless(features: Features) -> Bool[Array, " r"]:
+    """References of which no mark is left at the size of the features."""
+    return ~features.reference_mask.any((1, 2))

@@ -15,8 +15,9 @@ import rich.progress
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from prosam_jax import pictures
 from prosam_jax.atomic import replacing
+from prosam_jax.errors import UserError
+from prosam_jax.images import read
 from prosam_jax.segmenter import Segmentation, Segmenter
 
 SHOWN = 3
@@ -70,11 +71,11 @@ def plan(
     """
     for path in inputs:
         if not path.is_file():
-            raise ValueError(f"{path}: there is no such file")
+            raise UserError(f"{path}: there is no such file")
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out={out} is a file: pass a folder")
+        raise UserError(f"--out={out} is a file: pass a folder")
     if out.is_dir() and targets.is_dir() and out.samefile(targets):
-        raise ValueError(f"--out={out} is the folder of the targets: pass another --out")
+        raise UserError(f"--out={out} is the folder of the targets: pass another --out")
     files = _pictures_of(targets)
     kinds = {"mask": out}
     if overlay:
@@ -87,17 +88,17 @@ def plan(
     }
     lengths = out / "masks.json"
     if force and not as_json and lengths.exists():
-        raise ValueError(f"{lengths} would not fit the new masks: add --json, or delete it")
+        raise UserError(f"{lengths} would not fit the new masks: add --json, or delete it")
     made = Plan(outputs, lengths if as_json else None)
     wanted = [path for paths in outputs.values() for path in paths.values()]
     wanted += [made.json] if made.json else []
     read = {(x.stat().st_dev, x.stat().st_ino) for x in (*files, *inputs)}
     there = [path for path in wanted if path.exists()]
     if clash := [x for x in there if (x.stat().st_dev, x.stat().st_ino) in read]:
-        raise ValueError(f"{_few(clash)} would be overwritten, but is read: pass another --out")
+        raise UserError(f"{_few(clash)} would be overwritten, but is read: pass another --out")
     if there and not force:
         verb = "exists" if len(there) == 1 else "exist"
-        raise ValueError(f"{_few(there)} {verb} already: pass --force, or another --out")
+        raise UserError(f"{_few(there)} {verb} already: pass --force, or another --out")
     return made
 
 
@@ -207,12 +208,12 @@ def _pictures_of(targets: pathlib.Path) -> list[pathlib.Path]:
     if targets.is_file():
         return [targets]
     if not targets.is_dir():
-        raise ValueError(f"--targets={targets}: there is no such file or folder")
+        raise UserError(f"--targets={targets}: there is no such file or folder")
     forms = Image.registered_extensions()  # before OPEN is asked: it loads Pillow's decoders
     known = {end for end, form in forms.items() if form in Image.OPEN.keys() - _UNREAD}
     files = sorted(x for x in targets.iterdir() if x.is_file() and x.suffix.lower() in known)
     if not files:
-        raise ValueError(f"--targets={targets}: the folder has no pictures")
+        raise UserError(f"--targets={targets}: the folder has no pictures")
     return files
 
 
@@ -225,7 +226,7 @@ def _batches(
     names, images = [], []
     for target in targets:
         try:
-            image = pictures.read(target)
+            image = read(target)
         except (ValueError, OSError) as error:
             failed(target, error)
             continue

@@ -12,13 +12,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 from PIL import Image
 
-from prosam_jax import inference, pictures, resize, trained
+from prosam_jax import inference, resize, trained
 from prosam_jax.config import check_at_least
 from prosam_jax.data.transforms import resize_image
 from prosam_jax.equations import SAMPLERS
+from prosam_jax.errors import UserError
+from prosam_jax.images import mark, read
 from prosam_jax.inference import Prediction, References, Targets
 from prosam_jax.model import ProSAM
-from prosam_jax.sam.frame import ImageLike, Numbers
+from prosam_jax.sam.transforms import ImageLike, Numbers
 from prosam_jax.types import Posterior
 
 
@@ -197,12 +199,12 @@ class Segmenter:
             FileNotFoundError: There is no such file.
         """
         if not self._references:
-            raise ValueError("no reference is set: call set_reference first")
+            raise UserError("no reference is set: call set_reference first")
         check_at_least("batch_size", batch_size, 1)
         if uncertainty:
             check_at_least("samples", samples, 2)
             if (name := self.model.distribution.name) not in SAMPLERS:
-                raise ValueError(
+                raise UserError(
                     f"a model with distribution.name={name} has one mask for each picture and no "
                     f"uncertainty; use one that was trained with {' or '.join(SAMPLERS)}"
                 )
@@ -214,13 +216,13 @@ class Segmenter:
         for i in range(0, len(listed), step):
             part = listed[i : i + step]
             names = ["image"] if one else [f"images[{i + j}]" for j in range(len(part))]
-            found += self._batch(list(map(pictures.read, part, names)), step, k)
+            found += self._batch(list(map(read, part, names)), step, k)
         return found[0] if one else found
 
     def _encoded(self, image: ImageLike, cues: dict[str, Any]) -> References:
-        pixels = pictures.read(image)
+        pixels = read(image)
         height, width, _ = pixels.shape
-        marked = pictures.mark((height, width), self.image_size, **cues)
+        marked = mark((height, width), self.image_size, **cues)
         square = resize_image(pixels, self.image_size)
         # Most points and thin strokes would vanish under any other rule.
         rule = "coverage" if cues["mask"] is None and cues["box"] is None else None
@@ -229,7 +231,7 @@ class Segmenter:
         )
         if not found.mask.any():
             rows, cols = self._cells
-            raise ValueError(
+            raise UserError(
                 f"the mark is lost at {rows} x {cols}, the size of the backbone's features: mark a "
                 "larger region, pass it as scribble, or cut the picture to it"
             )
@@ -291,7 +293,7 @@ def _is_one(images: Any) -> bool:
 
 def _listed(images: Any) -> list[ImageLike]:
     if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray | Mapping):
-        raise ValueError(
+        raise UserError(
             f"images is of {type(images).__name__}: pass a picture (path, Pillow image or array of "
             "height x width x 3) or a list of them"
         )

@@ -19,8 +19,9 @@ from prosam_jax.config import (
     read_config,
     replaced,
 )
+from prosam_jax.errors import UserError
 from prosam_jax.model import ProSAM, build
-from prosam_jax.prompt import weight_file
+from prosam_jax.weights import prompt_encoder
 
 DEFAULT = "prosam-shapes"
 # They come with the package. This one knows generated shapes: on photos it is a toy.
@@ -46,12 +47,12 @@ def load(model: str | os.PathLike[str], overrides: Mapping[str, Any]) -> tuple[P
     path = pathlib.Path(MODELS.get(os.fspath(model), model))
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ValueError(f"{path} is not the folder of a run: it has no config.json")
+            raise UserError(f"{path} is not the folder of a run: it has no config.json")
         cfg = _settings(read_config(path / "config.json"), overrides, "")
         return _of_run(cfg, path), cfg
     if not (path.is_file() or path.suffix or len(path.parts) > 1):
         check_choice("model", str(model), tuple(MODELS))
-    cfg = _settings(weight_file.read(path).config, overrides, str(path))
+    cfg = _settings(prompt_encoder.read(path).config, overrides, str(path))
     return build(cfg), cfg
 
 
@@ -60,7 +61,7 @@ def _settings(trained: Config, overrides: Mapping[str, Any], file: str) -> Confi
         check_setting(name)
     cfg = replaced(trained, overrides)
     if differences := changed(trained, cfg, FREE):
-        raise ValueError(
+        raise UserError(
             f"these settings belong to the training and cannot be changed: "
             f"{'; '.join(differences)}; free are {', '.join(FREE)}, and where the files of "
             "sam.weights and backbone.weights lie"
@@ -70,12 +71,12 @@ def _settings(trained: Config, overrides: Mapping[str, Any], file: str) -> Confi
 
 def _of_run(cfg: Config, workdir: pathlib.Path) -> ProSAM:
     # These take seconds to import, and files do without.
-    from prosam_jax.checkpoint import Checkpoints
-    from prosam_jax.training import score
+    from prosam_jax import runs
+    from prosam_jax.weights.checkpoint import Checkpoints
 
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         which = "latest" if checkpoints.best is None else "best"
-    parts, _ = score.restored(cfg, workdir, which)
+    parts, _ = runs.restored(cfg, workdir, which)
     # Restored to the devices of an evaluation; one is enough here.
     params = jax.tree.map(jnp.asarray, jax.device_get(parts.params))
     return nnx.merge(*parts._replace(params=params))

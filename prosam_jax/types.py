@@ -12,21 +12,21 @@ class Episode(NamedTuple):
     """A batch of episodes: reference images with their annotation, a target and its truth.
 
     Attributes:
-        support_image: RGB, 0-255.
-        support_mask: The pixels marked in each reference image, by mask, box, scribble or point.
-        query_image: RGB, 0-255.
-        query_mask: The truth, pixels of the episode's class.
-        query_ignore: Pixels that no metric counts (label 255); the loss takes them as background.
+        reference_image: RGB, 0-255.
+        reference_mask: The pixels marked in each reference image, by mask, box, scribble or point.
+        target_image: RGB, 0-255.
+        target_mask: The truth, pixels of the episode's class.
+        target_ignore: Pixels that no metric counts (label 255); the loss takes them as background.
         class_id: Class of the episode, numbered as in the dataset.
         index: Index of the episode in its list or stream.
         valid: False for the repetitions that fill up a last, short batch.
     """
 
-    support_image: UInt8[Any, "b s h w 3"]
-    support_mask: Bool[Any, "b s h w"]
-    query_image: UInt8[Any, "b h w 3"]
-    query_mask: Bool[Any, "b h w"]
-    query_ignore: Bool[Any, "b h w"]
+    reference_image: UInt8[Any, "b s h w 3"]
+    reference_mask: Bool[Any, "b s h w"]
+    target_image: UInt8[Any, "b h w 3"]
+    target_mask: Bool[Any, "b h w"]
+    target_ignore: Bool[Any, "b h w"]
     class_id: Int32[Any, " b"]
     index: Int32[Any, " b"]
     valid: Bool[Any, " b"]
@@ -61,13 +61,13 @@ class Features(NamedTuple):
 
     Attributes:
         image_embeddings: SAM's embedding F of each target.
-        query: Backbone features of the targets.
-        support: Backbone features of the references, those of one target together.
-        support_mask: The annotations at the size of the merged features: weights in [0, 1], of
+        target: Backbone features of the targets.
+        reference: Backbone features of the references, those of one target together.
+        reference_mask: The annotations at the size of the merged features: weights in [0, 1], of
             which "nearest" knows 0 and 1 only.
     """
 
     image_embeddings: Float[Any, "b i j e"]
-    query: Taps
-    support: Taps
-    support_mask: Float[Any, "r h w"]
+    target: Taps
+    reference: Taps
+    reference_mask: Float[Any, "r h w"]

@@ -16,14 +16,14 @@ def of_twin(build, twin, rules, ignored):
 
 def check_query(model, twin, images):
     """Compares the features of targets and returns them."""
-    taps = jax.jit(backbone.query_taps)(model, golden_modules.nhwc(images))
+    taps = jax.jit(backbone.target_taps)(model, golden_modules.nhwc(images))
     _check(taps, *twin(torch.from_numpy(images)))
     return taps
 
 
 def check_support(model, twin, images, annotation):
     """Compares the features of references, where the last stage sees and keeps masked ones."""
-    taps = jax.jit(backbone.support_taps)(
+    taps = jax.jit(backbone.reference_taps)(
         model, golden_modules.nhwc(images), annotation.astype(np.float32)
     )
     merged, last = twin.trunk(torch.from_numpy(images))

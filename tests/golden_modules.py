@@ -7,17 +7,18 @@ import numpy as np
 from flax import nnx
 from golden_recipe import torch_weights
 
-from convert import engine, sam_rules, vrp_sam_to_flax
-from convert import resnet as resnet_rules
-from convert import vgg as vgg_rules
-from convert.engine import filled
-from prosam_jax import weights
 from prosam_jax.backbone.resnet import resnet50
 from prosam_jax.backbone.vgg import vgg16_bn
 from prosam_jax.config import Config, DistributionConfig, PromptConfig, SAMConfig
+from prosam_jax.convert import engine, vrp_sam_to_flax
+from prosam_jax.convert.engine import filled
+from prosam_jax.convert.rules import resnet as resnet_rules
+from prosam_jax.convert.rules import sam as sam_rules
+from prosam_jax.convert.rules import vgg as vgg_rules
 from prosam_jax.model import ProSAM
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.sam.model import Sam
+from prosam_jax.weights import files
 
 VRP = DistributionConfig(name="vrp")
 
@@ -63,14 +64,14 @@ def sam(embedding_size):
         depth=1,
         num_heads=2,
     )
-    module = weights.abstract(lambda rngs: Sam(cfg, rngs=rngs))
-    specs = weights.leaves(module)
+    module = files.abstract(lambda rngs: Sam(cfg, rngs=rngs))
+    specs = files.leaves(module)
     encoder = {n: s for n, s in specs.items() if n.startswith("image_encoder.")}
     heads = {n: s for n, s in specs.items() if n not in encoder}
     source = torch_weights("params_sam_heads")
     arrays = engine.convert(source, sam_rules.META_RULES, (), heads)
     arrays |= {n: np.zeros(s.shape, np.float32) for n, s in encoder.items()}
-    return weights.fill(module, arrays.__getitem__)
+    return files.fill(module, arrays.__getitem__)
 
 
 def prosam(embedding_size):

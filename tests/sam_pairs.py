@@ -5,8 +5,9 @@ import functools
 
 import torch
 
-from convert import engine, sam_rules
 from prosam_jax.config import SAMConfig
+from prosam_jax.convert import engine
+from prosam_jax.convert.rules import sam as sam_rules
 from prosam_jax.sam.model import Sam
 from torch_models import sam
 

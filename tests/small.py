@@ -5,11 +5,10 @@ import dataclasses
 from fake_voc import write_voc
 
 import prosam_jax
-from prosam_jax import weights
 from prosam_jax.config import Config
-from prosam_jax.prompt import weight_file
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
-from prosam_jax.prompt.weight_file import Trained
+from prosam_jax.weights import files, prompt_encoder
+from prosam_jax.weights.prompt_encoder import Trained
 
 SETTINGS = {
     "data": {"image_size": 64, "fold": 1},
@@ -55,7 +54,7 @@ def prompt_encoder_file(path, **changes):
     def build(rngs):
         return ReferencePromptEncoder(cfg.prompt, cfg.distribution, channels, rngs=rngs)
 
-    arrays = weights.leaves(weights.random(build, 3))
-    known = {"frozen": weight_file.frozen_weights(cfg), "version": prosam_jax.__version__}
-    weight_file.save(path, arrays, Trained(config=cfg, merged_channels=channels, **known))
+    arrays = files.leaves(files.random(build, 3))
+    known = {"frozen": prompt_encoder.frozen_weights(cfg), "version": prosam_jax.__version__}
+    prompt_encoder.save(path, arrays, Trained(config=cfg, merged_channels=channels, **known))
     return path

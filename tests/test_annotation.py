@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from prosam_jax.config import ANNOTATIONS
 from prosam_jax.data import annotation
-from prosam_jax.data.draws import Draws
+from prosam_jax.data.rng import Rng
 
 STATISTICS = json.loads((GOLDEN / "annotation_stats.json").read_text())
 NAMES = ("ellipse", "L", "small")
@@ -27,7 +27,7 @@ def masks(golden):
 
 
 def _annotate(kind, mask, *key, training=False):
-    return annotation.annotate(kind, mask, Draws(*key), training=training)
+    return annotation.annotate(kind, mask, Rng(*key), training=training)
 
 
 def _check_mean(samples, expected, name):
@@ -121,6 +121,6 @@ def test_marks_do_not_depend_on_the_order_in_memory(masks, kind):
 def test_marks_are_for_ever(masks):
     """Other numbers mean other annotations for the same seed."""
     at = np.argwhere(_annotate("point", masks["L"], 1, 2))
-    x, y = annotation._stroke(Draws(1, 2), 100, 200, annotation.WIDE)[-1]
+    x, y = annotation._stroke(Rng(1, 2), 100, 200, annotation.WIDE)[-1]
     assert (len(at), at[:2].tolist()) == (20, [[109, 120], [134, 150]])
     assert (round(x, 6), round(y, 6)) == (157.971433, 26.316291)

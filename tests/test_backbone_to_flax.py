@@ -6,10 +6,11 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 from golden_recipe import torch_weights
 
-from convert import backbone_to_flax, engine
-from prosam_jax import backbone, weights
+from prosam_jax import backbone
 from prosam_jax.backbone.resnet import resnet50
 from prosam_jax.config import BackboneConfig
+from prosam_jax.convert import backbone_to_flax, engine
+from prosam_jax.weights import files
 from torch_models import dinov2, resnet, vgg
 
 LEARNED = ("downsample_query.", "merge_1.", "transformer_decoder.")
@@ -66,7 +67,7 @@ def test_both_namings_make_the_same_network(vrp_state, tmp_path, capsys):
         out = tmp_path / f"{name}.safetensors"
         assert _run(tmp_path / f"{name}.pth", out) == 0
         nets.append(
-            weights.load(
+            files.load(
                 lambda rngs: resnet50(rngs=rngs),
                 out,
                 kind="backbone",
@@ -81,7 +82,7 @@ def test_both_namings_make_the_same_network(vrp_state, tmp_path, capsys):
     size = sum(x.numel() for x in vrp_state.values())
     assert f"converted 275 arrays, {size:,} parameters" in printed
 
-    plain_arrays, vrp_arrays = (weights.leaves(net) for net in nets)
+    plain_arrays, vrp_arrays = (files.leaves(net) for net in nets)
     assert plain_arrays.keys() == vrp_arrays.keys()
     for name, x in plain_arrays.items():
         np.testing.assert_array_equal(x, vrp_arrays[name])
@@ -127,8 +128,8 @@ def test_every_published_name_has_its_place(model):
     # Names and shapes only: one number stands for each tensor.
     source = {name: np.broadcast_to(np.float32(0), tuple(x.shape)) for name, x in state.items()}
     table = backbone_to_flax.TABLES[model]
-    specs = weights.leaves(
-        weights.abstract(lambda rngs: backbone.build(BackboneConfig(name=model), rngs=rngs))
+    specs = files.leaves(
+        files.abstract(lambda rngs: backbone.build(BackboneConfig(name=model), rngs=rngs))
     )
     arrays = engine.convert(source, table.rules, table.ignored, specs)
     assert arrays.keys() == specs.keys()

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prosam_jax.checkpoint import Checkpoints
-from prosam_jax.training import score
+from prosam_jax import runs
+from prosam_jax.weights.checkpoint import Checkpoints
 
 
 def _state(value, n=3):
@@ -16,11 +16,11 @@ def _state(value, n=3):
 def test_a_run_never_validated_has_no_best_checkpoint(tmp_path):
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         with pytest.raises(ValueError, match=r"no such checkpoint \(steps kept: none\)"):
-            score.find_step(checkpoints, "best", tmp_path)
+            runs.find_step(checkpoints, "best", tmp_path)
         checkpoints.save(3, _state(3))
-        assert score.find_step(checkpoints, "latest", tmp_path) == 3
+        assert runs.find_step(checkpoints, "latest", tmp_path) == 3
         with pytest.raises(ValueError, match="never validated: pass --checkpoint=latest"):
-            score.find_step(checkpoints, "best", tmp_path)
+            runs.find_step(checkpoints, "best", tmp_path)
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path):

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prosam_jax.config import Config, to_dict
-from prosam_jax.prompt import weight_file
-from prosam_jax.training import comparison, controls, grid, page, report
-from prosam_jax.training.evaluation import Example
+from prosam_jax.comparison import methods, report, sweep, tables
+from prosam_jax.config import ANNOTATIONS, Config, to_dict
+from prosam_jax.evaluation import controls, results
+from prosam_jax.evaluation.results import Example
 from prosam_jax.types import Episode
-from tools import other_marks
+from prosam_jax.weights import prompt_encoder
+from studies import other_annotations
 
 BASE = Config.from_dict(
     {
@@ -36,11 +37,11 @@ def _example(seed, *, uncertain):
         return rng.random(shape) > 0.5
 
     episode = Episode(
-        support_image=rng.integers(0, 256, (2, 32, 32, 3), np.uint8),
-        support_mask=mask(2, 32, 32),
-        query_image=rng.integers(0, 256, (32, 32, 3), np.uint8),
-        query_mask=mask(32, 32),
-        query_ignore=np.zeros((32, 32), bool),
+        reference_image=rng.integers(0, 256, (2, 32, 32, 3), np.uint8),
+        reference_mask=mask(2, 32, 32),
+        target_image=rng.integers(0, 256, (32, 32, 3), np.uint8),
+        target_mask=mask(32, 32),
+        target_ignore=np.zeros((32, 32), bool),
         class_id=np.int32(1),
         index=np.int32(seed),
         valid=np.bool_(True),
@@ -52,9 +53,9 @@ def _example(seed, *, uncertain):
 
 def _finished(workdir, method, miou):
     """A folder as a finished run leaves it."""
-    run = comparison.run_of(BASE, workdir, method, {"distribution.name": method})
+    run = methods.run_of(BASE, workdir, method, {"distribution.name": method})
     run.workdir.mkdir(parents=True)
-    weight_file.write_frozen(run.cfg, run.workdir)
+    prompt_encoder.write_frozen(run.cfg, run.workdir)
     held = {
         "miou": miou,
         "fb_iou": miou / 2,
@@ -78,33 +79,33 @@ def _finished(workdir, method, miou):
     ]
     (run.workdir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     examples = [_example(i, uncertain=method != "vrp") for i in range(3)]
-    report.save_examples(run.workdir / "examples.npz", examples)
+    results.save_examples(run.workdir / "examples.npz", examples)
     return run
 
 
 def test_only_results_of_the_very_same_run_count(tmp_path):
     run = _finished(tmp_path, "vrp", 40.0)
-    assert comparison.finish(run)["miou"] == 40.0  # nothing is trained
+    assert methods.finish(run)["miou"] == 40.0  # nothing is trained
     longer = dataclasses.replace(run.cfg, train=dataclasses.replace(run.cfg.train, steps=7))
-    assert comparison.results(dataclasses.replace(run, cfg=longer)) is None
+    assert methods.results(dataclasses.replace(run, cfg=longer)) is None
     frozen = json.loads((run.workdir / "frozen.json").read_text())
     other = {**frozen, "sam": {"architecture": "tiny", "arrays_sha256": "0"}}
     (run.workdir / "frozen.json").write_text(json.dumps(other))
-    assert comparison.results(run) is None
+    assert methods.results(run) is None
     (run.workdir / "frozen.json").write_text(json.dumps(frozen))
-    assert comparison.results(run) is not None
-    held = comparison.finish(run)
+    assert methods.results(run) is not None
+    held = methods.finish(run)
     halfway = json.dumps(held | {"step": 30})  # as evaluate.py leaves them on the way
     (run.workdir / "results.json").write_text(halfway)
-    assert comparison.results(run) is None
+    assert methods.results(run) is None
     (run.workdir / "results.json").write_text('{"miou": 4')  # the machine went down here
-    assert comparison.results(run) is None
+    assert methods.results(run) is None
 
 
 def test_examples_are_kept_whole(tmp_path):
     examples = [_example(i, uncertain=True) for i in range(2)]
-    report.save_examples(tmp_path / "x.npz", examples)
-    for found, kept in zip(report.load_examples(tmp_path / "x.npz"), examples, strict=True):
+    results.save_examples(tmp_path / "x.npz", examples)
+    for found, kept in zip(results.load_examples(tmp_path / "x.npz"), examples, strict=True):
         assert found.class_name == kept.class_name
         assert found.controls.keys() == kept.controls.keys()
         arrays = [(*x.episode, x.prediction, *x.controls.values(), x.uncertainty)
@@ -137,7 +138,7 @@ class _Reader(html.parser.HTMLParser):
 
 def test_the_report_is_whole_and_asks_nobody_for_anything(tmp_path):
     runs = [_finished(tmp_path, "vrp", 40.0), _finished(tmp_path, "student_t", 50.0)]
-    page.write(tmp_path / "report.html", runs, "python demo.py '<b>'")
+    report.write(tmp_path / "report.html", runs, "python demo.py '<b>'")
     text = (tmp_path / "report.html").read_text()
     reader = _Reader()
     reader.feed(text)
@@ -164,22 +165,22 @@ def test_the_report_is_whole_and_asks_nobody_for_anything(tmp_path):
 
 def test_rows_are_the_methods_with_their_controls_and_the_others_once(tmp_path):
     runs = [_finished(tmp_path, "vrp", 40.0), _finished(tmp_path, "student_t", 50.0)]
-    held = {run.title: comparison.finish(run) for run in runs}
-    names = [row.name for row in comparison.rows(held)]
+    held = {run.title: methods.finish(run) for run in runs}
+    names = [row.name for row in tables.rows(held)]
     own = [controls.UNTRAINED, controls.WRONG]
     common = [controls.EMPTY, controls.CLICK, controls.PRIOR, controls.EVERYTHING]
     assert names == ["VRP-SAM", *own, "ProSAM, Student-t", *own, *common]
-    assert [row.miou for row in comparison.rows(held)][:3] == [40, 40, 39]
-    singles = grid.numbers(BASE, runs).scores
+    assert [row.miou for row in tables.rows(held)][:3] == [40, 40, 39]
+    singles = tables.numbers(BASE, runs).scores
     assert len(singles) == 2 * (1 + len(controls.MEANING))
-    assert singles[7] == grid.Score("mask", 0, "student_t", 321, "ProSAM, Student-t", 50.0, 25.0)
+    assert singles[7] == tables.Score("mask", 0, "student_t", 321, "ProSAM, Student-t", 50.0, 25.0)
 
 
 def test_the_grid_is_every_combination_once(tmp_path):
-    runs = grid.runs(BASE, tmp_path, 3)
+    runs = sweep.runs(BASE, tmp_path, 3)
     assert len(runs) == len({run.workdir for run in runs}) == len({run.cfg for run in runs}) == 144
     assert {run.cfg.seed for run in runs[:48]} == {321}
-    few = grid.runs(BASE, tmp_path, 1, ("mask", "point"))
+    few = sweep.runs(BASE, tmp_path, 1, ("mask", "point"))
     assert len(few) == 24 and set(few) < set(runs)
     for run in runs:
         cfg = run.cfg
@@ -191,17 +192,17 @@ def test_the_grid_is_every_combination_once(tmp_path):
 def _scores():
     """Numbers whose means are easily told: 10 per annotation, 1 per fold, 0.5 per seed."""
     return [
-        grid.Score(annotation, fold, method, seed, name, 10 * a + fold + 0.5 * seed, 80.0)
-        for a, annotation in enumerate(grid.ANNOTATIONS)
+        tables.Score(annotation, fold, method, seed, name, 10 * a + fold + 0.5 * seed, 80.0)
+        for a, annotation in enumerate(ANNOTATIONS)
         for fold in range(4)
-        for method in grid.METHODS
+        for method in sweep.METHODS
         for seed in (1, 2, 3)
-        for name in (comparison.TITLES[method], *controls.MEANING)
+        for name in (methods.TITLES[method], *controls.MEANING)
     ]
 
 
 def test_tables_hold_mean_and_deviation_over_the_seeds():
-    table = grid.markdown(_scores(), "how").splitlines()
+    table = tables.markdown(_scores(), "how").splitlines()
     assert "| **VRP-SAM** | 2.50 ± 0.50 | 12.50 ± 0.50 | 22.50 ± 0.50 | 32.50 ± 0.50 |" in table
     assert any(x.startswith("| VRP-SAM: reference of a wrong class | 2.50 ±") for x in table)
     assert any(x.startswith("| empty prompt | 2.50 ±") for x in table)
@@ -211,7 +212,7 @@ def test_tables_hold_mean_and_deviation_over_the_seeds():
 
 def test_tables_hold_the_annotations_that_there_are():
     some = [x for x in _scores() if x.annotation in ("box", "point")]
-    table = grid.markdown(some, "how").splitlines()
+    table = tables.markdown(some, "how").splitlines()
     assert table.count("| | box | point |") == 2
     assert "| **VRP-SAM** | 12.50 ± 0.50 | 32.50 ± 0.50 |" in table
 
@@ -221,7 +222,7 @@ def test_differences_are_taken_run_by_run():
         dataclasses.replace(x, miou=x.miou + 1 + x.seed) if x.method == "student_t" else x
         for x in _scores()
     ]
-    table = grid.markdown(found, "how").splitlines()
+    table = tables.markdown(found, "how").splitlines()
     # 2, 3, 4 in each of four folds: their deviation is sqrt(8 / 11), over sqrt(12).
     assert "| ProSAM, Student-t than VRP-SAM |" + " +3.0 ± 0.2 |" * 4 in table
     assert "| ProSAM, Gaussian than VRP-SAM |" + " +0.0 ± 0.0 |" * 4 in table
@@ -230,11 +231,11 @@ def test_differences_are_taken_run_by_run():
 
 def test_models_trained_with_masks_are_compared_with_what_was_trained_with_other_marks():
     shown = [
-        dataclasses.replace(x, name=other_marks.MASKED, miou=x.miou + 1 + x.seed)
+        dataclasses.replace(x, name=other_annotations.MASKED, miou=x.miou + 1 + x.seed)
         for x in _scores()
-        if x.annotation in other_marks.SHOWN and x.name == comparison.TITLES[x.method]
+        if x.annotation in other_annotations.SHOWN and x.name == methods.TITLES[x.method]
     ]
-    table = other_marks.table(shown + _scores()).splitlines()
+    table = other_annotations.table(shown + _scores()).splitlines()
     title = "**ProSAM, Gaussian, trained with masks**"
     # in the order of SHOWN; its seeds' means lie 1.5 apart
     assert f"| {title} | 15.50 ± 1.50 | 25.50 ± 1.50 | 35.50 ± 1.50 |" in table
@@ -247,40 +248,43 @@ def test_the_table_says_who_made_its_numbers(tmp_path):
     file = runs[1].workdir / "results.json"
     other = json.loads(file.read_text()) | {"versions": {"prosam_jax": "0.1.0"}}
     file.write_text(json.dumps(other))
-    note = grid.note(grid.numbers(BASE, runs))
+    note = tables.note(tables.numbers(BASE, runs))
     assert note.startswith("2 runs of 60 steps of 2 episodes, 1,000 test episodes each")
     made = "seeds 321 of mask; prosam_jax 0.0.9; 1 x abacus; or prosam_jax 0.1.0; 1 x abacus."
     assert note.endswith(made)
 
 
 def test_runs_are_added_to_a_file_of_the_same_settings(tmp_path, capsys):
-    found, path = grid.numbers(BASE, [_finished(tmp_path, "vrp", 40.0)]), tmp_path / "results.json"
-    assert grid.together(found, path) == found
-    grid.write_numbers(path, found)
+    found, path = (
+        tables.numbers(BASE, [_finished(tmp_path, "vrp", 40.0)]),
+        tmp_path / "results.json",
+    )
+    assert tables.together(found, path) == found
+    tables.write_numbers(path, found)
     assert len(path.read_text().splitlines()) > len(found.scores)
-    assert grid.together(found, path) == found  # the same seed takes the place of itself
+    assert tables.together(found, path) == found  # the same seed takes the place of itself
     later = [dataclasses.replace(x, seed=320, miou=7.0) for x in found.scores]
     newer = dataclasses.replace(found, made_by=["another"], scores=later)
-    both = grid.together(newer, path)
+    both = tables.together(newer, path)
     assert both.scores == [*later, *found.scores]
     assert both.made_by == [*found.made_by, "another"]
-    assert "seeds 320, 321 of mask; prosam_jax 0.0.9; 1 x abacus; or another." in grid.note(both)
+    assert "seeds 320, 321 of mask; prosam_jax 0.0.9; 1 x abacus; or another." in tables.note(both)
     box = dataclasses.replace(
         found, scores=[dataclasses.replace(x, annotation="box") for x in later]
     )
-    assert "seeds 321 of mask; seeds 320 of box; " in grid.note(grid.together(box, path))
+    assert "seeds 321 of mask; seeds 320 of box; " in tables.note(tables.together(box, path))
     assert not capsys.readouterr().out
     other = dataclasses.replace(newer, frozen={"sam": "another"})
-    assert grid.together(other, path) == other
+    assert tables.together(other, path) == other
     assert "is of other settings or frozen weights: its numbers are" in capsys.readouterr().out
 
 
 def test_a_document_keeps_its_words_around_the_table(tmp_path):
     path = tmp_path / "docs" / "results.md"
-    grid.write_markdown(path, "one")
+    tables.write_markdown(path, "one")
     assert path.read_text().startswith("# Results\n")
     path.write_text(path.read_text().replace("# Results", "# Results\n\nwords") + "\nmore words\n")
-    grid.write_markdown(path, "two")
+    tables.write_markdown(path, "two")
     text = path.read_text()
     assert "one" not in text
     assert re.search(r"words\n\n<!-- .*begin -->\ntwo\n<!-- .*end -->\n\nmore words\n$", text)
@@ -289,11 +293,11 @@ def test_a_document_keeps_its_words_around_the_table(tmp_path):
 @pytest.mark.slow
 def test_processes_tell_what_came_of_their_runs(tmp_path, capsys):
     done = [_finished(tmp_path, method, 40.0) for method in ("vrp", "gaussian", "student_t")]
-    grid.finish(done, jobs=2, shared=tmp_path)
+    sweep.finish(done, jobs=2, shared=tmp_path)
     out = capsys.readouterr().out
     assert len(re.findall(r"mIoU 40\.00 in 0:00:0\d; \d of 3", out)) == 3
-    lost = comparison.run_of(BASE, tmp_path, "lost", {"sam.weights": "none.safetensors"})
+    lost = methods.run_of(BASE, tmp_path, "lost", {"sam.weights": "none.safetensors"})
     with pytest.raises(ValueError, match=r"lost: none\.safetensors is missing; make it with"):
-        grid.finish([lost, done[0]], jobs=1, shared=tmp_path)
+        sweep.finish([lost, done[0]], jobs=1, shared=tmp_path)
     assert (tmp_path / "lost" / "log.txt").is_file()
     assert "mIoU 40.00" in capsys.readouterr().out  # one bad run does not stop the others

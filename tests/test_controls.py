@@ -8,10 +8,10 @@ from flax import nnx
 
 from prosam_jax import model
 from prosam_jax.config import Config
-from prosam_jax.data import benchmark
+from prosam_jax.data import datasets
 from prosam_jax.data.loader import make_loader
-from prosam_jax.training import controls, evaluation, step
-from prosam_jax.training.metrics import Scores
+from prosam_jax.evaluation import controls, prediction, results
+from prosam_jax.evaluation.metrics import Scores
 
 SETTINGS = {
     "data": {"name": "shapes", "image_size": 64, "shots": 2},
@@ -29,12 +29,12 @@ def compiled():
     The trained parameters are the untrained ones, disturbed.
     """
     cfg = Config.from_dict(SETTINGS)
-    graph, params, frozen = step.split(model.build(cfg))
+    graph, params, frozen = model.split(model.build(cfg))
     fresh = controls.untrained(cfg, 3 * 8 * 8)
     jax.tree.map(np.testing.assert_array_equal, fresh, params)
     keys = iter(jax.random.split(jax.random.key(1), 99))
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
-    source = benchmark.episodes(cfg.data, "test", seed=3, length=2)
+    source = datasets.episodes(cfg.data, "test", seed=3, length=2)
     source = dataclasses.replace(source, wrong=True)
     episode = next(make_loader(source, batch_size=2))
     run = controls.make_step(graph, fresh, samples=2)
@@ -44,7 +44,7 @@ def compiled():
 def _plain(episode):
     """The episode without its wrong references."""
     return episode._replace(
-        support_image=episode.support_image[:, :2], support_mask=episode.support_mask[:, :2]
+        reference_image=episode.reference_image[:, :2], reference_mask=episode.reference_mask[:, :2]
     )
 
 
@@ -53,7 +53,7 @@ def test_each_control_takes_one_thing_away(compiled):
     graph, params, frozen, fresh, episode, run = compiled
     found = run(params, frozen, episode)
     assert found.control_masks.keys() == NAMES
-    plain = step.make_predict_step(graph)(params, frozen, _plain(episode))
+    plain = prediction.make_predict_step(graph)(params, frozen, _plain(episode))
     np.testing.assert_array_equal(found.mask, plain.mask)
     jax.tree.map(np.testing.assert_array_equal, found.areas, plain.areas)
     assert found.cueless.shape == plain.cueless.shape == (2, 2)
@@ -66,7 +66,7 @@ def test_each_control_takes_one_thing_away(compiled):
 
     # The order of references is right, right, wrong, wrong.
     wrong_first = jax.tree.map(lambda x: x[:, [2, 3, 0, 1]], episode[:2])
-    swapped = episode._replace(support_image=wrong_first[0], support_mask=wrong_first[1])
+    swapped = episode._replace(reference_image=wrong_first[0], reference_mask=wrong_first[1])
     moved = differing(params, swapped)
     assert moved >= {"result", "uncertainty", controls.UNTRAINED, controls.WRONG}
     assert not moved & {controls.EMPTY, controls.EVERYTHING}
@@ -97,10 +97,10 @@ def test_the_baselines_use_the_prior_alone(compiled):
     for i, threshold in ((0, 0.02), (30, 0.62), (48, 0.98)):
         assert controls.THRESHOLDS[i] == threshold
         areas = found.controls[f"cosine prior above {threshold:.2f}"]
-        inside = ((likeness > np.float32(threshold)) & episode.query_mask).sum((1, 2))
+        inside = ((likeness > np.float32(threshold)) & episode.target_mask).sum((1, 2))
         np.testing.assert_allclose(areas.intersection[:, 1], inside, atol=2)
     np.testing.assert_array_equal(
-        found.controls[controls.EVERYTHING].intersection[:, 1], episode.query_mask.sum((1, 2))
+        found.controls[controls.EVERYTHING].intersection[:, 1], episode.target_mask.sum((1, 2))
     )
     peaks = [np.unravel_index(one.argmax(), (64, 64)) for one in likeness]
     points = np.array([[[x, y]] for y, x in peaks], np.float32)  # SAM's square has their size
@@ -114,7 +114,7 @@ def test_the_prior_is_cut_where_its_score_is_best():
 
     swept = {f"cosine prior above {t:.2f}": scores(1 - abs(t - 0.44)) for t in controls.THRESHOLDS}
     given = {name: scores(0.1) for name in NAMES}
-    result = evaluation.Result(scores(0.5), {}, 1, "", 0.0, [], 1, 0, swept | given)
+    result = results.Result(scores(0.5), {}, 1, "", 0.0, [], 1, 0, swept | given)
     chosen = controls.chosen(result)
     assert chosen.prior_threshold == 0.44
     assert chosen.controls[controls.PRIOR].miou == pytest.approx(1)

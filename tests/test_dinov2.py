@@ -11,10 +11,11 @@ from flax import nnx
 from golden_recipe import image, normal
 from transformers import Dinov2Config, Dinov2Model
 
-from convert import engine
-from convert.dinov2 import IGNORED, RULES
-from prosam_jax import backbone, weights
+from prosam_jax import backbone
 from prosam_jax.backbone import dinov2
+from prosam_jax.convert import engine
+from prosam_jax.convert.rules.dinov2 import IGNORED, RULES
+from prosam_jax.weights import files
 from torch_models import dinov2 as torch_dinov2
 
 DIM, DEPTH, HEADS, GRID = 24, 4, 3, 5
@@ -138,7 +139,7 @@ def test_vits14_matches_torch(pixels, patches):
     twin = torch_dinov2.vits14(0)
     model = backbone_pairs.of_twin(dinov2.vits14, twin, RULES, IGNORED)
     images = image(0, 1, *pixels)
-    taps = jax.jit(backbone.query_taps)(model, golden_modules.nhwc(images))
+    taps = jax.jit(backbone.target_taps)(model, golden_modules.nhwc(images))
     assert taps.merged.shape == (1, *patches, 768)
     for x, expected in zip(taps, twin.double()(torch.from_numpy(images).double()), strict=True):
         expected = np.moveaxis(expected.numpy(), 1, -1)
@@ -150,7 +151,7 @@ def test_vits14_matches_torch(pixels, patches):
 )
 def test_published_sizes(name, width, count):
     """As published, less the mask token."""
-    model = weights.abstract(lambda rngs: getattr(dinov2, name)(rngs=rngs))
+    model = files.abstract(lambda rngs: getattr(dinov2, name)(rngs=rngs))
     assert model.pos_embed.shape == (1, 1370, width)
     assert model.taps == (5, 8, 11)
     assert model.merged_channels == 2 * width
@@ -165,4 +166,4 @@ def test_checkpoints_with_registers_are_refused():
     source = {name: tensor.numpy() for name, tensor in twin.state_dict().items()}
     source["register_tokens"] = np.zeros((1, 4, DIM), np.float32)
     with pytest.raises(ValueError, match=r"that no rule knows: register_tokens$"):
-        engine.convert(source, RULES, IGNORED, weights.leaves(model))
+        engine.convert(source, RULES, IGNORED, files.leaves(model))

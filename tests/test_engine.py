@@ -5,9 +5,10 @@ import pytest
 import torch
 from flax import nnx
 
-from convert import engine
-from convert.engine import Ignored, Rule
-from prosam_jax import layers, weights
+from prosam_jax import layers
+from prosam_jax.convert import engine
+from prosam_jax.convert.engine import Ignored, Rule
+from prosam_jax.weights import files
 
 
 def _draw(*shape, seed=0):
@@ -20,9 +21,9 @@ def _spec(*shape, dtype=np.float32):
 
 def _filled(build, torch_module, rules):
     source = {name: x.detach().numpy() for name, x in torch_module.state_dict().items()}
-    module = weights.abstract(build)
-    arrays = engine.convert(source, rules, (), weights.leaves(module))
-    return weights.fill(module, arrays.__getitem__)
+    module = files.abstract(build)
+    arrays = engine.convert(source, rules, (), files.leaves(module))
+    return files.fill(module, arrays.__getitem__)
 
 
 BIAS = Rule("bias", "bias")

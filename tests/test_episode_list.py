@@ -7,7 +7,7 @@ import pytest
 from fake_voc import write_voc
 
 from prosam_jax.config import Config
-from prosam_jax.data import benchmark, episode_list
+from prosam_jax.data import datasets, episode_list
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -22,7 +22,7 @@ def test_the_command_prints_what_its_digest_is_of(tmp_path):
     assert first.startswith("Pascal-5i fold 1 train: NOT the published list, 5 images instead of")
     assert last == f"5 episodes, sha256 {hashlib.sha256(chr(10).join(lines).encode()).hexdigest()}"
     cfg = Config.from_dict({"seed": 5, "data": {"root": str(root), "fold": 1}})
-    source = benchmark.episodes(cfg.data, "train", seed=5)
+    source = datasets.episodes(cfg.data, "train", seed=5)
     assert lines == [str(source.spec(i)) for i in range(5)]
 
 

@@ -53,9 +53,9 @@ def test_all_images_of_an_episode_show_its_class(draw, seed, shots):
     for i in range(300):
         spec = draw(fold, seed, i, shots)
         assert spec.index == i
-        assert spec.class_id in fold.classes_of[spec.query_id]
-        assert len(spec.support_ids) == shots
-        assert set(spec.support_ids) <= set(fold.entries[spec.class_id]) - {spec.query_id}
+        assert spec.class_id in fold.classes_of[spec.target_id]
+        assert len(spec.reference_ids) == shots
+        assert set(spec.reference_ids) <= set(fold.entries[spec.class_id]) - {spec.target_id}
 
 
 @pytest.mark.parametrize("draw", [draw_train, draw_by_class])
@@ -70,7 +70,7 @@ def test_an_episode_depends_on_its_index_alone(draw):
 def test_testing_goes_round_the_images_in_order():
     fold = _fold()
     n = len(fold.images)
-    targets = [draw_test(fold, 321, i, 1).query_id for i in range(2 * n + 3)]
+    targets = [draw_test(fold, 321, i, 1).target_id for i in range(2 * n + 3)]
     assert targets == list((fold.images * 3)[: 2 * n + 3])
 
 
@@ -78,7 +78,7 @@ def test_testing_goes_round_the_images_in_order():
 def test_training_passes_over_the_images_in_a_new_order_each_time(seed):
     fold = _fold("train")
     n = len(fold.images)
-    targets = [draw_train(fold, seed, i, 1).query_id for i in range(3 * n)]
+    targets = [draw_train(fold, seed, i, 1).target_id for i in range(3 * n)]
     passes = [tuple(targets[k * n : (k + 1) * n]) for k in range(3)]
     assert all(sorted(one) == list(fold.images) for one in passes)
     assert len({*passes, fold.images}) == 4
@@ -91,7 +91,7 @@ def test_classes_and_references_are_uniform():
     specs = [draw_test(fold, 11, i, 3) for i in range(0, 20000, 5)]  # all of target "a"
     classes = collections.Counter(spec.class_id for spec in specs)
     assert abs(classes[1] / 4000 - 1 / 2) < 4 * 0.5 / 4000**0.5
-    references = [s.support_ids for s in specs if s.class_id == 1]
+    references = [s.reference_ids for s in specs if s.class_id == 1]
     drawn = collections.Counter(x for ids in references for x in ids)
     n = 3 * len(references)
     for image_id in "bcd":
@@ -109,7 +109,7 @@ def test_a_class_first_draw_is_uniform_over_classes_then_targets():
     assert all(abs(n / 6000 - 1 / 3) < 4 * (2 / 9 / 6000) ** 0.5 for n in classes.values())
     for class_id, ids in entries.items():
         of_class = [spec for spec in specs if spec.class_id == class_id]
-        pairs = collections.Counter((spec.query_id, *spec.support_ids) for spec in of_class)
+        pairs = collections.Counter((spec.target_id, *spec.reference_ids) for spec in of_class)
         assert set(pairs) == set(itertools.permutations(ids, 2))
         for n in pairs.values():
             p = 1 / len(pairs)
@@ -134,10 +134,10 @@ def test_wrong_references_are_of_another_class(shots):
     for i in range(400):
         right = draw_test(fold, 321, i, shots)
         wrong = draw_wrong(fold, 321, right)
-        assert (wrong.index, wrong.query_id) == (i, right.query_id)
+        assert (wrong.index, wrong.target_id) == (i, right.target_id)
         assert wrong.class_id != right.class_id
-        assert len(wrong.support_ids) == shots
-        assert set(wrong.support_ids) <= set(fold.entries[wrong.class_id]) - {right.query_id}
+        assert len(wrong.reference_ids) == shots
+        assert set(wrong.reference_ids) <= set(fold.entries[wrong.class_id]) - {right.target_id}
         seen[right.class_id, wrong.class_id] += 1
     assert len(seen) == 20  # five classes, each with the four others
     one_class = FoldIndex(PASCAL_5I, 0, "test", {1: ("a", "b", "c"), 2: (), 3: (), 4: (), 5: ()})
@@ -150,8 +150,8 @@ def test_digest_knows_every_part_of_an_episode():
     others = [
         dataclasses.replace(spec, index=1),
         dataclasses.replace(spec, class_id=3),
-        dataclasses.replace(spec, query_id="d"),
-        dataclasses.replace(spec, support_ids=("c", "b")),
+        dataclasses.replace(spec, target_id="d"),
+        dataclasses.replace(spec, reference_ids=("c", "b")),
     ]
     assert len({episode_list_digest([s]) for s in (spec, *others)}) == 5
     assert episode_list_digest([spec, others[0]]) != episode_list_digest([others[0], spec])
@@ -186,14 +186,14 @@ def test_source_reads_the_images_of_its_episodes(shots):
     for i in range(len(source)):
         spec, episode = source.spec(i), source[i]
         assert (episode.index, episode.class_id, episode.valid) == (i, spec.class_id, True)
-        assert episode.query_image.shape == (8, 8, 3)
-        assert episode.support_image.shape == (shots, 8, 8, 3)
-        assert (episode.query_image == int(spec.query_id)).all()
-        for image, image_id in zip(episode.support_image, spec.support_ids, strict=True):
+        assert episode.target_image.shape == (8, 8, 3)
+        assert episode.reference_image.shape == (shots, 8, 8, 3)
+        assert (episode.target_image == int(spec.target_id)).all()
+        for image, image_id in zip(episode.reference_image, spec.reference_ids, strict=True):
             assert (image == int(image_id)).all()
-        np.testing.assert_array_equal(episode.query_mask, left)
-        np.testing.assert_array_equal(episode.query_ignore, ~left)
-        np.testing.assert_array_equal(episode.support_mask, np.tile(left, (shots, 1, 1)))
+        np.testing.assert_array_equal(episode.target_mask, left)
+        np.testing.assert_array_equal(episode.target_ignore, ~left)
+        np.testing.assert_array_equal(episode.reference_mask, np.tile(left, (shots, 1, 1)))
     assert [x.dtype.name for x in source[0]] == [
         *("uint8", "bool", "uint8", "bool", "bool", "int32", "int32", "bool")
     ]
@@ -204,11 +204,11 @@ def test_source_appends_wrong_references():
     source = dataclasses.replace(plain, wrong=True)
     for i in range(len(source)):
         right, both = plain[i], source[i]
-        ids = draw_wrong(source.fold, 321, source.spec(i)).support_ids
-        assert both.support_image[2:, 0, 0, 0].tolist() == [int(image_id) for image_id in ids]
-        assert both.support_mask[2:].any((1, 2)).all()
+        ids = draw_wrong(source.fold, 321, source.spec(i)).reference_ids
+        assert both.reference_image[2:, 0, 0, 0].tolist() == [int(image_id) for image_id in ids]
+        assert both.reference_mask[2:].any((1, 2)).all()
         halved = both._replace(
-            support_image=both.support_image[:2], support_mask=both.support_mask[:2]
+            reference_image=both.reference_image[:2], reference_mask=both.reference_mask[:2]
         )
         for x, y in zip(halved, right, strict=True):
             np.testing.assert_array_equal(x, y)
@@ -228,12 +228,12 @@ def test_a_reference_without_marks_is_redrawn_or_kept():
     kept = dataclasses.replace(source, cueless="report")
     for i in range(len(source)):
         spec = source.spec(i)
-        shown = np.array([x == "4" for x in spec.support_ids])
-        np.testing.assert_array_equal(kept[i].support_mask.any((1, 2)), shown)
-        assert (kept[i].support_image[:, 0, 0, 0] == [int(x) for x in spec.support_ids]).all()
-        if spec.query_id != "4":
-            assert source[i].support_mask.any((1, 2)).all()
-            assert (source[i].support_image == 4).all()
+        shown = np.array([x == "4" for x in spec.reference_ids])
+        np.testing.assert_array_equal(kept[i].reference_mask.any((1, 2)), shown)
+        assert (kept[i].reference_image[:, 0, 0, 0] == [int(x) for x in spec.reference_ids]).all()
+        if spec.target_id != "4":
+            assert source[i].reference_mask.any((1, 2)).all()
+            assert (source[i].reference_image == 4).all()
         else:  # no other reference shows the object
             for x, y in zip(source[i], kept[i], strict=True):
                 np.testing.assert_array_equal(x, y)
@@ -243,9 +243,9 @@ def test_a_reference_without_marks_is_redrawn_or_kept():
 def test_marks_depend_on_the_episode_and_the_shot_alone(kind):
     source = dataclasses.replace(_source(2), annotation=kind, size=64)
     again = dataclasses.replace(source, length=1)
-    marks = [source[i].support_mask for i in range(12)]
+    marks = [source[i].reference_mask for i in range(12)]
     for i in (3, 7):
-        np.testing.assert_array_equal(marks[i], again[i].support_mask)
+        np.testing.assert_array_equal(marks[i], again[i].reference_mask)
         assert (marks[i] <= (np.arange(64) < 32)[None, None]).all()
     alike = {tuple(x.tobytes() for x in shots) for shots in marks}
     assert len(alike) == (1 if kind == "box" else 12)
@@ -261,7 +261,7 @@ def test_source_travels_to_workers():
 
 def test_data_needs_no_jax():
     code = (
-        "import prosam_jax.data.benchmark, prosam_jax.data.prepare, sys; "
+        "import prosam_jax.data.datasets, prosam_jax.data.prepare.benchmarks, sys; "
         "assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

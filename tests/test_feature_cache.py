@@ -20,17 +20,20 @@ from flax import nnx
 from small import flags, small_config
 from test_scripts import ENVIRONMENT, ROOT
 
-from prosam_jax import cli, model, weights
+from prosam_jax import cli, model
 from prosam_jax.config import CacheConfig, DataConfig, SAMConfig, replaced, to_dict
-from prosam_jax.data import benchmark
-from prosam_jax.data.pascal import pascal_episodes
+from prosam_jax.data import datasets
+from prosam_jax.data.datasets.pascal import pascal_episodes
+from prosam_jax.evaluation import evaluate
 from prosam_jax.feature_cache import __main__ as command
 from prosam_jax.feature_cache.build import build, missing
 from prosam_jax.feature_cache.cache import FeatureCache
 from prosam_jax.feature_cache.entries import Entries
 from prosam_jax.feature_cache.packing import Packed, pack, unpack
 from prosam_jax.sam.model import Sam
-from prosam_jax.training import evaluation
+from prosam_jax.weights import files
+
+pass
 
 ARCH = dataclasses.replace(SAMConfig.tiny(), image_size=(64, 80), depth=1, global_attn_indexes=())
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
@@ -40,7 +43,7 @@ LIKE = Packed(np.zeros((1, 3, 4, 5), np.int8), np.zeros((1, 1, 1, 5), np.float32
 
 @pytest.fixture(scope="module")
 def sam():
-    return weights.random(lambda rngs: Sam(ARCH, rngs=rngs), 0)
+    return files.random(lambda rngs: Sam(ARCH, rngs=rngs), 0)
 
 
 def _open(sam, root, dtype="float32"):
@@ -254,15 +257,15 @@ def test_two_builders_at_once_leave_a_right_cache(tmp_path, sam, source):
 def test_test_images_may_belong_to_another_dataset(tmp_path, monkeypatch):
     cfg = small_config(tmp_path / "voc", cache={"dir": str(tmp_path / "cache")})
     other = write_voc(tmp_path / "other", classes=(6, 7), size=(80, 110))
-    test = evaluation.test_episodes(replaced(cfg, {"data.root": str(other)}))
-    monkeypatch.setattr(evaluation, "test_episodes", lambda cfg: test)
+    test = evaluate.test_episodes(replaced(cfg, {"data.root": str(other)}))
+    monkeypatch.setattr(evaluate, "test_episodes", lambda cfg: test)
     given = types.SimpleNamespace(config=to_dict(cfg))
     monkeypatch.setattr(command, "flags", types.SimpleNamespace(FLAGS=given))
     command.main()
     cache = FeatureCache(cfg.cache, model.build_sam(cfg))
-    train = benchmark.episodes(cfg.data, "train", seed=cfg.seed)
+    train = datasets.episodes(cfg.data, "train", seed=cfg.seed)
     assert missing(cache, train, train.fold.images) == []
-    assert missing(cache, test, [test.spec(i).query_id for i in range(len(test))]) == []
+    assert missing(cache, test, [test.spec(i).target_id for i in range(len(test))]) == []
 
 
 def _command(*arguments):
@@ -277,9 +280,9 @@ def test_the_command_fills_the_cache_that_training_looks_in(tmp_path):
     cfg = small_config(tmp_path / "voc", cache={"dir": str(tmp_path / "my cache")})
     done = _command("build", *flags(cfg))
     assert done.returncode == 0, done.stderr
-    train = benchmark.episodes(cfg.data, "train", seed=cfg.seed)
-    test = benchmark.episodes(cfg.data, "test", seed=cfg.eval.seed, length=cfg.eval.episodes)
-    ids = {*train.fold.images, *(test.spec(i).query_id for i in range(len(test)))}
+    train = datasets.episodes(cfg.data, "train", seed=cfg.seed)
+    test = datasets.episodes(cfg.data, "test", seed=cfg.eval.seed, length=cfg.eval.episodes)
+    ids = {*train.fold.images, *(test.spec(i).target_id for i in range(len(test)))}
     assert f"\n{len(ids)} images, 0 of their entries damaged, {len(ids)} to compute" in done.stdout
     assert done.stdout.endswith(f"the cache is complete with {len(ids)} entries\n")
     cache = FeatureCache(cfg.cache, model.build_sam(cfg))

@@ -9,10 +9,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 from prosam_jax.config import DataConfig
-from prosam_jax.data import benchmark, folder_check, prepare
-from prosam_jax.data.folder_check import check
-from prosam_jax.data.folder_files import find_folder
+from prosam_jax.data import datasets
+from prosam_jax.data.datasets import folder_check
+from prosam_jax.data.datasets.folder_check import check
+from prosam_jax.data.datasets.folder_files import find_folder
 from prosam_jax.data.folds import describe
+from prosam_jax.data.prepare import benchmarks as prepare
 from prosam_jax.data.transforms import resize_image
 from tools import bad_pictures
 from tools.bad_pictures import coco, labels, shape
@@ -187,7 +189,7 @@ def own(tmp_path):
 
 def _source(root, split, **settings):
     cfg = DataConfig(name="folder", root=str(root), image_size=32, **settings)
-    return benchmark.episodes(cfg, split, seed=3, length=6)
+    return datasets.episodes(cfg, split, seed=3, length=6)
 
 
 def test_novel_classes_do_not_leak(own):
@@ -202,7 +204,7 @@ def test_novel_classes_do_not_leak(own):
     by_rule = [_source(own, "test", fold=fold).fold.classes for fold in range(4)]
     assert by_rule == [(1, 5), (2,), (3,), (4,)]
     copy = pickle.loads(pickle.dumps(train))
-    np.testing.assert_array_equal(copy[5].support_image, train[5].support_image)
+    np.testing.assert_array_equal(copy[5].reference_image, train[5].reference_image)
     with pytest.raises(ValueError, match=r"data.novel='fix' is not known; nearest: fox"):
         _source(own, "test", novel="owl, fix")
 
@@ -212,7 +214,7 @@ def test_the_first_targets_show_all_novel_classes(own):
     test = _source(own, "test", novel="owl, fox, dog")
     assert len(test) < len(test.fold.images)
     assert {test.spec(i).class_id for i in range(len(test))} == {2, 3, 4}
-    targets = [test.spec(i).query_id for i in range(len(test.fold.images))]
+    targets = [test.spec(i).target_id for i in range(len(test.fold.images))]
     assert sorted(targets) == list(test.fold.images) != targets
 
 

@@ -11,11 +11,11 @@ import pytest
 from flax import nnx
 from huggingface_hub import constants
 
-from prosam_jax import hub, prompt_file, weights
+from prosam_jax import share
 from prosam_jax.config import Config
-from prosam_jax.prompt import weight_file
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
-from prosam_jax.prompt.weight_file import Trained
+from prosam_jax.weights import files, hub, prompt_encoder
+from prosam_jax.weights.prompt_encoder import Trained
 
 ROOT = pathlib.Path(__file__).parents[1]
 REPO = "somebody/vrp-tiny"
@@ -40,7 +40,7 @@ def file(tmp_path_factory):
     }
     known = {"benchmark": "pascal", "fold": 1, "step": 1200, "results": RESULTS}
     trained = Trained(config=cfg, merged_channels=192, frozen=frozen, version="0.1.0", **known)
-    weight_file.save(path, weights.leaves(encoder), trained)
+    prompt_encoder.save(path, files.leaves(encoder), trained)
     return path
 
 
@@ -57,18 +57,18 @@ def server(tmp_path, monkeypatch):
 
 
 def test_what_is_pushed_is_pulled(file, server, tmp_path):
-    address = hub.push(file, REPO, endpoint=server.url)
+    address = share.push(file, REPO, endpoint=server.url)
     assert address == f"{server.url}/{REPO}/commit/{server.sha(REPO)}"
     assert server.private == {REPO: False}
     out = tmp_path / "new" / "pulled.safetensors"
-    trained = hub.pull(REPO, out, endpoint=server.url)
+    trained = share.pull(REPO, out, endpoint=server.url)
     assert out.read_bytes() == file.read_bytes()
-    assert trained == weight_file.read(file)
+    assert trained == prompt_encoder.read(file)
     assert os.listdir(out.parent) == [out.name]
 
 
 def test_the_card_says_what_the_file_says(file, server):
-    hub.push(file, REPO, endpoint=server.url)
+    share.push(file, REPO, endpoint=server.url)
     card = server.files[REPO]["README.md"].decode()
     assert server.cards == [card]
     assert card.startswith("---\nlibrary_name: prosam_jax\n")
@@ -85,10 +85,10 @@ def test_the_card_says_what_the_file_says(file, server):
 
 
 def test_unknowns_stay_unknown_in_the_card(file):
-    cfg = weight_file.read(file).config
+    cfg = prompt_encoder.read(file).config
     frozen = {x: {"architecture": "tiny", "arrays_sha256": None} for x in ("sam", "backbone")}
     source = {"source_name": "vrp.pt", "source_sha256": "e" * 64}
-    card = hub.card(Trained(cfg, 192, frozen, "0.1.0", **source), REPO)
+    card = share.card(Trained(cfg, 192, frozen, "0.1.0", **source), REPO)
     for name in ("results", "steps", "trained on"):
         assert f"| {name} | unknown |" in card
     assert "| SAM | vit_h, weights of sha256 nobody knows |" in card
@@ -97,24 +97,24 @@ def test_unknowns_stay_unknown_in_the_card(file):
 
 
 def test_private_repositories_are_private(file, server, tmp_path):
-    hub.push(file, REPO, private=True, endpoint=server.url)
+    share.push(file, REPO, private=True, endpoint=server.url)
     assert server.private == {REPO: True}
-    hub.push(file, REPO, private=True, endpoint=server.url)
+    share.push(file, REPO, private=True, endpoint=server.url)
     server.private[REPO] = False
     server.files[REPO] = {}
     with pytest.raises(ValueError, match=f"{REPO} exists and is public"):
-        hub.push(file, REPO, private=True, endpoint=server.url)
+        share.push(file, REPO, private=True, endpoint=server.url)
     assert server.files == {REPO: {}}
 
 
 def test_a_file_of_another_kind_is_not_put_in_place(file, server, tmp_path):
-    hub.push(file, REPO, endpoint=server.url)
+    share.push(file, REPO, endpoint=server.url)
     out = tmp_path / "out.safetensors"
     out.write_text("older")
     whole = server.files[REPO][hub.FILE]
-    weights.save(tmp_path / "sam", {}, {"kind": "sam", "architecture": "tiny"})
-    trained = weight_file.read(file)
-    weight_file.save(tmp_path / "hollow", {}, trained)
+    files.save(tmp_path / "sam", {}, {"kind": "sam", "architecture": "tiny"})
+    trained = prompt_encoder.read(file)
+    prompt_encoder.save(tmp_path / "hollow", {}, trained)
     for content, reason in (
         (whole[:-7], "is no complete safetensors file"),
         ((tmp_path / "sam").read_bytes(), "is no file of a trained prompt encoder"),
@@ -122,11 +122,11 @@ def test_a_file_of_another_kind_is_not_put_in_place(file, server, tmp_path):
     ):
         server.files[REPO][hub.FILE] = content
         with pytest.raises(ValueError, match=f"{REPO} holds no prompt encoder .*: .*{reason}"):
-            hub.pull(REPO, out, endpoint=server.url)
+            share.pull(REPO, out, endpoint=server.url)
         assert out.read_text() == "older"
     assert not list(tmp_path.glob(".*.part"))
     with pytest.raises(ValueError, match="is no file of a trained prompt encoder"):
-        hub.push(tmp_path / "sam", REPO, endpoint=server.url)
+        share.push(tmp_path / "sam", REPO, endpoint=server.url)
 
 
 def _one_line(error, message):
@@ -137,28 +137,28 @@ def _one_line(error, message):
 def test_who_is_not_logged_in_is_told(file, server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(ValueError) as error:
-        hub.push(file, REPO, endpoint=server.url)
+        share.push(file, REPO, endpoint=server.url)
     _one_line(error, f"{server.url} refuses access to {REPO}: check the name, or log in with: hf")
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ValueError) as error:
-        hub.push(file, REPO, endpoint=server.url)
+        share.push(file, REPO, endpoint=server.url)
     _one_line(error, f"not logged in to {server.url}; log in with: hf auth login, or set HF_TOKEN")
     server.files[REPO], server.private[REPO] = {}, True
     with pytest.raises(ValueError) as error:
-        hub.pull(REPO, tmp_path / "x", endpoint=server.url)
+        share.pull(REPO, tmp_path / "x", endpoint=server.url)
     _one_line(error, f"{server.url} refuses access to {REPO}")
 
 
 def test_what_is_not_there_is_named(file, server, tmp_path):
     with pytest.raises(ValueError) as error:
-        hub.pull(REPO, tmp_path / "x", endpoint=server.url)
+        share.pull(REPO, tmp_path / "x", endpoint=server.url)
     _one_line(error, f"{server.url} has no repository {REPO} that you may see: check the name")
     server.files[REPO], server.private[REPO] = {}, False
     with pytest.raises(ValueError) as error:
-        hub.pull(REPO, tmp_path / "x", endpoint=server.url)
+        share.pull(REPO, tmp_path / "x", endpoint=server.url)
     _one_line(error, f"{REPO} at {server.url} has no file prompt_encoder.safetensors")
     with pytest.raises(ValueError) as error:
-        hub.pull(REPO, tmp_path / "x", revision="v9", endpoint=server.url)
+        share.pull(REPO, tmp_path / "x", revision="v9", endpoint=server.url)
     _one_line(error, f"{REPO} at {server.url} has no revision 'v9'")
     assert not (tmp_path / "x").exists()
 
@@ -166,16 +166,16 @@ def test_what_is_not_there_is_named(file, server, tmp_path):
 def test_a_hub_that_cannot_be_reached_is_named(file, server, tmp_path):
     nowhere = "http://127.0.0.1:9"  # the discard port, where nothing listens
     with pytest.raises(ValueError) as error:
-        hub.push(file, REPO, endpoint=nowhere)
+        share.push(file, REPO, endpoint=nowhere)
     _one_line(error, f"cannot reach {nowhere}: ")
     with pytest.raises(ValueError) as error:
-        hub.pull(REPO, tmp_path / "x", endpoint=nowhere)
+        share.pull(REPO, tmp_path / "x", endpoint=nowhere)
     _one_line(error, f"cannot reach {nowhere}: ")
 
 
 def test_the_missing_package_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert prompt_file.main(["pull", REPO, "--out=x"]) == 1
+    assert share.main(["pull", REPO, "--out=x"]) == 1
     assert capsys.readouterr().err == (
         "error: the package huggingface_hub is missing; install it with: "
         "pip install 'prosam_jax[hub]'\n"

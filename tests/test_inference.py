@@ -8,7 +8,7 @@ import scipy.stats
 from scipy.special import expit, xlogy
 
 from prosam_jax import inference
-from tools import uncertainty
+from studies import uncertainty
 
 
 def test_disagreement_is_mutual_information():

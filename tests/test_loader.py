@@ -7,8 +7,8 @@ import pytest
 from fake_voc import write_voc
 
 from prosam_jax.config import DataConfig
+from prosam_jax.data.datasets.pascal import pascal_episodes
 from prosam_jax.data.loader import make_loader
-from prosam_jax.data.pascal import pascal_episodes
 from prosam_jax.types import Episode
 
 
@@ -40,7 +40,7 @@ def test_batches_hold_the_episodes_in_order(source):
         [8, 9, 10, 10],
     ]
     assert all(isinstance(batch, Episode) for batch in batches)
-    assert batches[0].support_image.shape == (4, 2, 32, 32, 3)
+    assert batches[0].reference_image.shape == (4, 2, 32, 32, 3)
     for batch in batches:
         for at, index in enumerate(batch.index):
             for x, y in zip(batch[:-1], source[int(index)][:-1], strict=True):
@@ -80,7 +80,7 @@ def test_workers_change_nothing_and_are_closed(source):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_unreadable_image_is_named_wherever_it_is_read(source, workers):
-    path = source.images.image_path(source.spec(5).query_id)
+    path = source.images.image_path(source.spec(5).target_id)
     path.write_bytes(path.read_bytes()[:900])
     message = f"cannot read {re.escape(str(path))}: .*; copy the file again"
     with pytest.raises(ValueError, match=message) as caught:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from golden_recipe import unpack_bits
 
-from prosam_jax.training.metrics import Areas, IoU, areas
+from prosam_jax.evaluation.metrics import Areas, IoU, areas
 
 
 @pytest.mark.parametrize("case", ["ignore_on", "ignore_off", "no_ignore_key"])

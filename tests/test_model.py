@@ -18,18 +18,18 @@ def prosam():
     return golden_modules.prosam((16, 16))
 
 
-def _features(prosam, query_image, support_image, support_mask, embeddings):
+def _features(prosam, target_image, reference_image, reference_mask, embeddings):
     """What `encode` makes, from images that are normalised already and a given SAM embedding."""
-    query, support = (golden_modules.nhwc(x) for x in (query_image, support_image))
+    query, support = (golden_modules.nhwc(x) for x in (target_image, reference_image))
     size = (query.shape[1] // 8, query.shape[2] // 8)
-    mask = resize.nearest(jnp.asarray(support_mask, jnp.float32)[..., None], size)[..., 0]
+    mask = resize.nearest(jnp.asarray(reference_mask, jnp.float32)[..., None], size)[..., 0]
 
     @jax.jit
     def encode(query, support, mask):
         return Features(
             golden_modules.nhwc(embeddings),
-            backbone.query_taps(prosam.backbone, query),
-            backbone.support_taps(prosam.backbone, support, mask),
+            backbone.target_taps(prosam.backbone, query),
+            backbone.reference_taps(prosam.backbone, support, mask),
             mask,
         )
 
@@ -42,12 +42,14 @@ def test_training_chain_matches_torch(golden, prosam):
     arrays = golden("train_chain_resnet50")
     meta = json.loads(str(arrays["meta"]))
     b, h, w = meta["batch"], meta["H"], meta["W"]
-    query_image, support_image = (image(meta[f"{x}_seed"], b, h, w) for x in ("query", "support"))
+    target_image, reference_image = (
+        image(meta[f"{x}_seed"], b, h, w) for x in ("query", "support")
+    )
     embeddings = normal(meta["emb_seed"], (b, 256, 16, 16))
-    check_input(arrays, "query_img", query_image)
+    check_input(arrays, "query_img", target_image)
     check_input(arrays, "image_embeddings", embeddings)
     mask, target = (unpack_bits(arrays, x).reshape(b, h, w) for x in ("support_mask", "target"))
-    features = _features(prosam, query_image, support_image, mask, embeddings)
+    features = _features(prosam, target_image, reference_image, mask, embeddings)
     graph, params, frozen = nnx.split(prosam, model.learned, ...)
 
     @jax.jit
@@ -69,7 +71,7 @@ def test_training_chain_matches_torch(golden, prosam):
 
 def _check_gradients(arrays, grads):
     """Puts our gradients into torch's names and layout, by the conversion's own rules."""
-    from convert import vrp_sam_to_flax
+    from prosam_jax.convert import vrp_sam_to_flax
 
     ours = {
         ".".join(map(str, path[1:])): np.asarray(leaf.get_value())
@@ -111,14 +113,14 @@ def test_five_shots_match_torch(golden, prosam):
     arrays = golden("nshot_resnet50")
     meta = json.loads(str(arrays["meta"]))
     b, shots, h, w = meta["batch"], meta["shots"], meta["H"], meta["W"]
-    query_image = image(meta["query_seed"], b, h, w)
+    target_image = image(meta["query_seed"], b, h, w)
     # Reference k of every target, stacked to (b * s) with those of one target together.
-    support_image = np.stack([image(meta["support_seed"] + k, b, h, w) for k in range(shots)], 1)
+    reference_image = np.stack([image(meta["support_seed"] + k, b, h, w) for k in range(shots)], 1)
     masks = unpack_bits(arrays, "support_masks").reshape(b * shots, h, w)
     features = _features(
         prosam,
-        query_image,
-        support_image.reshape(b * shots, 3, h, w),
+        target_image,
+        reference_image.reshape(b * shots, 3, h, w),
         masks,
         normal(meta["emb_seed"], (b, 256, 16, 16)),
     )
@@ -138,11 +140,11 @@ def test_five_shots_match_torch(golden, prosam):
 def _episode(seed, b=2, s=1, size=32):
     rng = np.random.default_rng(seed)
     return Episode(
-        support_image=rng.integers(0, 256, (b, s, size, size, 3), np.uint8),
-        support_mask=rng.random((b, s, size, size)) > 0.5,
-        query_image=rng.integers(0, 256, (b, size, size, 3), np.uint8),
-        query_mask=rng.random((b, size, size)) > 0.5,
-        query_ignore=np.zeros((b, size, size), bool),
+        reference_image=rng.integers(0, 256, (b, s, size, size, 3), np.uint8),
+        reference_mask=rng.random((b, s, size, size)) > 0.5,
+        target_image=rng.integers(0, 256, (b, size, size, 3), np.uint8),
+        target_mask=rng.random((b, size, size)) > 0.5,
+        target_ignore=np.zeros((b, size, size), bool),
         class_id=np.full(b, 3, np.int32),
         index=np.arange(b, dtype=np.int32),
         valid=np.ones(b, bool),
@@ -167,17 +169,17 @@ def _small(**distribution):
 def test_encode_feeds_the_frozen_networks_as_the_reference_does():
     small, episode = _small(), _episode(0, s=2)
     features = jax.jit(small.encode)(episode)
-    query = resize.normalize(jnp.asarray(episode.query_image))
+    query = resize.normalize(jnp.asarray(episode.target_image))
     large = resize.bilinear(query, (64, 64), align_corners=True)
     np.testing.assert_allclose(
         features.image_embeddings, jax.jit(small.sam.encode_image)(large), atol=1e-5
     )
-    assert features.support_mask.shape == (4, 4, 4)
+    assert features.reference_mask.shape == (4, 4, 4)
     np.testing.assert_array_equal(
-        features.support_mask.reshape(2, 2, 4, 4), episode.support_mask[:, :, ::8, ::8]
+        features.reference_mask.reshape(2, 2, 4, 4), episode.reference_mask[:, :, ::8, ::8]
     )
-    assert features.support.prior.shape == (4, 4, 4, 256)
-    assert not bool((features.support.prior[features.support_mask == 0] != 0).any())
+    assert features.reference.prior.shape == (4, 4, 4, 256)
+    assert not bool((features.reference.prior[features.reference_mask == 0] != 0).any())
 
 
 @pytest.mark.slow
@@ -193,7 +195,7 @@ def test_encode_feeds_the_frozen_networks_as_the_reference_does():
 def test_objective_is_the_mean_over_samples(name):
     whole = _small(name=name, samples=3)
     episode = _episode(1)
-    target = jnp.asarray(episode.query_mask)
+    target = jnp.asarray(episode.target_mask)
     key = jax.random.key(7)
 
     @jax.jit
@@ -229,7 +231,7 @@ def test_entropy_weight_rewards_wide_scales():
         @jax.jit
         def run(episode):
             features = whole.encode(episode)
-            loss, _ = whole.objective(features, jnp.asarray(episode.query_mask), key)
+            loss, _ = whole.objective(features, jnp.asarray(episode.target_mask), key)
             dropout_key, _ = jax.random.split(key)
             return loss, whole.posterior(features, dropout_key).log_scale.mean()
 

@@ -6,9 +6,9 @@ from fake_voc import write_pair, write_voc
 from PIL import Image
 
 from prosam_jax.config import DataConfig
+from prosam_jax.data.datasets.pascal import find_folder, pascal_episodes, pascal_folder
 from prosam_jax.data.episodes import draw_test, draw_train
 from prosam_jax.data.folds import PASCAL_5I
-from prosam_jax.data.pascal import find_folder, pascal_episodes, pascal_folder
 
 PARTS = ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation")
 
@@ -128,7 +128,7 @@ def test_episodes_follow_the_settings(voc):
     assert (test.draw, test.seed, test.shots, test.size, len(test)) == (draw_test, 5, 2, 40, 33)
     assert test.fold.classes == (6, 7, 8, 9, 10)
     assert {c: len(ids) for c, ids in test.fold.entries.items() if ids} == {6: 4, 7: 4}
-    assert test[0].support_image.shape == (2, 40, 40, 3)
+    assert test[0].reference_image.shape == (2, 40, 40, 3)
     train = pascal_episodes(cfg, "train", seed=5)
     assert train.draw is draw_train
     assert len(train) == len(train.fold.images) == 5  # those of 1 and 11 that show no novel class
@@ -154,5 +154,5 @@ def test_real_masks_have_the_published_pixel_counts(outside_data):
             assert not np.isin(folder.labels(image_id), novel).any()
         for i in range(0, 60, 3):
             spec = draw_test(test, 321, i, 2)
-            for image_id in (spec.query_id, *spec.support_ids):
+            for image_id in (spec.target_id, *spec.reference_ids):
                 assert (folder.labels(image_id) == spec.class_id).sum() >= 2048

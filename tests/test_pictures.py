@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prosam_jax import pictures
+from prosam_jax import images
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
@@ -26,7 +26,7 @@ RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     ids=["uint8", "gray", "one", "rgba", "64", "32", "Pillow", "Pillow L", "Pillow RGBA", "16 bit"],
 )
 def test_pictures_of_every_kind(given, expected):
-    found = pictures.read(given)
+    found = images.read(given)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)
 
@@ -37,13 +37,13 @@ def test_files_are_turned_as_viewers_turn_them(tmp_path):
     path = tmp_path / "ein Bild ü.png"
     Image.fromarray(RGB).save(path, exif=exif)
     turned = np.rot90(RGB, -1)
-    np.testing.assert_array_equal(pictures.read(path), turned)
-    np.testing.assert_array_equal(pictures.read(str(path)), turned)
+    np.testing.assert_array_equal(images.read(path), turned)
+    np.testing.assert_array_equal(images.read(str(path)), turned)
     with Image.open(path) as image:
-        np.testing.assert_array_equal(pictures.read(image), turned)
+        np.testing.assert_array_equal(images.read(image), turned)
     white = Image.fromarray((RGB[..., 0] > 99).astype(np.uint8) * 255)
     white.save(path, exif=exif)
-    np.testing.assert_array_equal(pictures.read_mask(path), turned[..., 0] > 99)
+    np.testing.assert_array_equal(images.read_mask(path), turned[..., 0] > 99)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_files_are_turned_as_viewers_turn_them(tmp_path):
 )
 def test_what_is_no_picture_is_said(given, message):
     with pytest.raises(ValueError, match=message):
-        pictures.read(given)
+        images.read(given)
 
 
 def test_files_that_are_no_pictures_are_named(tmp_path, monkeypatch):
@@ -74,12 +74,12 @@ def test_files_that_are_no_pictures_are_named(tmp_path, monkeypatch):
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:400])
     for name in ("text.jpg", "cut.png"):
         with pytest.raises(ValueError, match=f"{name} cannot be read as a picture: "):
-            pictures.read(tmp_path / name)
+            images.read(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"whole.png has more than 2,000 pixels, .*: shrink it"):
-        pictures.read(tmp_path / "whole.png")
+        images.read(tmp_path / "whole.png")
     with pytest.raises(FileNotFoundError, match=r"absent\.jpg"):
-        pictures.read(tmp_path / "absent.jpg")
+        images.read(tmp_path / "absent.jpg")
 
 
 MASK = RGB[..., 0] > 99
@@ -116,7 +116,7 @@ CLEAR = Image.fromarray(np.dstack([np.full((*MASK.shape, 3), 255), MASK * 255]).
     ],
 )
 def test_masks_of_every_kind(given):
-    found = pictures.read_mask(given)
+    found = images.read_mask(given)
     assert found.dtype == np.bool_
     np.testing.assert_array_equal(found, MASK)
 
@@ -124,20 +124,20 @@ def test_masks_of_every_kind(given):
 def test_a_palette_without_white_marks_nothing():
     black = Image.fromarray(np.ones_like(MASK, np.uint8))
     black.putpalette([255, 255, 255, 0, 0, 0])
-    assert not pictures.read_mask(black).any()
+    assert not images.read_mask(black).any()
 
 
 def test_a_photo_is_no_mask():
     photo = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     for image in (Image.fromarray(photo), Image.fromarray(photo[..., 0])):
         with pytest.raises(ValueError, match="cannot be read as a mask: it looks like a photo"):
-            pictures.read_mask(image)
+            images.read_mask(image)
     soft = np.clip(np.hypot(*np.mgrid[-20:20, -25:25]) * 60 - 500, 0, 255).astype(np.uint8)
-    assert 0 < pictures.read_mask(Image.fromarray(soft)).mean() < 1
+    assert 0 < images.read_mask(Image.fromarray(soft)).mean() < 1
 
 
 def _mark(**cue):
-    return pictures.mark((60, 90), 32, **cue)
+    return images.mark((60, 90), 32, **cue)
 
 
 def _dot(x, y):
@@ -205,5 +205,5 @@ def test_points_and_strokes_mark_their_pixels():
 
 def test_strokes_have_no_gaps_in_a_small_picture():
     strokes = np.eye(5, dtype=np.bool_)
-    square = pictures.mark((5, 5), 35, scribble=strokes)
+    square = images.mark((5, 5), 35, scribble=strokes)
     np.testing.assert_array_equal(square, strokes.repeat(7, 0).repeat(7, 1))

@@ -8,11 +8,13 @@ import pytest
 from PIL import Image
 
 from prosam_jax.config import DataConfig
-from prosam_jax.data import benchmark, prepare, prepare_coco
-from prosam_jax.data.coco import find_folder
-from prosam_jax.data.coco_masks import Annotated, Object, paint, read_annotations
+from prosam_jax.data import datasets
+from prosam_jax.data.datasets.coco import find_folder
 from prosam_jax.data.episodes import draw_by_class
 from prosam_jax.data.folds import COCO_20I
+from prosam_jax.data.prepare import benchmarks as prepare
+from prosam_jax.data.prepare import coco as prepare_coco
+from prosam_jax.data.prepare.coco_masks import Annotated, Object, paint, read_annotations
 
 pytest.importorskip("pycocotools")
 
@@ -124,14 +126,14 @@ def test_episodes_of_both_splits(capsys, site):
     root = site[0]
     assert _main(capsys, root)[0] == 0
     cfg = DataConfig(name="coco", root=str(root), image_size=32)
-    train = benchmark.episodes(cfg, "train", seed=3)
+    train = datasets.episodes(cfg, "train", seed=3)
     assert (train.draw, train.fold.filled) == (draw_by_class, (2,))
     assert train.fold.images == tuple(f"train2014/COCO_train2014_{n:012d}" for n in (0, 2))
-    test = benchmark.episodes(cfg, "test", seed=3, length=7)
+    test = datasets.episodes(cfg, "test", seed=3, length=7)
     assert (len(test), test.fold.filled, test[6].class_id) == (7, (5,), 5)
-    assert test[6].query_mask.all() and test[6].support_image.shape == (1, 32, 32, 3)
+    assert test[6].target_mask.all() and test[6].reference_image.shape == (1, 32, 32, 3)
     with pytest.raises(ValueError, match=r"data.val_list='val': there is no .*val.txt; .*prepare"):
-        benchmark.episodes(dataclasses.replace(cfg, val_list="val"), "test", seed=3)
+        datasets.episodes(dataclasses.replace(cfg, val_list="val"), "test", seed=3)
 
 
 def test_files_that_are_not_cocos_are_named(tmp_path, capsys, site):

@@ -10,9 +10,11 @@ from fake_archives import SBD, VOC_TRAIN, VOC_VAL
 from fake_voc import write_voc
 from PIL import Image
 
-from prosam_jax.data import archives, prepare, prepare_pascal
-from prosam_jax.data.mask_folder import MaskFolder
-from prosam_jax.data.pascal import find_folder
+from prosam_jax.data.datasets.mask_folder import MaskFolder
+from prosam_jax.data.datasets.pascal import find_folder
+from prosam_jax.data.prepare import archives
+from prosam_jax.data.prepare import benchmarks as prepare
+from prosam_jax.data.prepare import pascal as prepare_pascal
 
 POOL = sorted({*VOC_TRAIN, *SBD})
 FILES = ("VOCtrainval_11-May-2012.tar", "benchmark.tgz", "train_noval.txt")

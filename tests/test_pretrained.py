@@ -9,16 +9,17 @@ import pytest
 import safetensors
 
 from configs import shapes as recipe
-from prosam_jax import model, weights
+from packaged import fitting, shapes_backbone, shapes_sam, training_pictures
+from prosam_jax import model
 from prosam_jax.config import BackboneConfig, Config, SAMSettings
-from prosam_jax.data.outlines import FORMS, PLAIN, fill
-from tools import fitting, train_shapes_backbone, train_shapes_sam, training_shapes
+from prosam_jax.data.datasets.outlines import FORMS, PLAIN, fill
+from prosam_jax.weights import files
 
 FILES = {
     "sam": SAMSettings(model="shapes", weights="packaged").weight_file(),
     "backbone": BackboneConfig(name="shapes", weights="packaged").weight_file(),
 }
-TRAINERS = {"sam": train_shapes_sam, "backbone": train_shapes_backbone}
+TRAINERS = {"sam": shapes_sam, "backbone": shapes_backbone}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_files_take_8_megabytes_at_most():
 @pytest.mark.parametrize("kind", FILES)
 def test_files_say_where_they_come_from(kind):
     with safetensors.safe_open(FILES[kind], framework="numpy") as file:
-        metadata = weights.read_metadata(file)
+        metadata = files.read_metadata(file)
     assert (metadata["kind"], metadata["architecture"]) == (kind, "shapes")
     assert metadata["script"] == f"tools/train_shapes_{kind}.py"
     default = TRAINERS[kind].DEFAULT
@@ -54,7 +55,7 @@ def test_only_the_small_networks_come_with_the_package():
 def test_a_missing_file_is_made_by_its_script():
     cfg = recipe.get_config()
     cfg.sam.weights = "none.safetensors"
-    with pytest.raises(ValueError, match=r"make it with: python tools/train_shapes_sam\.py --out"):
+    with pytest.raises(ValueError, match=r"make it with: python packaged/shapes_sam\.py --out"):
         model.build(Config.from_dict(cfg))
 
 
@@ -96,30 +97,30 @@ def test_the_best_fit_finds_a_form_wherever_it_lies():
 @pytest.mark.slow
 def test_no_training_outline_is_one_of_the_benchmark():
     """At no place and angle, mirrored or not, does one fit an outline of the benchmark well."""
-    trained = training_shapes.catalogue()
-    assert len(trained) == training_shapes.CLASSES
+    trained = training_pictures.catalogue()
+    assert len(trained) == training_pictures.CLASSES
     spectra, areas = _spectra(trained)
     for form in (*FORMS.values(), *PLAIN):
-        assert _best_fit(form, spectra, areas).max() < training_shapes.LIKENESS
+        assert _best_fit(form, spectra, areas).max() < training_pictures.LIKENESS
 
 
 @pytest.mark.slow
 def test_pictures_are_their_numbers_alone():
-    image, objects, classes = training_shapes.picture(3)
-    again = training_shapes.picture(3)
+    image, objects, classes = training_pictures.picture(3)
+    again = training_pictures.picture(3)
     for a, b in zip((image, objects, classes), again, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert (image != training_shapes.picture(4)[0]).any()
+    assert (image != training_pictures.picture(4)[0]).any()
     shown = set(objects.ravel().tolist()) - {0}
     assert shown == set(np.flatnonzero(classes).tolist())
-    assert classes[0] == 0 and classes.max() <= training_shapes.CLASSES
+    assert classes[0] == 0 and classes.max() <= training_pictures.CLASSES
 
 
 def test_references_show_the_classes_that_they_stand_for():
     classes = np.array([[0, 1, 2, 2, 0], [0, 2, 3, 0, 0], [0, 3, 1, 4, 4], [0, 4, 1, 3, 0]])
     numbers = np.arange(len(classes))
-    data = training_shapes.Pictures(numbers, numbers, classes)
-    cfg = dataclasses.replace(train_shapes_sam.DEFAULT, count=4, batch_size=3)
+    data = training_pictures.Pictures(numbers, numbers, classes)
+    cfg = dataclasses.replace(shapes_sam.DEFAULT, count=4, batch_size=3)
     for step in range(10):
         batch = fitting._batch(data, cfg, step, references=2)
         assert batch.images.shape == (9,) and batch.wanted.shape == (6,)
@@ -134,30 +135,30 @@ def test_references_show_the_classes_that_they_stand_for():
 
 @pytest.mark.slow
 def test_a_click_and_a_box_say_what_is_wanted(prosam):
-    scores = train_shapes_sam.scores(prosam.sam, count=2)
+    scores = shapes_sam.scores(prosam.sam, count=2)
     assert scores["box"] > 0.6
     assert scores["click"] > scores["empty"] + 0.3
 
 
 @pytest.mark.slow
 def test_features_tell_unseen_classes_apart(prosam):
-    scores = train_shapes_backbone.scores(prosam.backbone, episodes=24)
+    scores = shapes_backbone.scores(prosam.backbone, episodes=24)
     assert scores["knn_prior"] > 0.2  # by chance 0.05
     assert scores["prior"] > 0.2  # everything foreground: 0.07
 
 
 @pytest.mark.slow
 def test_running_statistics_are_those_of_the_batches():
-    model_ = train_shapes_backbone.fresh(train_shapes_backbone.DEFAULT)
+    model_ = shapes_backbone.fresh(shapes_backbone.DEFAULT)
     norm = model_.network.stem[0].bn
     x = jax.random.normal(jax.random.key(0), (4, 6, 5, norm.bias[...].size)) * 3 + 2
     y = norm(x)
     np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(y.std((0, 1, 2)), 1, atol=1e-4)
-    keep = train_shapes_backbone.MOMENTUM
+    keep = shapes_backbone.MOMENTUM
     expected = (1 - keep) * x.mean((0, 1, 2))
     np.testing.assert_allclose(norm.running_mean[...], expected, rtol=1e-4)
-    frozen = train_shapes_backbone.frozen(model_)
+    frozen = shapes_backbone.frozen(model_)
     np.testing.assert_array_equal(frozen.stem[0].bn.running_mean[...], norm.running_mean[...])
 
 
@@ -173,7 +174,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(kind, tmp_path, monkeypatch)
         checkpoint_every=1,
         workdir=tmp_path / "a",
     )
-    whole = weights.leaves(fitting.fit(cfg, trainer.fresh(cfg), trainer.loss))
+    whole = files.leaves(fitting.fit(cfg, trainer.fresh(cfg), trainer.loss))
     cfg = dataclasses.replace(cfg, workdir=tmp_path / "b")
     batch = fitting._batch
 
@@ -186,6 +187,6 @@ def test_a_killed_training_goes_on_to_the_same_bits(kind, tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         fitting.fit(cfg, trainer.fresh(cfg), trainer.loss)
     monkeypatch.setattr(fitting, "_batch", batch)
-    resumed = weights.leaves(fitting.fit(cfg, trainer.fresh(cfg), trainer.loss))
+    resumed = files.leaves(fitting.fit(cfg, trainer.fresh(cfg), trainer.loss))
     for name, array in whole.items():
         np.testing.assert_array_equal(array, resumed[name], err_msg=name)

@@ -84,12 +84,12 @@ def _run_example(number, replacements=()):
 
 
 def test_the_readmes_drops_are_drawn(tmp_path, monkeypatch):
-    from prosam_jax import pictures
+    from prosam_jax import images
 
     monkeypatch.chdir(tmp_path)
     _run_example(0)
     assert len(list((tmp_path / "drops").glob("*.png"))) == 8
-    assert pictures.read_mask("drop_mask.png", "mask").any()
+    assert images.read_mask("drop_mask.png", "mask").any()
 
 
 @pytest.mark.slow
@@ -101,13 +101,13 @@ def test_the_readmes_example_runs():
 
 @pytest.mark.slow
 def test_the_readmes_sam_example_runs(tmp_path):
-    from prosam_jax import weights
     from prosam_jax.config import SAMConfig
     from prosam_jax.sam.model import Sam
+    from prosam_jax.weights import files
 
-    sam = weights.random(lambda rngs: Sam(SAMConfig.tiny(), rngs=rngs), 0)
+    sam = files.random(lambda rngs: Sam(SAMConfig.tiny(), rngs=rngs), 0)
     file, photo = tmp_path / "tiny.safetensors", tmp_path / "photo.jpg"
-    weights.save(file, weights.leaves(sam), {"kind": "sam", "architecture": "tiny"})
+    files.save(file, files.leaves(sam), {"kind": "sam", "architecture": "tiny"})
     Image.new("RGB", (61, 47)).save(photo)
     files = [("weights/sam_vit_h.safetensors", str(file)), ("photo.jpg", str(photo))]
     names = _run_example(3, files)

@@ -50,19 +50,19 @@ def test_every_step_matches_torch(golden, case):
     meta = json.loads(str(arrays["meta"]))
     networks = _networks(meta["backbone"])
     b, h, w = meta["batch"], meta["H"], meta["W"]
-    query_image = image(meta["query_seed"], b, h, w)
-    support_image = image(meta["support_seed"], b, h, w)
-    check_input(arrays, "query_img", query_image)
-    check_input(arrays, "support_img", support_image)
+    target_image = image(meta["query_seed"], b, h, w)
+    reference_image = image(meta["support_seed"], b, h, w)
+    check_input(arrays, "query_img", target_image)
+    check_input(arrays, "support_img", reference_image)
     mask = unpack_bits(arrays, "support_mask")
 
     @jax.jit
-    def steps(networks, query_image, support_image, mask):
+    def steps(networks, target_image, reference_image, mask):
         network, encoder = networks
-        query = backbone.query_taps(network, query_image)
+        query = backbone.target_taps(network, target_image)
         small = resize.nearest(mask[..., None], query.merged.shape[1:3])[..., 0]
-        support = backbone.support_taps(network, support_image, small)
-        support_layer3 = network.trunk(support_image)[1]
+        support = backbone.reference_taps(network, reference_image, small)
+        support_layer3 = network.trunk(reference_image)[1]
         features, decoder = encoder.features, encoder.decoder
         query_reduced, support_reduced = (features.reduced(t.merged) for t in (query, support))
         prototype = equations.masked_average(support_reduced, small)
@@ -77,10 +77,10 @@ def test_every_step_matches_torch(golden, case):
         dec3 = decoder.query_cross_norm(dec2 + dec3)
         dec4 = decoder.query_self_norm(dec3 + decoder.query_self(dec3, dec3, dec3))
         maps = {
-            "query_layer2": _layer2(network, query_image, query.merged),
+            "query_layer2": _layer2(network, target_image, query.merged),
             "query_layer3": query.merged[..., -support_layer3.shape[-1] :],
             "query_layer4": query.prior,
-            "support_layer2": _layer2(network, support_image, support.merged),
+            "support_layer2": _layer2(network, reference_image, support.merged),
             "support_layer3": support_layer3,
             # The file keeps layer 4 of the masked layer 3 before it is masked again.
             "support_layer4": network.tail(support_layer3 * small[..., None]),
@@ -100,8 +100,8 @@ def test_every_step_matches_torch(golden, case):
 
     maps, decoded, small, pseudo_mask, prototype, whole = steps(
         networks,
-        golden_modules.nhwc(query_image),
-        golden_modules.nhwc(support_image),
+        golden_modules.nhwc(target_image),
+        golden_modules.nhwc(reference_image),
         mask.astype(np.float32),
     )
     for name, x in maps.items():

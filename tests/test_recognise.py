@@ -5,7 +5,7 @@ import pytest
 import torch
 from sam_pairs import published_shapes
 
-from convert.recognise import recognise, require
+from prosam_jax.convert.recognise import recognise, require
 from torch_models import dinov2, resnet, vgg
 
 

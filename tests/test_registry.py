@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from prosam_jax import weights
 from prosam_jax.config import BACKBONES, SAM_MODELS
 from prosam_jax.weights import __main__ as command
-from prosam_jax.weights import download, registry
+from prosam_jax.weights import download, files, registry
 
 DATA = np.random.default_rng(0).bytes(40_009)
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -224,7 +223,7 @@ def test_verify_tells_where_a_weight_file_comes_from(capsys, tmp_path, source, d
         "source_name": source,
         "source_sha256": digest,
     }
-    weights.save(path, {"x": np.ones((3, 5), np.float32)}, metadata)
+    files.save(path, {"x": np.ones((3, 5), np.float32)}, metadata)
     status, out = _main(capsys, "verify", path)
     assert status == 0
     assert out.startswith(
@@ -241,7 +240,7 @@ def test_verify_tells_where_a_weight_file_comes_from(capsys, tmp_path, source, d
 def test_verify_knows_weight_files_that_were_trained(capsys, tmp_path, source):
     path = tmp_path / "w.safetensors"
     metadata = {"kind": "prompt_encoder", "architecture": "vrp", "step": 7, **source}
-    weights.save(path, {"x": np.ones((3, 5), np.float32)}, metadata)
+    files.save(path, {"x": np.ones((3, 5), np.float32)}, metadata)
     expected = f"{path} is a weight file: kind prompt_encoder, architecture vrp"
     origin = "trained with this library, not converted from a checkpoint"
     assert _main(capsys, "verify", path) == (0, f"{expected}\n{origin}\n")

@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 from golden_recipe import check_input, image
 
-from convert.resnet import IGNORED, RULES
-from prosam_jax import backbone, weights
+from prosam_jax import backbone
 from prosam_jax.backbone import resnet
+from prosam_jax.convert.rules.resnet import IGNORED, RULES
+from prosam_jax.weights import files
 from torch_models import resnet as torch_resnet
 
 
@@ -26,7 +27,7 @@ def test_every_stage_matches_torch(golden, i):
         layer1 = layer0 = model.layer0(x)
         for block in model.layer1:
             layer1 = block(layer1)
-        taps = backbone.query_taps(model, x)
+        taps = backbone.target_taps(model, x)
         return {
             "layer0": layer0,
             "layer1": layer1,
@@ -65,5 +66,5 @@ def test_features_match_torch(name, seed):
 )
 def test_parameter_count_of_torchvision(name, count):
     """As published, less the 2,049,000 parameters of the classifier."""
-    model = weights.abstract(lambda rngs: getattr(resnet, name)(rngs=rngs))
+    model = files.abstract(lambda rngs: getattr(resnet, name)(rngs=rngs))
     assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) == count

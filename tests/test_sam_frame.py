@@ -4,9 +4,9 @@ import pytest
 from PIL import Image
 from sam_pairs import CFG, pair
 
-from prosam_jax.sam.frame import Frame, rgb, stack
+from prosam_jax.sam.transforms import ResizeLongestSide, rgb, stack
 
-FRAME = Frame.fit((90, 205), CFG)
+FRAME = ResizeLongestSide.fit((90, 205), CFG)
 NAMES = "point_coords", "point_labels", "box", "mask_input"
 
 
@@ -14,7 +14,7 @@ NAMES = "point_coords", "point_labels", "box", "mask_input"
 @pytest.mark.parametrize("size", [(50, 300), (333, 190), (7, 9)])
 def test_frames_of_models_that_are_not_square(size):
     _, sam = pair(CFG, 0)
-    frame = Frame.fit(size, CFG)
+    frame = ResizeLongestSide.fit(size, CFG)
     assert any(x == whole for x, whole in zip(frame.inner, CFG.image_size, strict=True))
     assert all(x <= whole for x, whole in zip(frame.inner, CFG.image_size, strict=True))
     logits = np.random.default_rng(0).standard_normal((2, 28, 48)).astype(np.float32)
@@ -23,7 +23,7 @@ def test_frames_of_models_that_are_not_square(size):
 
 
 def test_lines_are_no_thinner_than_a_pixel():
-    assert Frame.fit((1, 1000), CFG).inner == (1, 192)
+    assert ResizeLongestSide.fit((1, 1000), CFG).inner == (1, 192)
 
 
 @pytest.mark.parametrize(

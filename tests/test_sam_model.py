@@ -9,8 +9,8 @@ import torch
 from flax import nnx
 from sam_pairs import CFG, pair
 
-from prosam_jax import weights
 from prosam_jax.sam import Sam
+from prosam_jax.weights import files
 
 SQUARE = dataclasses.replace(CFG, image_size=(144, 144), depth=2)  # as stock SAM
 
@@ -113,7 +113,7 @@ def test_masks_have_the_size_of_the_images_by_default():
 def test_bfloat16_stays_near_float32():
     _, sam = pair(SQUARE, 0)
     cfg = dataclasses.replace(SQUARE, dtype="bfloat16")
-    graph = nnx.graphdef(weights.abstract(lambda rngs: Sam(cfg, rngs=rngs)))
+    graph = nnx.graphdef(files.abstract(lambda rngs: Sam(cfg, rngs=rngs)))
     half = nnx.merge(graph, nnx.state(sam))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(nnx.state(half)))
     embeddings = jax.eval_shape(lambda: half.encode_image(jnp.zeros((1, 144, 144, 3))))

@@ -13,10 +13,11 @@ from sam_pairs import CFG, pair
 from segment_anything import SamPredictor as TorchPredictor
 
 import prosam_jax
-from prosam_jax import SamPredictor, weights
+from prosam_jax import SamPredictor
 from prosam_jax.config import SAMConfig
 from prosam_jax.sam import Sam, predictor
-from prosam_jax.sam.frame import Frame
+from prosam_jax.sam.transforms import ResizeLongestSide
+from prosam_jax.weights import files
 
 SQUARE = dataclasses.replace(CFG, image_size=(144, 144), depth=2)  # as stock SAM
 SIZES = {
@@ -127,7 +128,7 @@ def test_embedding_is_segment_anythings(image_format):
 @pytest.mark.parametrize("clicks", [1, 5])
 def test_padding_changes_nothing(ready, clicks):
     given = prompts(5, (90, 205), ("points",), clicks)
-    prompt = Frame.fit((90, 205), SQUARE).prompt(*given.values(), None, None)
+    prompt = ResizeLongestSide.fit((90, 205), SQUARE).prompt(*given.values(), None, None)
     points, labels = (jnp.asarray(x)[None, :clicks] for x in (prompt.points, prompt.labels))
 
     @jax.jit
@@ -269,7 +270,7 @@ def test_wrong_order_of_calls_is_named():
 
 def test_bfloat16_stays_near_float32(ready):
     cfg = dataclasses.replace(SQUARE, dtype="bfloat16")
-    graph = nnx.graphdef(weights.abstract(lambda rngs: Sam(cfg, rngs=rngs)))
+    graph = nnx.graphdef(files.abstract(lambda rngs: Sam(cfg, rngs=rngs)))
     half = SamPredictor(nnx.merge(graph, nnx.state(ready.model)))
     half.set_image(picture(0, 90, 205))
     assert half.get_image_embedding().dtype == jnp.bfloat16
@@ -282,13 +283,13 @@ def test_bfloat16_stays_near_float32(ready):
 
 @pytest.mark.slow
 def test_load_reads_the_architecture_from_the_file(tmp_path):
-    specs = weights.leaves(weights.abstract(lambda rngs: Sam(SAMConfig.tiny(), rngs=rngs)))
+    specs = files.leaves(files.abstract(lambda rngs: Sam(SAMConfig.tiny(), rngs=rngs)))
     arrays = {n: np.full(x.shape, i, np.float32) for i, (n, x) in enumerate(specs.items())}
     path = tmp_path / "sam.safetensors"
-    weights.save(path, arrays, {"kind": "sam", "architecture": "tiny"})
+    files.save(path, arrays, {"kind": "sam", "architecture": "tiny"})
     loaded = SamPredictor.load(path, dtype="bfloat16").model
     assert loaded.cfg == dataclasses.replace(SAMConfig.tiny(), dtype="bfloat16")
-    for name, x in weights.leaves(loaded).items():
+    for name, x in files.leaves(loaded).items():
         np.testing.assert_array_equal(x, arrays[name])
     with pytest.raises(ValueError, match="dtype='float16' is not known"):
         SamPredictor.load(path, dtype="float16")
@@ -301,7 +302,7 @@ def test_load_says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="text is no complete safetensors file"):
         SamPredictor.load(tmp_path / "text")
     other = {"kind": "backbone", "architecture": "resnet50"}
-    weights.save(tmp_path / "other", {"x": np.zeros(2, np.float32)}, other)
+    files.save(tmp_path / "other", {"x": np.zeros(2, np.float32)}, other)
     with pytest.raises(ValueError, match="other holds no weights of SAM; make such"):
         SamPredictor.load(tmp_path / "other")
 

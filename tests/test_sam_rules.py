@@ -11,10 +11,12 @@ import torch
 from transformers import SamConfig, SamModel
 from transformers.models.sam import configuration_sam
 
-from convert import engine, sam_rules, sam_to_flax
-from prosam_jax import SamPredictor, weights
+from prosam_jax import SamPredictor
 from prosam_jax.config import SAMConfig
+from prosam_jax.convert import engine, sam_to_flax
+from prosam_jax.convert.rules import sam as sam_rules
 from prosam_jax.sam import Sam
+from prosam_jax.weights import files
 from torch_models import sam
 
 # Meta's norms in the two-way transformer have 1e-5, the layout's default of 1e-6 is off by that.
@@ -146,7 +148,7 @@ def test_positions_that_differ_are_refused(tmp_path, capsys):
 
 
 def test_both_layouts_have_the_same_parts():
-    module = weights.leaves(weights.abstract(lambda rngs: Sam(SAMConfig.tiny(), rngs=rngs)))
+    module = files.leaves(files.abstract(lambda rngs: Sam(SAMConfig.tiny(), rngs=rngs)))
     oracle = sam.build(SAMConfig.tiny(), 0)
     sources = oracle.state_dict(), dict(huggingface_sam(0).named_parameters())
     for state, rules in zip(sources, (sam_rules.META_RULES, sam_rules.HF_RULES), strict=True):
@@ -167,6 +169,6 @@ def test_rules_cover_the_published_sizes(model, count):
     with torch.device("meta"):
         state = dict(SamModel(SamConfig(vision_config=vision)).named_parameters())
     source = {name: np.broadcast_to(np.float32(0), x.shape) for name, x in state.items()}
-    specs = weights.leaves(weights.abstract(lambda rngs: Sam(cfg, rngs=rngs)))
+    specs = files.leaves(files.abstract(lambda rngs: Sam(cfg, rngs=rngs)))
     arrays = engine.convert(source, sam_rules.HF_RULES, (), specs)
     assert len(arrays) == len(source) == count

@@ -11,10 +11,11 @@ import torch
 from sam_pairs import convert, published_shapes
 
 import prosam_jax
-from convert import engine, sam_rules, sam_to_flax
-from prosam_jax import weights
 from prosam_jax.config import SAMConfig
+from prosam_jax.convert import engine, sam_to_flax
+from prosam_jax.convert.rules import sam as sam_rules
 from prosam_jax.sam.model import Sam
+from prosam_jax.weights import files
 from torch_models import sam
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -69,10 +70,10 @@ def test_command(checkpoint, out):
         f"wrote {out}, {out.stat().st_size:,} bytes, sha256 {result}",
     ]
     with safetensors.safe_open(out, framework="numpy") as file:
-        facts = weights.read_metadata(file)
+        facts = files.read_metadata(file)
         assert len(facts.pop("arrays_sha256")) == 64
         assert facts == {
-            "format": weights.FORMAT,
+            "format": files.FORMAT,
             "kind": "sam",
             "architecture": "tiny",
             "source_name": "sam.pth",
@@ -93,10 +94,10 @@ def test_failed_command_says_why_in_one_line(tmp_path, out):
 
 def test_loaded_file_is_torchs_sam(torch_sam, checkpoint, out):
     assert _run(checkpoint, out) == 0
-    loaded = weights.load(
+    loaded = files.load(
         lambda rngs: Sam(CFG, rngs=rngs), out, kind="sam", architecture="tiny", made_by=""
     )
-    held, expected = weights.leaves(loaded), weights.leaves(convert(torch_sam, CFG))
+    held, expected = files.leaves(loaded), files.leaves(convert(torch_sam, CFG))
     assert held.keys() == expected.keys()
     for name, x in held.items():
         np.testing.assert_array_equal(x, expected[name])
@@ -128,7 +129,7 @@ def test_rules_cover_the_published_sizes(model):
         for name, shape in published_shapes(model).items()
     }
     cfg = SAMConfig.named(model)
-    specs = weights.leaves(weights.abstract(lambda rngs: Sam(cfg, rngs=rngs)))
+    specs = files.leaves(files.abstract(lambda rngs: Sam(cfg, rngs=rngs)))
     arrays = engine.convert(source, sam_rules.META_RULES, (), specs)
     assert len(arrays) == len(source) == {"vit_b": 314, "vit_l": 482, "vit_h": 594}[model]
 

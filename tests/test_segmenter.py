@@ -13,13 +13,13 @@ from PIL import Image
 from small import prompt_encoder_file, small_config
 
 import prosam_jax
-from prosam_jax import Segmenter, model, resize, segmenter, trained, weights
-from prosam_jax.checkpoint import Checkpoints
+from prosam_jax import Segmenter, model, resize, segmenter, trained
 from prosam_jax.config import DistributionConfig, write_config
 from prosam_jax.data.transforms import resize_image, resize_mask
-from prosam_jax.prompt import weight_file
-from prosam_jax.training import state, step
+from prosam_jax.training import state
 from prosam_jax.types import Episode
+from prosam_jax.weights import files, prompt_encoder
+from prosam_jax.weights.checkpoint import Checkpoints
 
 SIDE = 64
 TARGETS = [(64, 64), (50, 81), (131, 47)]  # height, width
@@ -198,16 +198,16 @@ def test_a_run_is_loaded(seg, tmp_path, miou):
     workdir = tmp_path / "run"
     workdir.mkdir()
     write_config(cfg, workdir / "config.json")
-    weight_file.write_frozen(cfg, workdir)
-    parts = step.split(seg.model)
+    prompt_encoder.write_frozen(cfg, workdir)
+    parts = model.split(seg.model)
     params = jax.tree.map(lambda x: x + 0.01, parts.params)
     tx = state.optimizer(cfg.train, state.schedule(cfg.train, images=1))
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         checkpoints.save(2, state.create(params, tx), miou=miou)
     loaded = Segmenter.load(workdir)
     assert loaded.image_size == 64
-    theirs = weights.leaves(nnx.merge(*parts._replace(params=params)).prompt_encoder)
-    for name, x in weights.leaves(loaded.model.prompt_encoder).items():
+    theirs = files.leaves(nnx.merge(*parts._replace(params=params)).prompt_encoder)
+    for name, x in files.leaves(loaded.model.prompt_encoder).items():
         np.testing.assert_array_equal(x, theirs[name])
         assert len(x.devices()) == 1
 

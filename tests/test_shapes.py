@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from prosam_jax.config import DataConfig
-from prosam_jax.data import outlines, shapes
+from prosam_jax.data.datasets import outlines, shapes
+from prosam_jax.data.datasets.shapes import PICTURES, Shapes, shapes_episodes, shapes_index
 from prosam_jax.data.episodes import draw_test, draw_train
 from prosam_jax.data.folds import SPLITS, digest
-from prosam_jax.data.shapes import PICTURES, Shapes, shapes_episodes, shapes_index
 
 FOLDS = [(fold, split) for fold in range(4) for split in SPLITS]
 
@@ -105,7 +105,7 @@ def test_a_picture_depends_on_its_id_alone():
     forwards = [_digest(pictures.image(i)) + _digest(pictures.labels(i)) for i in ids]
     assert len(set(forwards)) == len(ids)
     code = (
-        "import hashlib, numpy as np; from prosam_jax.data.shapes import Shapes\n"
+        "import hashlib, numpy as np; from prosam_jax.data.datasets.shapes import Shapes\n"
         "digest = lambda x: hashlib.sha256(np.asarray(x).tobytes()).hexdigest()[:12]\n"
         f"for i in {ids[::-1]}: print(digest(Shapes(64).labels(i)), digest(Shapes(64).image(i)))"
     )
@@ -215,7 +215,7 @@ def test_episodes_have_the_forms_of_any_others(split, shots):
             ((48, 48), "bool"),
             ((48, 48), "bool"),
         ]
-        assert episode.query_mask.mean() >= shapes.MIN_SHARE
-        assert episode.support_mask.mean(axis=(1, 2)).min() >= shapes.MIN_SHARE
-        assert not episode.query_ignore.any()
+        assert episode.target_mask.mean() >= shapes.MIN_SHARE
+        assert episode.reference_mask.mean(axis=(1, 2)).min() >= shapes.MIN_SHARE
+        assert not episode.target_ignore.any()
     assert len(shapes_episodes(cfg, split, seed=0, length=7)) == 7

@@ -8,7 +8,8 @@ from fake_voc import write_voc
 from PIL import Image
 
 from prosam_jax.config import DataConfig
-from prosam_jax.data import benchmark, tfds_build
+from prosam_jax.data import datasets
+from prosam_jax.data.prepare import tfds
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -48,13 +49,13 @@ def _write_coco(root):
 )
 def test_episodes_are_those_of_the_folder(tmp_path, name, write, splits):
     root = write(tmp_path / "folder")
-    assert splits in tfds_build.build(name, str(root), tmp_path / "tfds")
-    assert "there already" in tfds_build.build(name, str(root), tmp_path / "tfds")
+    assert splits in tfds.build(name, str(root), tmp_path / "tfds")
+    assert "there already" in tfds.build(name, str(root), tmp_path / "tfds")
     folder = DataConfig(name=name, root=str(root), fold=1, image_size=33)
     copied = dataclasses.replace(folder, root=str(tmp_path / "tfds"))
     for split, decode in (("train", "exact"), ("test", "fast")):
         wanted, found = (
-            benchmark.episodes(dataclasses.replace(cfg, decode=decode), split, seed=4)
+            datasets.episodes(dataclasses.replace(cfg, decode=decode), split, seed=4)
             for cfg in (folder, copied)
         )
         assert found.fold == wanted.fold
@@ -72,16 +73,16 @@ def test_episodes_are_those_of_the_folder(tmp_path, name, write, splits):
 
 def test_wrong_lists_and_folders_are_told_in_one_line(tmp_path, capsys, monkeypatch):
     root = write_voc(tmp_path / "voc")
-    tfds_build.build("pascal", str(root), tmp_path / "tfds", ["val"])
+    tfds.build("pascal", str(root), tmp_path / "tfds", ["val"])
     with pytest.raises(ValueError, match=r"data.train_list='train_aug': .* holds val; build it"):
-        benchmark.episodes(DataConfig(root=str(tmp_path / "tfds")), "train", seed=0)
+        datasets.episodes(DataConfig(root=str(tmp_path / "tfds")), "train", seed=0)
     command = ["pascal", "--root", str(root), "--data_dir", str(tmp_path / "other")]
-    assert tfds_build.main([*command, "--lists", "train"]) == 1
+    assert tfds.main([*command, "--lists", "train"]) == 1
     assert "--lists='train': there is no" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    monkeypatch.delitem(sys.modules, "prosam_jax.data.tfds_builders")
-    monkeypatch.delattr("prosam_jax.data.tfds_builders")  # as in a process that just began
-    assert tfds_build.main(command) == 1
+    monkeypatch.delitem(sys.modules, "prosam_jax.data.prepare.tfds_builders")
+    monkeypatch.delattr("prosam_jax.data.prepare.tfds_builders")  # as in a process that just began
+    assert tfds.main(command) == 1
     assert "pip install 'prosam_jax[tfds]'" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"packages are missing .* 'prosam_jax\[tfds\]'"):
-        benchmark.episodes(DataConfig(root=str(tmp_path / "tfds")), "test", seed=0)
+        datasets.episodes(DataConfig(root=str(tmp_path / "tfds")), "test", seed=0)

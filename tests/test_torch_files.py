@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from convert import torch_files
+from prosam_jax.convert import torch_files
 
 STATE = {"conv.weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7)}
 

@@ -10,11 +10,13 @@ import pytest
 from flax import nnx
 from small import small_config
 
-from prosam_jax import model
-from prosam_jax.checkpoint import Checkpoints
+from prosam_jax import model, runs, sharding
 from prosam_jax.config import CacheConfig
 from prosam_jax.data.loader import make_loader
-from prosam_jax.training import evaluation, loop, report, score, sharding, state, step
+from prosam_jax.evaluation import evaluate, prediction
+from prosam_jax.report import curves
+from prosam_jax.training import loop, signals, state, step
+from prosam_jax.weights.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_a_run_leaves_curves_settings_and_the_best_checkpoint(finished):
 def test_only_the_prompt_encoder_is_saved_and_trained(finished):
     cfg, _, last = finished
     built = model.build(cfg)
-    _, params, frozen = step.split(built)
+    _, params, frozen = model.split(built)
     count = 3 * 8 * 8 * 256 + 513 * 256 + 5 * 256 + 4 * (4 * 65792 + 512) + 2 * 65792
     assert state.parameters(last.params) == state.parameters(params) == count
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), params, last.params)
@@ -84,7 +86,7 @@ def test_stopped_and_resumed_equals_uninterrupted(finished, tmp_path, monkeypatc
     cfg, whole, last = finished
     workdir = tmp_path / "run"
     _stop_at(monkeypatch, at)
-    with pytest.raises(loop.Stopped, match=f"stopped at step {at}"):
+    with pytest.raises(signals.Stopped, match=f"stopped at step {at}"):
         loop.train(cfg, workdir)
     monkeypatch.undo()
     loop.train(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, workers=1)), workdir)
@@ -136,7 +138,7 @@ def test_another_run_is_not_continued(finished):
 @pytest.mark.slow
 def test_evaluation_agrees_with_validation(finished, capsys):
     cfg, workdir, _ = finished
-    result = score.score(cfg, workdir, "latest")
+    result = runs.score(cfg, workdir, "latest")
     validated = [line for line in _curves(workdir) if "validation/miou" in line][-1]
     assert result.scores.miou == validated["validation/miou"]
     written = json.loads((workdir / "results.json").read_text())
@@ -150,14 +152,14 @@ def test_evaluation_agrees_with_validation(finished, capsys):
     out = capsys.readouterr().out
     assert "RANDOM weights, as asked for" in out
     assert "mIoU" in out
-    again = score.score(cfg, workdir, "6")
+    again = runs.score(cfg, workdir, "6")
     assert again.scores == result.scores
     for unknown in ("5", "worst"):
         wanted = rf"--checkpoint={unknown}: .*\(steps kept: [46, ]+\)"
         with pytest.raises(ValueError, match=wanted):
-            score.score(cfg, workdir, unknown)
+            runs.score(cfg, workdir, unknown)
     with pytest.raises(ValueError, match="belong to the run and cannot be changed: seed: 321 -> 7"):
-        score.settings(cfg, {"seed": 7})
+        runs.settings(cfg, {"seed": 7})
 
 
 @pytest.mark.slow
@@ -176,7 +178,7 @@ def test_a_feature_cache_changes_the_losses_by_no_more_than_its_rounding(
         for workdir in (tmp_path / "run", whole)
     ]
     np.testing.assert_allclose(*losses, rtol=1e-3)
-    result = score.score(cfg, tmp_path / "run", "latest")
+    result = runs.score(cfg, tmp_path / "run", "latest")
     assert "embeddings read, 0 computed" in capsys.readouterr().out
     assert result.scores.miou == _scored(tmp_path / "run")[-1][1]
 
@@ -184,13 +186,13 @@ def test_a_feature_cache_changes_the_losses_by_no_more_than_its_rounding(
 @pytest.mark.slow
 def test_batch_size_and_short_batches_do_not_change_scores(finished):
     cfg, _, last = finished
-    graph, _, frozen = step.split(model.build(cfg))
-    predict = step.make_predict_step(graph)
-    source = evaluation.test_episodes(cfg)
+    graph, _, frozen = model.split(model.build(cfg))
+    predict = prediction.make_predict_step(graph)
+    source = evaluate.test_episodes(cfg)
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     params, frozen = sharding.replicate((last.params, frozen), mesh)
     results = [
-        evaluation.evaluate(predict, params, frozen, source, batch_size=b, mesh=mesh, examples=2)
+        evaluate.evaluate(predict, params, frozen, source, batch_size=b, mesh=mesh, examples=2)
         for b in (1, 2, 3)
     ]
     assert results[0].scores == results[1].scores == results[2].scores
@@ -206,7 +208,7 @@ def test_lost_points_are_counted_and_coverage_loses_none(finished, capsys):
     found = {}
     for rule in ("nearest", "coverage"):
         points = {"data.annotation": "point", "data.downsample": rule, "eval.pictures": 0}
-        found[rule] = score.score(score.settings(cfg, points), workdir, "6")
+        found[rule] = runs.score(runs.settings(cfg, points), workdir, "6")
         assert found[rule].references == 3
     assert found["nearest"].cueless > 0
     assert found["coverage"].cueless == 0
@@ -220,7 +222,7 @@ def _steps(cfg, devices, n=3):
     mesh = sharding.make_mesh(cfg.train.batch_size, devices)
     assert mesh.size == len(devices)
     tx = state.optimizer(cfg.train, state.schedule(cfg.train, 10))
-    graph, params, frozen = sharding.replicate(step.split(model.build(cfg)), mesh)
+    graph, params, frozen = sharding.replicate(model.split(model.build(cfg)), mesh)
     current = sharding.replicate(state.create(params, tx), mesh)
     train_step = step.make_train_step(graph, tx, cfg.seed, mesh)
     losses = []
@@ -268,13 +270,13 @@ def test_training_lowers_the_loss(tmp_path):
 
 
 def test_curves_forget_the_steps_that_are_done_again(tmp_path):
-    first = report.Curves(tmp_path, 0)
+    first = curves.Curves(tmp_path, 0)
     for i in (1, 2, 3):
         first.write("train", i, {"loss": float(i)})
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "train/lo')  # the machine went down here
-    second = report.Curves(tmp_path, 2)
+    second = curves.Curves(tmp_path, 2)
     second.write("train", 3, {"loss": 30.0})
     second.close()
     assert [(line["step"], line["train/loss"]) for line in _curves(tmp_path)] == [

@@ -9,10 +9,11 @@ import pytest
 from flax import nnx
 from golden_recipe import check_input, image, normal
 
-from convert import engine
-from convert.vgg import IGNORED, RULES
-from prosam_jax import backbone, weights
+from prosam_jax import backbone
 from prosam_jax.backbone import vgg
+from prosam_jax.convert import engine
+from prosam_jax.convert.rules.vgg import IGNORED, RULES
+from prosam_jax.weights import files
 from torch_models import vgg as torch_vgg
 
 
@@ -27,7 +28,7 @@ def test_every_stage_matches_torch(golden, i):
     def stages(model, x):
         layer0 = model.layer0(x)
         layer1 = model.layer1(layer0)
-        taps = backbone.query_taps(model, x)
+        taps = backbone.target_taps(model, x)
         return {
             "layer0": layer0,
             "layer1": layer1,
@@ -66,7 +67,7 @@ def test_both_namings_make_the_same_network(name, starts):
     vrp = {re.sub(r"features\.(\d+)", vrp_name, n): x for n, x in plain.items()}
     plain |= {f"classifier.{i}.{n}": np.zeros(1) for i in (0, 3, 6) for n in ("weight", "bias")}
     vrp |= {"downsample_query.0.weight": np.zeros(1), "transformer_decoder.x": np.zeros(1)}
-    specs = weights.leaves(weights.abstract(lambda rngs: getattr(vgg, name)(rngs=rngs)))
+    specs = files.leaves(files.abstract(lambda rngs: getattr(vgg, name)(rngs=rngs)))
     arrays, again = (engine.convert(x, RULES[name], IGNORED, specs) for x in (plain, vrp))
     assert arrays.keys() == again.keys() == specs.keys()
     for path, x in arrays.items():
@@ -76,5 +77,5 @@ def test_both_namings_make_the_same_network(name, starts):
 @pytest.mark.parametrize(("name", "count"), [("vgg16", 14_714_688), ("vgg16_bn", 14_723_136)])
 def test_parameter_count_of_torchvision(name, count):
     """As published, less the 123,642,856 parameters of the classifier."""
-    model = weights.abstract(lambda rngs: getattr(vgg, name)(rngs=rngs))
+    model = files.abstract(lambda rngs: getattr(vgg, name)(rngs=rngs))
     assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) == count

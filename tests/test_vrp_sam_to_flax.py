@@ -3,9 +3,9 @@ import pytest
 import torch
 from golden_recipe import torch_weights
 
-from convert import torch_files, vrp_sam_to_flax
-from prosam_jax import config, weights
-from prosam_jax.prompt import weight_file
+from prosam_jax import config, model
+from prosam_jax.convert import torch_files, vrp_sam_to_flax
+from prosam_jax.weights import files, prompt_encoder
 
 DECODER = "transformer_decoder.transformer_"
 QUERIES = "transformer_decoder.supp_q_feat.weight"
@@ -48,8 +48,8 @@ def _run(state, tmp_path, *flags):
 
 def _leaves(out):
     """The arrays, read as a run reads them."""
-    trained = weight_file.read(out)
-    return weights.leaves(weight_file.load(out, trained.config, trained.merged_channels))
+    trained = prompt_encoder.read(out)
+    return files.leaves(model.load_prompt_encoder(out, trained.config, trained.merged_channels))
 
 
 def test_learned_part_is_converted(state, tmp_path, capsys):
@@ -71,7 +71,7 @@ def test_learned_part_is_converted(state, tmp_path, capsys):
 
 def test_the_file_says_what_is_known_and_no_more(state, tmp_path):
     _, out = _run({"state_dict": state}, tmp_path, "--sam", "vit_b")
-    trained = weight_file.read(out)
+    trained = prompt_encoder.read(out)
     assert trained.config == config.replaced(
         config.Config(), {"distribution.name": "vrp", "sam.model": "vit_b"}
     )
@@ -98,14 +98,14 @@ def _resnet101(state):
 def test_resnet101_is_recognised(state, tmp_path):
     status, out = _run(_resnet101(state), tmp_path)
     assert status == 0
-    assert weight_file.read(out).config.backbone.name == "resnet101"
+    assert prompt_encoder.read(out).config.backbone.name == "resnet101"
 
 
 def test_vgg_is_recognised(tmp_path):
     state = _checkpoint("params_vrp_vgg16")
     status, out = _run({"model": state}, tmp_path)
     assert status == 0
-    trained = weight_file.read(out)
+    trained = prompt_encoder.read(out)
     assert (trained.config.backbone.name, trained.merged_channels) == ("vgg16_bn", 768)
     reduce = state["downsample_query.0.weight"][:, :, 0, 0].T
     np.testing.assert_array_equal(_leaves(out)["features.reduce.kernel"], reduce)
@@ -116,7 +116,7 @@ def test_a_backbone_that_is_not_there_is_named_and_the_prompts_are_counted(learn
     fewer = learned | {QUERIES: learned[QUERIES][:7].clone()}
     status, out = _run(fewer, tmp_path, "--backbone", "dinov2_vitb14")
     assert status == 0
-    cfg = weight_file.read(out).config
+    cfg = prompt_encoder.read(out).config
     assert (cfg.backbone.name, cfg.prompt.num_queries) == ("dinov2_vitb14", 7)
     assert _leaves(out)["decoder.queries"].shape == (7, 256)
 
@@ -138,7 +138,7 @@ def test_heads_are_converted(with_heads, tmp_path, distribution, flags, leaves):
     for leaf, module in zip(leaves, HEADS, strict=True):
         np.testing.assert_array_equal(held[f"head.{leaf}.kernel"], with_heads[f"{module}.weight"].T)
         np.testing.assert_array_equal(held[f"head.{leaf}.bias"], with_heads[f"{module}.bias"])
-    assert weight_file.read(out).config.distribution.name == distribution
+    assert prompt_encoder.read(out).config.distribution.name == distribution
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from prosam_jax import weights
+from prosam_jax.weights import files
 
 MADE_BY = "python convert/sam_to_flax.py --model vit_b"
 METADATA = {"kind": "sam", "architecture": "vit_b"}
@@ -30,7 +30,7 @@ def _build(rngs):
 
 
 def _load(path, build=_build, kind="sam", architecture="vit_b"):
-    return weights.load(build, path, kind=kind, architecture=architecture, made_by=MADE_BY)
+    return files.load(build, path, kind=kind, architecture=architecture, made_by=MADE_BY)
 
 
 def _error(path, **kwargs):
@@ -41,12 +41,12 @@ def _error(path, **kwargs):
 
 @pytest.fixture
 def arrays():
-    return weights.leaves(Net(rngs=nnx.Rngs(3)))
+    return files.leaves(Net(rngs=nnx.Rngs(3)))
 
 
 @pytest.fixture
 def path(tmp_path, arrays):
-    weights.save(tmp_path / "w.safetensors", arrays, METADATA)
+    files.save(tmp_path / "w.safetensors", arrays, METADATA)
     return tmp_path / "w.safetensors"
 
 
@@ -62,7 +62,7 @@ def test_leaves_are_named_by_their_paths(arrays):
 
 
 def test_load_gives_back_what_was_saved(path, arrays):
-    loaded = weights.leaves(_load(path))
+    loaded = files.leaves(_load(path))
     assert sorted(loaded) == NAMES
     for name, x in loaded.items():
         assert isinstance(x, jax.Array)
@@ -77,12 +77,12 @@ def test_loaded_module_computes(path, arrays):
 
 
 def test_abstract_computes_nothing():
-    values = weights.leaves(weights.abstract(_build)).values()
+    values = files.leaves(files.abstract(_build)).values()
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in values)
 
 
 def test_random_weights_depend_on_seed_and_name_alone():
-    once, again, other = (weights.leaves(weights.random(_build, seed)) for seed in (1, 1, 2))
+    once, again, other = (files.leaves(files.random(_build, seed)) for seed in (1, 1, 2))
     for name, x in once.items():
         np.testing.assert_array_equal(x, again[name])
     assert not np.array_equal(once["tokens.0"], other["tokens.0"])
@@ -94,13 +94,11 @@ def test_random_kernels_keep_the_size_of_features():
     def build(rngs):
         return nnx.Linear(400, 300, rngs=rngs)
 
-    assert np.std(weights.leaves(weights.random(build, 0))["kernel"]) == pytest.approx(
-        0.05, rel=0.02
-    )
+    assert np.std(files.leaves(files.random(build, 0))["kernel"]) == pytest.approx(0.05, rel=0.02)
 
 
 def _metadata(**entries):
-    return {weights.NAMESPACE: json.dumps({"format": weights.FORMAT, **entries})}
+    return {files.NAMESPACE: json.dumps({"format": files.FORMAT, **entries})}
 
 
 def test_other_programs_can_read_the_file(path, arrays):
@@ -109,15 +107,15 @@ def test_other_programs_can_read_the_file(path, arrays):
     for name, x in held.items():
         np.testing.assert_array_equal(x, arrays[name])
     with safetensors.safe_open(path, framework="numpy") as file:
-        facts = weights.read_metadata(file)
+        facts = files.read_metadata(file)
         assert len(facts.pop("arrays_sha256")) == 64
-        assert facts == {"format": weights.FORMAT, **METADATA}
+        assert facts == {"format": files.FORMAT, **METADATA}
 
 
 def test_views_are_saved_by_value(tmp_path):
     x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     views = {"a": x.transpose(2, 0, 1), "b": x[:, ::2], "c": np.broadcast_to(x[0, 0, 1], ())}
-    weights.save(tmp_path / "views.safetensors", views, METADATA)
+    files.save(tmp_path / "views.safetensors", views, METADATA)
     for name, held in safetensors.numpy.load_file(tmp_path / "views.safetensors").items():
         np.testing.assert_array_equal(held, views[name])
 
@@ -125,21 +123,21 @@ def test_views_are_saved_by_value(tmp_path):
 def test_equal_input_makes_equal_bytes(tmp_path, path, arrays):
     again = tmp_path / "again.safetensors"
     reordered = {name: arrays[name] for name in reversed(arrays)}
-    weights.save(again, reordered, METADATA)
+    files.save(again, reordered, METADATA)
     assert again.read_bytes() == path.read_bytes()
 
 
 def test_save_makes_the_folder_and_replaces_the_file(tmp_path, path, arrays):
     new = tmp_path / "a" / "b" / "w.safetensors"
-    weights.save(new, {name: x + 1 for name, x in arrays.items()}, METADATA)
+    files.save(new, {name: x + 1 for name, x in arrays.items()}, METADATA)
     np.testing.assert_array_equal(_load(new).mean[...], arrays["mean"] + 1)
-    weights.save(new, arrays, METADATA)
+    files.save(new, arrays, METADATA)
     assert new.read_bytes() == path.read_bytes()
     assert os.listdir(new.parent) == ["w.safetensors"]
 
 
 def test_others_may_read_the_file_as_any_new_one(tmp_path, arrays):
-    weights.save(tmp_path / "w.safetensors", arrays, {})
+    files.save(tmp_path / "w.safetensors", arrays, {})
     (tmp_path / "any").touch()
     assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
 
@@ -152,7 +150,7 @@ def test_failed_save_leaves_the_old_file_alone(tmp_path, path, arrays, monkeypat
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        weights.save(path, {name: x + 1 for name, x in arrays.items()}, METADATA)
+        files.save(path, {name: x + 1 for name, x in arrays.items()}, METADATA)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["w.safetensors"]
 
@@ -160,7 +158,7 @@ def test_failed_save_leaves_the_old_file_alone(tmp_path, path, arrays, monkeypat
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int32])
 def test_only_float32_is_saved(tmp_path, dtype):
     with pytest.raises(ValueError) as error:
-        weights.save(tmp_path / "w.safetensors", {"x": np.ones(2, dtype)}, METADATA)
+        files.save(tmp_path / "w.safetensors", {"x": np.ones(2, dtype)}, METADATA)
     assert str(error.value) == f"x has type {np.dtype(dtype)}; weight files hold float32 only"
     assert not os.listdir(tmp_path)
 
@@ -217,7 +215,7 @@ def test_every_misfit_is_reported(path, arrays):
     del arrays["linear.kernel"], arrays["mean"]
     arrays |= {"tokens.0": jnp.ones((4, 1)), "linear.bias": jnp.ones((6,))}
     arrays |= {f"old.{i}": jnp.ones(()) for i in range(9)}
-    weights.save(path, arrays, METADATA)
+    files.save(path, arrays, METADATA)
     assert _error(path).splitlines() == [
         f"{path} does not fit sam.model=vit_b:",
         "  2 missing: linear.kernel, mean",
@@ -236,7 +234,7 @@ def test_another_type_is_reported(path, arrays):
 
 def test_metadata_may_be_nested(tmp_path, arrays):
     nested = METADATA | {"frozen": {"sam": {"seed": 3}}, "fold": None, "classes": ["bus", "car"]}
-    weights.save(tmp_path / "w", arrays, nested)
-    assert nested.items() <= weights.metadata(tmp_path / "w", made_by=MADE_BY).items()
+    files.save(tmp_path / "w", arrays, nested)
+    assert nested.items() <= files.metadata(tmp_path / "w", made_by=MADE_BY).items()
     with pytest.raises(ValueError, match=f"none is missing; make it with: {MADE_BY}"):
-        weights.metadata("none", made_by=MADE_BY)
+        files.metadata("none", made_by=MADE_BY)

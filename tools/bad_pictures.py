@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from prosam_jax.data import prepare
+from prosam_jax.data.prepare import benchmarks as prepare
 
 WIDTH, HEIGHT = 40, 30
 WHITE = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)

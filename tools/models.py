@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from convert import backbone_to_flax, engine
-from convert.sam_rules import META_RULES
-from prosam_jax import backbone, resize, weights
+from prosam_jax import backbone, resize
 from prosam_jax.backbone.efficientnet_lite import EfficientNetLite
 from prosam_jax.config import BackboneConfig, SAMConfig
+from prosam_jax.convert import backbone_to_flax, engine
+from prosam_jax.convert.rules.sam import META_RULES
 from prosam_jax.sam.model import Sam
 from prosam_jax.weights import download, registry
+from prosam_jax.weights import files as weights_files
 from tools import wrong_files
 from torch_models import dinov2, efficientnet_lite, resnet, sam, vgg
 
@@ -76,7 +77,7 @@ def compare_backbone(name: str) -> str:
     images = np.random.default_rng(SEED).standard_normal((1, *SIZE, 3), np.float32)
     with torch.no_grad():
         wanted = [x.permute(0, 2, 3, 1) for x in twin(_nchw(images))]
-    taps = jax.jit(backbone.query_taps)(ours, images)
+    taps = jax.jit(backbone.target_taps)(ours, images)
     return _row(f"`{name}`", "backbone", name, ours, SIZE, distance(list(taps), wanted))
 
 
@@ -164,16 +165,16 @@ def _nchw(images: np.ndarray) -> torch.Tensor:
 
 def _row(label, kind, name, module, size, differences) -> str:
     entries = [x for x in registry.PUBLISHED if (x.kind, x.architecture) == (kind, name)]
-    files = "<br>".join(
+    names = "<br>".join(
         f"{x.file}, {x.publisher}" + (" (no published checksum)" if x.sha256 is None else "")
         for x in entries
     )
     licences = "<br>".join(dict.fromkeys(x.licence for x in entries))
-    parameters = sum(x.size for x in weights.leaves(module).values())
+    parameters = sum(x.size for x in weights_files.leaves(module).values())
     absolute, relative = differences
     print(f"{name}: {absolute:.1e} {relative:.1e}", flush=True)
     return (
-        f"| {label} | {parameters / 1e6:,.1f} M | {files} | {licences} | "
+        f"| {label} | {parameters / 1e6:,.1f} M | {names} | {licences} | "
         f"{size[0]} x {size[1]} | {absolute:.1e} | {relative:.1e} |"
     )
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from convert import backbone_to_flax, sam_to_flax, vrp_sam_to_flax
+from prosam_jax.convert import backbone_to_flax, sam_to_flax, vrp_sam_to_flax
 from torch_models import dinov2, resnet, sam, vgg
 
 COMMANDS = {

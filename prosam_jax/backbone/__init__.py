@@ -47,13 +47,13 @@ def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:
     return builders[cfg.name](rngs=rngs)
 
 
-def query_taps(backbone: Backbone, images: Float[Array, "b H W 3"]) -> Taps:
+def target_taps(backbone: Backbone, images: Float[Array, "b H W 3"]) -> Taps:
     """Features of target images, normalised with `resize.normalize`."""
     merged, x = backbone.trunk(images)
     return Taps(merged, backbone.tail(x))
 
 
-def support_taps(
+def reference_taps(
     backbone: Backbone, images: Float[Array, "b H W 3"], mask: Float[Array, "b h w"]
 ) -> Taps:
     """Features of reference images, the high-level ones of the annotated region alone.

@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from PIL import Image, ImageDraw
 
 from prosam_jax.config import ANNOTATIONS, check_choice
-from prosam_jax.data.draws import Draws
+from prosam_jax.data.rng import Rng
 
 MOST = 20
 """Most points or strokes of one annotation."""
@@ -49,7 +49,7 @@ BEND = 0.5
 
 
 def annotate(
-    kind: str, mask: Bool[np.ndarray, "h w"], draws: Draws, *, training: bool
+    kind: str, mask: Bool[np.ndarray, "h w"], draws: Rng, *, training: bool
 ) -> Bool[np.ndarray, "h w"]:
     """Pixels that a user would mark to show an object.
 
@@ -80,7 +80,7 @@ def _box(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return box
 
 
-def _points(mask: Bool[np.ndarray, "h w"], draws: Draws, training: bool) -> Bool[np.ndarray, "h w"]:
+def _points(mask: Bool[np.ndarray, "h w"], draws: Rng, training: bool) -> Bool[np.ndarray, "h w"]:
     inside = np.flatnonzero(mask)
     n = min(MOST, len(inside))
     n = 1 + draws.below(n) if training else n
@@ -89,9 +89,7 @@ def _points(mask: Bool[np.ndarray, "h w"], draws: Draws, training: bool) -> Bool
     return marked
 
 
-def _scribble(
-    mask: Bool[np.ndarray, "h w"], draws: Draws, training: bool
-) -> Bool[np.ndarray, "h w"]:
+def _scribble(mask: Bool[np.ndarray, "h w"], draws: Rng, training: bool) -> Bool[np.ndarray, "h w"]:
     inside = np.flatnonzero(mask)
     brush, n = WIDE, min(TEST_STROKES, len(inside))
     if training:
@@ -107,12 +105,12 @@ def _scribble(
     return mask & (np.asarray(canvas) > 0)
 
 
-def _whole(draws: Draws, limits: tuple[int, int]) -> int:
+def _whole(draws: Rng, limits: tuple[int, int]) -> int:
     low, high = limits
     return low + draws.below(high - low + 1)
 
 
-def _stroke(draws: Draws, x: float, y: float, brush: Brush) -> list[tuple[float, float]]:
+def _stroke(draws: Rng, x: float, y: float, brush: Brush) -> list[tuple[float, float]]:
     """The points of a stroke that begins at (x, y); it may leave object and image."""
     heading, speed = draws.uniform(0, 2 * math.pi), draws.uniform(0, brush.speed)
     points = [(x, y)]

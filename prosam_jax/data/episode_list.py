@@ -13,15 +13,15 @@ from ml_collections import config_flags
 
 from prosam_jax import cli
 from prosam_jax.config import Config
-from prosam_jax.data import benchmark, folds
+from prosam_jax.data import datasets, folds
 from prosam_jax.data.episodes import EpisodeSource, episode_list_digest
 
 
 def source(cfg: Config, split: str) -> EpisodeSource:
     """The episodes that a run with these settings is tested on, or trained on at first."""
     if split == "test":
-        return benchmark.episodes(cfg.data, split, seed=cfg.eval.seed, length=cfg.eval.episodes)
-    return benchmark.episodes(cfg.data, split, seed=cfg.seed)
+        return datasets.episodes(cfg.data, split, seed=cfg.eval.seed, length=cfg.eval.episodes)
+    return datasets.episodes(cfg.data, split, seed=cfg.seed)
 
 
 def run() -> None:

@@ -17,9 +17,10 @@ from PIL import Image
 
 from prosam_jax.config import DataConfig
 from prosam_jax.data.annotation import annotate
-from prosam_jax.data.draws import Draws
 from prosam_jax.data.folds import FoldIndex
+from prosam_jax.data.rng import Rng
 from prosam_jax.data.transforms import class_mask, resize_image, resize_mask
+from prosam_jax.errors import UserError
 from prosam_jax.types import Episode
 
 _T = TypeVar("_T")
@@ -36,22 +37,22 @@ class EpisodeSpec:
     Attributes:
         index: Index of the episode in its list or stream.
         class_id: Class to be segmented, numbered as in the dataset.
-        query_id: Id of the target image.
-        support_ids: Ids of the reference images, one for each shot; none is the target.
+        target_id: Id of the target image.
+        reference_ids: Ids of the reference images, one for each shot; none is the target.
     """
 
     index: int
     class_id: int
-    query_id: str
-    support_ids: tuple[str, ...]
+    target_id: str
+    reference_ids: tuple[str, ...]
 
     def __str__(self) -> str:
         """The line "index class target references..."."""
-        return " ".join([str(self.index), str(self.class_id), self.query_id, *self.support_ids])
+        return " ".join([str(self.index), str(self.class_id), self.target_id, *self.reference_ids])
 
 
 def draw_train(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
-    """Draws a training episode; every pass over the targets has an order of its own.
+    """Rng a training episode; every pass over the targets has an order of its own.
 
     Class and references are uniform over those possible, and references may repeat, as in
     VRP-SAM's code (arXiv 2402.17726; its random numbers are others).
@@ -63,30 +64,30 @@ def draw_train(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpe
         shots: Number of reference images.
     """
     epoch, position = divmod(index, len(fold.images))
-    query_id = fold.images[_order(seed, epoch, len(fold.images))[position]]
-    return _around(query_id, fold, index, _bits(seed, _TRAIN, index, 1 + shots))
+    target_id = fold.images[_order(seed, epoch, len(fold.images))[position]]
+    return _around(target_id, fold, index, _bits(seed, _TRAIN, index, 1 + shots))
 
 
 def draw_test(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
-    """Draws a test episode; the targets take turns in the order of their ids.
+    """Rng a test episode; the targets take turns in the order of their ids.
 
     All else is as in `draw_train`.
     """
-    query_id = fold.images[index % len(fold.images)]
-    return _around(query_id, fold, index, _bits(seed, _TEST, index, 1 + shots))
+    target_id = fold.images[index % len(fold.images)]
+    return _around(target_id, fold, index, _bits(seed, _TEST, index, 1 + shots))
 
 
 def draw_shuffled(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
-    """Draws a test episode as `draw_test`, the targets in a fixed shuffled order.
+    """Rng a test episode as `draw_test`, the targets in a fixed shuffled order.
 
     For folders whose names begin with the class: the first targets show all classes.
     """
-    query_id = fold.shuffled[index % len(fold.images)]
-    return _around(query_id, fold, index, _bits(seed, _TEST, index, 1 + shots))
+    target_id = fold.shuffled[index % len(fold.images)]
+    return _around(target_id, fold, index, _bits(seed, _TEST, index, 1 + shots))
 
 
 def draw_by_class(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
-    """Draws an episode that begins with its class, for training or testing by the fold's split.
+    """Rng an episode that begins with its class, for training or testing by the fold's split.
 
     Class, target and references are each uniform over those possible, and all may come again, as
     in VRP-SAM's code on COCO-20i; there every GPU draws the same episodes, here no index has
@@ -95,8 +96,8 @@ def draw_by_class(fold: FoldIndex, seed: int, index: int, shots: int) -> Episode
     stream = _TRAIN if fold.split == "train" else _TEST
     of_class, of_query, *others = _bits(seed, stream, index, 2 + shots)
     class_id = _choose(of_class, fold.filled)
-    query_id = _choose(of_query, fold.entries[class_id])
-    return EpisodeSpec(index, class_id, query_id, _references(others, fold, class_id, query_id))
+    target_id = _choose(of_query, fold.entries[class_id])
+    return EpisodeSpec(index, class_id, target_id, _references(others, fold, class_id, target_id))
 
 
 def draw_wrong(fold: FoldIndex, seed: int, right: EpisodeSpec) -> EpisodeSpec:
@@ -110,14 +111,14 @@ def draw_wrong(fold: FoldIndex, seed: int, right: EpisodeSpec) -> EpisodeSpec:
     """
     others = [c for c in fold.filled if c != right.class_id]
     if not others:
-        raise ValueError(
+        raise UserError(
             f"fold {fold.fold} {fold.split} shows one class only, so there is no reference of a "
             "wrong class; set eval.controls=False, or choose a longer data.val_list"
         )
-    of_class, *bits = _bits(seed, _WRONG, right.index, 1 + len(right.support_ids))
+    of_class, *bits = _bits(seed, _WRONG, right.index, 1 + len(right.reference_ids))
     class_id = _choose(of_class, others)
-    references = _references(bits, fold, class_id, right.query_id)
-    return dataclasses.replace(right, class_id=class_id, support_ids=references)
+    references = _references(bits, fold, class_id, right.target_id)
+    return dataclasses.replace(right, class_id=class_id, reference_ids=references)
 
 
 def episode_list_digest(specs: Iterable[EpisodeSpec]) -> str:
@@ -125,18 +126,18 @@ def episode_list_digest(specs: Iterable[EpisodeSpec]) -> str:
     return hashlib.sha256("\n".join(map(str, specs)).encode()).hexdigest()
 
 
-def _around(query_id: str, fold: FoldIndex, index: int, bits: list[int]) -> EpisodeSpec:
-    class_id = _choose(bits[0], fold.classes_of[query_id])
-    return EpisodeSpec(index, class_id, query_id, _references(bits[1:], fold, class_id, query_id))
+def _around(target_id: str, fold: FoldIndex, index: int, bits: list[int]) -> EpisodeSpec:
+    class_id = _choose(bits[0], fold.classes_of[target_id])
+    return EpisodeSpec(index, class_id, target_id, _references(bits[1:], fold, class_id, target_id))
 
 
 def _references(
-    bits: Sequence[int], fold: FoldIndex, class_id: int, query_id: str
+    bits: Sequence[int], fold: FoldIndex, class_id: int, target_id: str
 ) -> tuple[str, ...]:
     """Images of the class that are not the target."""
     ids = fold.entries[class_id]
-    target = bisect.bisect_left(ids, query_id)
-    shown = ids[target : target + 1] == (query_id,)
+    target = bisect.bisect_left(ids, target_id)
+    shown = ids[target : target + 1] == (target_id,)
     drawn = [_choose(b, range(len(ids) - shown)) for b in bits]
     return tuple(ids[i + (shown and i >= target)] for i in drawn)
 
@@ -212,18 +213,18 @@ class EpisodeSource:
 
     def __getitem__(self, index: int) -> Episode:
         spec = self.spec(index)
-        query_image, query_mask, query_ignore = self._read(spec.query_id, spec.class_id)
+        target_image, target_mask, target_ignore = self._read(spec.target_id, spec.class_id)
         specs = [spec]
         if self.wrong:
             specs.append(draw_wrong(self.fold, self.seed, spec))
         supports = [self._reference(of, shot) for of in specs for shot in range(self.shots)]
-        support_image, support_mask = map(np.stack, zip(*supports, strict=True))
+        reference_image, reference_mask = map(np.stack, zip(*supports, strict=True))
         return Episode(
-            support_image=support_image,
-            support_mask=support_mask,
-            query_image=query_image,
-            query_mask=query_mask,
-            query_ignore=query_ignore,
+            reference_image=reference_image,
+            reference_mask=reference_mask,
+            target_image=target_image,
+            target_mask=target_mask,
+            target_ignore=target_ignore,
             class_id=np.int32(spec.class_id),
             index=np.int32(spec.index),
             valid=np.bool_(True),
@@ -236,16 +237,16 @@ class EpisodeSource:
         """
         training = self.fold.split == "train"
         stream = _TRAIN_MARKS if training else _TEST_MARKS
-        image_id, found = spec.support_ids[shot], []
+        image_id, found = spec.reference_ids[shot], []
         for attempt in range(_ATTEMPTS if self.cueless == "redraw" else 1):
-            draws = Draws(self.seed, stream, spec.index, shot, attempt)
+            draws = Rng(self.seed, stream, spec.index, shot, attempt)
             image, mask, _ = self._read(image_id, spec.class_id)
             marked = annotate(self.annotation, mask, draws, training=training)
             if marked.any():
                 return image, marked
             found.append((image, marked))
             if not mask.any():
-                others = [i for i in self.fold.entries[spec.class_id] if i != spec.query_id]
+                others = [i for i in self.fold.entries[spec.class_id] if i != spec.target_id]
                 image_id = draws.choose(others)
         return found[0]
 

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from prosam_jax.data.transforms import decode
+from prosam_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 """File names that are taken for pictures, in small or capital letters."""
@@ -16,7 +17,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 _WHOLE_NUMBERS = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # of more than 8 bits
 
 
-class BadFile(ValueError):
+class BadFile(UserError):
     """One line that names the file and says what is wrong with it."""
 
 

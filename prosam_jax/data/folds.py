@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from prosam_jax.config import check_choice
+from prosam_jax.errors import UserError
 
 MIN_PIXELS = 2048
 """Fewest pixels, at the original size, with which an image counts for a class."""
@@ -47,7 +48,7 @@ class FoldRule:
         """Classes of a split: "test" has the fold's novel ones, "train" all others."""
         check_choice("split", split, SPLITS)
         if fold not in range(len(self.novel)):
-            raise ValueError(f"fold={fold} must be 0, 1, 2 or 3")
+            raise UserError(f"fold={fold} must be 0, 1, 2 or 3")
         novel = self.novel[fold]
         if split == "test":
             return novel
@@ -131,7 +132,7 @@ class FoldIndex:
         kept = {c: ids if len(ids) > shots else () for c, ids in self.entries.items()}
         if not any(kept.values()):
             most = max(map(len, self.entries.values()), default=0)
-            raise ValueError(
+            raise UserError(
                 f"fold {self.fold} {self.split}: an episode takes {shots + 1} images of one class, "
                 f"and no class has more than {most}; choose other classes (data.fold, data.novel), "
                 "fewer data.shots, or longer lists (data.train_list, data.val_list)"

@@ -10,6 +10,7 @@ import numpy as np
 from absl import flags
 
 from prosam_jax.data.episodes import EpisodeSource
+from prosam_jax.errors import UserError
 from prosam_jax.types import Episode
 
 
@@ -44,14 +45,14 @@ def make_loader(
         ValueError: The hosts cannot share a batch evenly, or the source has not so many batches.
     """
     if batch_size % hosts:
-        raise ValueError(
+        raise UserError(
             f"batch_size={batch_size} does not divide evenly among {hosts} hosts; "
             f"choose a multiple of {hosts}"
         )
     steps = -(-len(source) // batch_size)
     stop = steps if stop is None else stop
     if not 0 <= start <= stop <= steps:
-        raise ValueError(f"steps {start} to {stop} do not lie in the {steps} of the source")
+        raise UserError(f"steps {start} to {stop} do not lie in the {steps} of the source")
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads its own flags, and not every caller is an app
     part = _HostPart(source, batch_size, start, stop, host, hosts)

@@ -11,31 +11,33 @@ several that see the folder.
 from absl import flags
 from ml_collections import config_flags
 
-from prosam_jax import cli, model
+from prosam_jax import cli, console, model, sharding
 from prosam_jax.config import Config
-from prosam_jax.data import benchmark, folds
+from prosam_jax.data import datasets, folds
+from prosam_jax.errors import UserError
+from prosam_jax.evaluation import evaluate, results
 from prosam_jax.feature_cache.build import build, missing
 from prosam_jax.feature_cache.cache import FeatureCache
 from prosam_jax.feature_cache.entries import size
-from prosam_jax.training import evaluation, report, sharding
+from prosam_jax.report import scores
 
 
 def main() -> None:
     """Looks, says what is missing and what it takes, and computes it."""
     cfg = Config.from_dict(flags.FLAGS.config)
     if not cfg.cache.dir:
-        raise ValueError("cache.dir is not set; pass --config.cache.dir=DIR")
-    train = benchmark.episodes(cfg.data, "train", seed=cfg.seed)
-    test = evaluation.test_episodes(cfg)
-    queries = dict.fromkeys(test.spec(i).query_id for i in range(len(test)))
+        raise UserError("cache.dir is not set; pass --config.cache.dir=DIR")
+    train = datasets.episodes(cfg.data, "train", seed=cfg.seed)
+    test = evaluate.test_episodes(cfg)
+    queries = dict.fromkeys(test.spec(i).target_id for i in range(len(test)))
     of = [(train, train.fold.images), (test, tuple(queries))]  # maybe pictures of two datasets
     mesh = sharding.make_mesh(cfg.eval.batch_size)
     sam = sharding.replicate(model.build_sam(cfg), mesh)
     cache = FeatureCache(cfg.cache, sam, lambda x: sharding.split_batch(x, mesh))
     entries = cache.entries
     for line in (
-        f"devices: {mesh.size} of {report.device_line()}",
-        f"frozen: {report.frozen_line(cfg)}",
+        f"devices: {mesh.size} of {results.device_line()}",
+        f"frozen: {scores.frozen_line(cfg)}",
         folds.describe(train.fold),
         folds.describe(test.fold),
         f"feature cache: {entries.folder}",
@@ -43,7 +45,7 @@ def main() -> None:
         print(line, flush=True)
     todo = []
     for source, ids in of:
-        with report.counting("looking", len(ids)) as count:
+        with console.counting("looking", len(ids)) as count:
             todo.append((source, missing(cache, source, ids, count)))
     images, lacking = (sum(len(ids) for _, ids in x) for x in (of, todo))
     print(
@@ -54,7 +56,7 @@ def main() -> None:
     entries.check_space(lacking)
     computed = 0
     for source, ids in todo:
-        with report.counting("computing", len(ids)) as count:
+        with console.counting("computing", len(ids)) as count:
             computed += build(cache, source, ids, batch_size=cfg.eval.batch_size, on_image=count)
     print(f"computed {computed:,}; the cache is complete with {entries.count():,} entries")
 

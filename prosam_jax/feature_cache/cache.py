@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from prosam_jax import weights
 from prosam_jax.config import CacheConfig
 from prosam_jax.feature_cache.entries import Entries, size
 from prosam_jax.feature_cache.packing import Packed, pack, unpack
 from prosam_jax.model import embed
 from prosam_jax.sam.model import Sam
+from prosam_jax.weights import files
 
 # To be raised when `model.embed`, `pack` or the layout of an entry comes to mean something else.
 _RECIPE = 1
@@ -60,7 +60,7 @@ class FeatureCache:
         )
         facts = {
             "recipe": _RECIPE,
-            "encoder_sha256": weights.checksum(weights.leaves(sam.image_encoder)),
+            "encoder_sha256": files.checksum(files.leaves(sam.image_encoder)),
             "sam": dataclasses.asdict(arch),
             "dtype": cfg.dtype,
         }

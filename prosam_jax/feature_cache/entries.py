@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from prosam_jax.atomic import PART, replacing
+from prosam_jax.errors import UserError
 from prosam_jax.feature_cache.packing import Packed
 
 _SEAL = hashlib.sha256().digest_size
@@ -131,7 +132,7 @@ class Entries:
     def check_space(self, new: int) -> None:
         """Raises ValueError, in one line, unless the disk has room for `new` more entries."""
         if (need := new * self.nbytes) > (free := self.free()):
-            raise ValueError(
+            raise UserError(
                 f"cache.dir={str(self.folder.parent)!r}: {new:,} more entries take {size(need)} "
                 f"and the disk has {size(free)} left; make room, choose another cache.dir, or a "
                 "cache.dtype of fewer bytes (int8)"

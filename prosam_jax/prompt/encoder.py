@@ -38,8 +38,8 @@ class ReferencePromptEncoder(nnx.Module):
         """Predicts q(p | I_r, A_r, I_t) of one reference for each target.
 
         Args:
-            query: Features of the targets (`backbone.query_taps`).
-            support: Features of the references (`backbone.support_taps`).
+            query: Features of the targets (`backbone.target_taps`).
+            support: Features of the references (`backbone.reference_taps`).
             mask: Annotation at feature size, weights in [0, 1].
             dropout_key: Switches training's channel dropout on and draws it.
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from prosam_jax import layers, resize
 from prosam_jax.config import SAMConfig
+from prosam_jax.errors import UserError
 from prosam_jax.sam.mlp import MLPBlock
 
 NORM_EPS = 1e-6
@@ -236,7 +237,7 @@ class ImageEncoderViT(nnx.Module):
 
     def __init__(self, cfg: SAMConfig, *, rngs: nnx.Rngs):
         if cfg.attention == "cudnn" and jax.default_backend() != "gpu":
-            raise ValueError(
+            raise UserError(
                 f"sam.attention='cudnn' needs a GPU, not {jax.default_backend()}: set it to 'plain'"
             )
         dtype, dim, out_dim = jnp.dtype(cfg.dtype), cfg.embed_dim, cfg.prompt_embed_dim
@@ -284,11 +285,11 @@ class ImageEncoderViT(nnx.Module):
     def _check_size(self, height: int, width: int) -> None:
         size = self.cfg.patch_size
         if min(height, width) < size:
-            raise ValueError(f"images of {height} x {width} are smaller than a patch of {size}")
+            raise UserError(f"images of {height} x {width} are smaller than a patch of {size}")
         grid = (height // size, width // size)
         if self.cfg.use_abs_pos and grid != self.cfg.embedding_size:
             expected = " x ".join(map(str, self.cfg.image_size))
-            raise ValueError(
+            raise UserError(
                 f"images of {height} x {width} do not fit absolute positions for {expected}: "
                 "resize or pad them, or build the encoder with use_abs_pos=False"
             )

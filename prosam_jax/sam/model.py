@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from prosam_jax import resize
 from prosam_jax.config import SAMConfig
+from prosam_jax.errors import UserError
 from prosam_jax.sam.image_encoder import ImageEncoderViT
 from prosam_jax.sam.mask_decoder import MaskDecoder
 from prosam_jax.sam.prompt_encoder import PromptEncoder
@@ -82,7 +83,7 @@ class Sam(nnx.Module):
         """
         (h, w), (height, width) = images.shape[1:3], self.cfg.image_size
         if h > height or w > width:
-            raise ValueError(
+            raise UserError(
                 f"images of {h} x {w} are larger than SAM's {height} x {width}: shrink them first"
             )
         mean, std = (jnp.array(x, jnp.float32).reshape(1, 1, 1, 3) for x in (PIXEL_MEAN, PIXEL_STD))

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from prosam_jax import weights
 from prosam_jax.config import (
     PACKAGED,
     SAM_MODELS,
@@ -20,8 +19,10 @@ from prosam_jax.config import (
     check_choice,
     packaged,
 )
-from prosam_jax.sam.frame import Frame, ImageLike, Numbers, Prompts, rgb, stack
+from prosam_jax.errors import UserError
 from prosam_jax.sam.model import Sam
+from prosam_jax.sam.transforms import ImageLike, Numbers, Prompts, ResizeLongestSide, rgb, stack
+from prosam_jax.weights import files
 
 
 class SamPredictor:
@@ -55,18 +56,18 @@ class SamPredictor:
         """
         path = packaged("sam", "shapes") if path == PACKAGED else path
         published = "|".join(name for name in SAM_MODELS if name.startswith("vit"))
-        made_by = weights.made_by("sam", published, path)
-        found = weights.metadata(path, made_by=made_by)
+        made_by = files.made_by("sam", published, path)
+        found = files.metadata(path, made_by=made_by)
         if found.get("kind") != "sam":
-            raise ValueError(f"{path} holds no weights of SAM; make such a file with: {made_by}")
+            raise UserError(f"{path} holds no weights of SAM; make such a file with: {made_by}")
         architecture = found["architecture"]
         cfg = dataclasses.replace(SAMConfig.named(architecture), dtype=dtype)
-        sam = weights.load(
+        sam = files.load(
             lambda rngs: Sam(cfg, rngs=rngs),
             path,
             kind="sam",
             architecture=architecture,
-            made_by=weights.made_by("sam", architecture, path),
+            made_by=files.made_by("sam", architecture, path),
         )
         return cls(sam)
 
@@ -105,7 +106,7 @@ class SamPredictor:
         """
         check_choice("image_format", image_format, ("RGB", "BGR"))
         if not images:
-            raise ValueError("images is empty: pass at least one")
+            raise UserError("images is empty: pass at least one")
         step = len(images) if micro_batch is None else micro_batch
         check_at_least("micro_batch", step, 1)
         frames = []
@@ -115,7 +116,7 @@ class SamPredictor:
         sizes = np.zeros((len(squares), 2), np.int32)
         for i, image in enumerate(images):
             pixels = rgb(image, image_format)
-            frames.append(Frame.fit((pixels.shape[0], pixels.shape[1]), self.model.cfg))
+            frames.append(ResizeLongestSide.fit((pixels.shape[0], pixels.shape[1]), self.model.cfg))
             height, width = sizes[i] = frames[i].inner
             squares[i, :height, :width] = frames[i].scaled(pixels)
         parts = [
@@ -128,12 +129,12 @@ class SamPredictor:
     def reset_image(self) -> None:
         """Forgets the images and frees their embeddings."""
         self._embeddings: Array | None = None
-        self._frames: list[Frame] = []
+        self._frames: list[ResizeLongestSide] = []
 
     def get_image_embedding(self) -> Float[Array, "b h w c"]:
         """Embeddings of the images that are set, channels last; ValueError if there are none."""
         if self._embeddings is None:
-            raise ValueError("no image is set: call set_image first")
+            raise UserError("no image is set: call set_image first")
         return self._embeddings
 
     def predict(
@@ -169,7 +170,7 @@ class SamPredictor:
             ValueError: No image or more than one is set, or a prompt has the wrong shape or range.
         """
         if len(self._frames) > 1:
-            raise ValueError(f"{len(self._frames)} images are set: call predict_batch")
+            raise UserError(f"{len(self._frames)} images are set: call predict_batch")
         masks, iou, logits = self.predict_batch(
             [point_coords], [point_labels], [box], [mask_input], multimask_output, return_logits
         )
@@ -211,7 +212,7 @@ class SamPredictor:
         ):
             values = [None] * len(self._frames) if values is None else values
             if len(values) != len(self._frames):
-                raise ValueError(
+                raise UserError(
                     f"{name} has {len(values)} entries for {len(self._frames)} images: pass one "
                     "for each, None for no such prompt"
                 )

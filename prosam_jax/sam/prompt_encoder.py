@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from prosam_jax import layers
 from prosam_jax.config import SAMConfig
+from prosam_jax.errors import UserError
 
 NORM_EPS = 1e-6
 
@@ -83,7 +84,7 @@ class PromptEncoder(nnx.Module):
         """
         if (points is None) != (labels is None):
             given, missing = ("labels", "points") if points is None else ("points", "labels")
-            raise ValueError(f"{given} without {missing}: give both or neither")
+            raise UserError(f"{given} without {missing}: give both or neither")
         tokens = []
         if points is not None and labels is not None:
             tokens.append(self.embed_points(points, labels, pad=boxes is None))
@@ -122,7 +123,7 @@ class PromptEncoder(nnx.Module):
         """Scales masks down to the image embedding; ValueError if they have another size."""
         expected = tuple(4 * side for side in self.cfg.embedding_size)
         if masks.shape[1:3] != expected:
-            raise ValueError(
+            raise UserError(
                 f"masks of {masks.shape[1]} x {masks.shape[2]} must be {expected[0]} x "
                 f"{expected[1]}, four times the image embedding"
             )

@@ -3,25 +3,27 @@
 import contextlib
 import dataclasses
 import pathlib
-import signal
-import threading
 import time
-import types
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from flax import nnx
 
-from prosam_jax import model
-from prosam_jax.checkpoint import Checkpoints
+from prosam_jax import console, model, sharding
 from prosam_jax.config import Config, changed, read_config, replaced, write_config
-from prosam_jax.data import benchmark, folds
+from prosam_jax.data import datasets, folds
 from prosam_jax.data.loader import make_loader
+from prosam_jax.errors import UserError
+from prosam_jax.evaluation import evaluate, prediction, results
+from prosam_jax.evaluation.metrics import Areas, IoU
 from prosam_jax.feature_cache.cache import opened
-from prosam_jax.prompt import weight_file
-from prosam_jax.training import evaluation, report, sharding, state, step
-from prosam_jax.training.metrics import Areas, IoU
+from prosam_jax.report import scores
+from prosam_jax.report.curves import Curves
+from prosam_jax.training import state, step
+from prosam_jax.training.signals import Interrupted, Signals, Stopped
+from prosam_jax.weights import prompt_encoder
+from prosam_jax.weights.checkpoint import Checkpoints
 
 # A run may go on with other values of these; all else must be as it was at the start.
 FREE = (
@@ -39,15 +41,9 @@ FREE = (
     "train.eval_every",
     "train.log_every",
 )
+
+
 LENGTH = ("train.epochs", "train.steps")  # free as well, unless the schedule depends on them
-
-
-class Stopped(Exception):
-    """A signal ended the run early; everything done so far is saved."""
-
-    def __init__(self, signum: int, at: int):
-        super().__init__(f"stopped at step {at}; the same command goes on from there")
-        self.signum = signum
 
 
 def train(cfg: Config, workdir: pathlib.Path) -> None:
@@ -71,7 +67,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     write_config(cfg, workdir / "config.json")
     if not goes_on:
-        weight_file.write_frozen(cfg, workdir)
+        prompt_encoder.write_frozen(cfg, workdir)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = checkpoints.latest or 0
         if start:
@@ -101,17 +97,13 @@ def _check_run(cfg: Config, workdir: pathlib.Path) -> Config:
     began = read_config(workdir / "config.json")
     free = FREE if cfg.train.schedule == "cosine" else (*FREE, *LENGTH)
     if differences := changed(began, cfg, free):
-        raise ValueError(
+        raise UserError(
             f"{workdir} holds a run with other settings ({'; '.join(differences)}): "
             "choose another --workdir, or the old settings to go on with it"
         )
-    trained_on = weight_file.read_frozen(workdir)
-    weight_file.check_frozen(workdir, trained_on, weight_file.frozen_weights(cfg))
+    trained_on = prompt_encoder.read_frozen(workdir)
+    prompt_encoder.check_frozen(workdir, trained_on, prompt_encoder.frozen_weights(cfg))
     return began
-
-
-class Interrupted(Exception):
-    """A signal came while a validation was under way."""
 
 
 class Trainer:
@@ -119,28 +111,28 @@ class Trainer:
 
     def __init__(self, cfg: Config):
         self.cfg = cfg
-        source = benchmark.episodes(cfg.data, "train", seed=cfg.seed)
+        source = datasets.episodes(cfg.data, "train", seed=cfg.seed)
         images = len(source.fold.images)
         self.total = state.total_steps(cfg.train, images)
         self.eval_every = cfg.train.eval_every or state.steps_per_epoch(cfg.train, images)
         self.source = dataclasses.replace(source, length=self.total * cfg.train.batch_size)
-        self.test = evaluation.test_episodes(cfg)
+        self.test = evaluate.test_episodes(cfg)
         self.mesh = sharding.make_mesh(cfg.train.batch_size)
         self.learning_rate = state.schedule(cfg.train, images)
         tx = state.optimizer(cfg.train, self.learning_rate)
-        graph, params, frozen = step.split(model.build(cfg))
+        graph, params, frozen = model.split(model.build(cfg))
         self.frozen = sharding.replicate(frozen, self.mesh)
         self.state = sharding.replicate(state.create(params, tx), self.mesh)
         self.train_step = step.make_train_step(graph, tx, cfg.seed, self.mesh)
-        self.predict = step.make_predict_step(graph)
+        self.predict = prediction.make_predict_step(graph)
         sam = nnx.merge(graph, self.state.params, self.frozen).sam
         self.cache = opened(cfg.cache, sam, lambda x: sharding.split_batch(x, self.mesh))
 
     def print_facts(self) -> None:
         """Says what is trained on what."""
         for line in (
-            f"devices: {self.mesh.size} of {report.device_line()}",
-            f"frozen: {report.frozen_line(self.cfg)}",
+            f"devices: {self.mesh.size} of {results.device_line()}",
+            f"frozen: {scores.frozen_line(self.cfg)}",
             f"learned: {state.parameters(self.state.params):,} parameters, "
             f"{self.cfg.distribution.name}",
             folds.describe(self.source.fold),
@@ -169,8 +161,8 @@ class Trainer:
         """
         cfg = self.cfg.train
         with contextlib.ExitStack() as stack:
-            curves = stack.enter_context(contextlib.closing(report.Curves(workdir, start)))
-            bar = stack.enter_context(report.Progress(self.total, start, cfg.batch_size))
+            curves = stack.enter_context(contextlib.closing(Curves(workdir, start)))
+            bar = stack.enter_context(console.Progress(self.total, start, cfg.batch_size))
             signals = stack.enter_context(Signals())
             keep = _Keeper(self, checkpoints, curves, bar, signals)
             if validate_first:
@@ -185,7 +177,7 @@ class Trainer:
             window = Window(start, cfg.batch_size)
             for i, episode in enumerate(loader, start + 1):
                 batch = sharding.split_batch(episode, self.mesh)
-                embeddings = self.cache(episode.query_image) if self.cache else None
+                embeddings = self.cache(episode.target_image) if self.cache else None
                 # One step runs while the next batch is read, and no more are queued: a signal is
                 # answered within two steps, and the bar tells the truth.
                 jax.block_until_ready(window.logs[-1:])
@@ -206,9 +198,9 @@ class Trainer:
                 if log:
                     window = Window(i, cfg.batch_size)
 
-    def validate(self, on_batch: Callable[[int], None]) -> evaluation.Result:
+    def validate(self, on_batch: Callable[[int], None]) -> results.Result:
         """Scores the state on the fold's test episodes."""
-        return evaluation.evaluate(
+        return evaluate.evaluate(
             self.predict,
             self.state.params,
             self.frozen,
@@ -227,8 +219,8 @@ class _Keeper:
 
     trainer: Trainer
     checkpoints: Checkpoints
-    curves: report.Curves
-    bar: report.Progress
+    curves: Curves
+    bar: console.Progress
     signals: "Signals"
 
     def __call__(self, i: int, *, validate: bool) -> None:
@@ -238,7 +230,7 @@ class _Keeper:
                 result = self.trainer.validate(self.signals.check)
                 miou = result.scores.miou
                 self.curves.write("validation", i, {"miou": miou, "fb_iou": result.scores.fb_iou})
-                self.bar.print(f"step {i}: validation {report.summary(result)}")
+                self.bar.print(f"step {i}: validation {scores.summary(result)}")
         if miou is not None or i not in self.checkpoints.steps:  # else there is nothing to add
             self.checkpoints.save(i, self.trainer.state, miou)
         if self.signals.received:
@@ -280,30 +272,3 @@ class Window:
         means = {name: float(np.mean([log[name] for log in logs])) for name in logs[0]}
         rate = len(logs) * self.batch_size / (time.monotonic() - self.began)
         return means | {"miou": iou.scores().miou, "episodes_per_s": rate}
-
-
-class Signals:
-    """While entered, SIGTERM and a first Ctrl-C are noted in `received` and do not end the run."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._old = {}
-
-    def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def check(self, done: int) -> None:
-        """Raises Interrupted if a signal came."""
-        if self.received:
-            raise Interrupted
-
-    def _note(self, number: int, frame: types.FrameType | None) -> None:
-        self.received = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)

@@ -1,37 +1,16 @@
 """The pure functions that are compiled: one training step, one batch of predictions."""
 
-import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array
 
-from prosam_jax.model import ProSAM, learned
-from prosam_jax.training import metrics
+from prosam_jax.model import cueless, stream
 from prosam_jax.training.state import TrainState
-from prosam_jax.types import Features
-
-
-class Parts(NamedTuple):
-    """A model taken apart: its structure, what is learned and what is frozen."""
-
-    graph: nnx.GraphDef
-    params: nnx.State
-    frozen: nnx.State
-
-
-def split(model: ProSAM) -> Parts:
-    """Takes the model apart; `nnx.merge(*parts)` puts it together."""
-    return Parts(*nnx.split(model, learned, ...))
-
-
-def stream(seed: int, name: str) -> PRNGKeyArray:
-    """The key of one purpose; fold the step in to get the key of a step."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
 def make_train_step(
@@ -50,7 +29,7 @@ def make_train_step(
 
         def loss(params):
             model = nnx.merge(graph, params, frozen)
-            return model.objective(features, episode.query_mask, step_key)
+            return model.objective(features, episode.target_mask, step_key)
 
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -61,54 +40,3 @@ def make_train_step(
 
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(train_step, donate_argnums=0, out_shardings=everywhere)
-
-
-class Prediction(NamedTuple):
-    """What is predicted for a batch of episodes.
-
-    Attributes:
-        areas: To be added up to scores.
-        mask: The predicted masks.
-        cueless: References of which no mark is left at the size of the features.
-        controls: Areas of what the result is measured against, by name (`training.controls`).
-        control_masks: Their masks, where they have one.
-        uncertainty: How far masks of sampled prompts disagree, if that was asked for.
-    """
-
-    areas: metrics.Areas
-    mask: Bool[Any, "b h w"]
-    cueless: Bool[Any, "b s"]
-    controls: dict[str, metrics.Areas]
-    control_masks: dict[str, Bool[Any, "b h w"]]
-    uncertainty: Float[Any, "b h w"] | None
-
-
-def cueless(features: Features) -> Bool[Array, " r"]:
-    """References of which no mark is left at the size of the features."""
-    return ~features.support_mask.any((1, 2))
-
-
-def make_predict_step(
-    graph: nnx.GraphDef,
-) -> Callable[..., Prediction]:
-    """Compiles (params, frozen, episodes) -> predictions.
-
-    A fourth argument is as that of a training step.
-    """
-
-    @jax.jit
-    def predict_step(params, frozen, episode, image_embeddings=None):
-        model = nnx.merge(graph, params, frozen)
-        features = model.encode(episode, image_embeddings)
-        mask = model.segment(features, episode.query_mask.shape[1:]) >= 0
-        areas = metrics.areas(mask, episode.query_mask, episode.query_ignore)
-        return Prediction(
-            areas,
-            mask,
-            cueless(features).reshape(len(mask), -1),
-            controls={},
-            control_masks={},
-            uncertainty=None,
-        )
-
-    return predict_step

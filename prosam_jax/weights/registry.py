@@ -11,6 +11,7 @@ import shlex
 import safetensors
 
 from prosam_jax.config import BackboneConfig, SAMSettings, check_choice
+from prosam_jax.errors import UserError
 
 SEGMENT_ANYTHING = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
 DINOV2 = "https://github.com/facebookresearch/dinov2#pretrained-models"
@@ -234,22 +235,22 @@ def verify(entry: Remote, path: pathlib.Path, digest: str = "") -> str:
     """
     size = path.stat().st_size
     if entry.size not in (None, size):
-        raise ValueError(f"{path} has {size:,} bytes, but {entry.name} {entry.size:,}")
+        raise UserError(f"{path} has {size:,} bytes, but {entry.name} {entry.size:,}")
     digest = digest or sha256(path)
     if entry.sha256 is not None:
         if not digest.startswith(entry.sha256):
-            raise ValueError(f"{path} has sha256 {digest}, but {entry.name} {entry.sha256}")
+            raise UserError(f"{path} has sha256 {digest}, but {entry.name} {entry.sha256}")
         part = "" if digest == entry.sha256 else f" in its first {len(entry.sha256)} digits"
         return f"sha256 {digest}, as published{part}"
     if entry.file.endswith(".safetensors"):
         try:
             safetensors.safe_open(path, framework="numpy")
         except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is no complete safetensors file ({error})") from error
+            raise UserError(f"{path} is no complete safetensors file ({error})") from error
     with path.open("rb") as file:
         start = file.read(512).lstrip().lower()
     if not start or start.startswith((b"<!doctype", b"<html")):
-        raise ValueError(f"{path} is {'a web page' if start else 'empty'}, not {entry.name}")
+        raise UserError(f"{path} is {'a web page' if start else 'empty'}, not {entry.name}")
     return (
         f"sha256 {digest}; none is published to compare it with, so its name is all that was "
         "checked: conversion checks names and shapes"

@@ -1,1 +1,0 @@
-"""Commands that turn torch checkpoints into the weight files that prosam_jax reads."""

@@ -1,0 +1,265 @@
+"""Scores of many runs as tables: by method, fold, annotation and seed."""
+
+import collections
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import rich.console
+import rich.progress
+import rich.table
+
+from prosam_jax.atomic import replacing
+from prosam_jax.comparison import methods
+from prosam_jax.comparison.methods import OF_THE_METHOD, TITLES, Run
+from prosam_jax.comparison.sweep import DOWNSAMPLE, FOLDS, METHODS
+from prosam_jax.config import ANNOTATIONS, Config, replaced, to_dict
+from prosam_jax.evaluation import controls
+from prosam_jax.weights import prompt_encoder
+
+
+class Row(NamedTuple):
+    """A line of a table; scores in percent.
+
+    Attributes:
+        name: Of a method, or of a control.
+        method: The title of the method that it belongs to, "" for what belongs to all.
+        miou: Mean over the classes.
+        fb_iou: Of foreground and background.
+    """
+
+    name: str
+    method: str
+    miou: float
+    fb_iou: float
+
+
+def rows(held: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Each method with its own controls, then the controls and baselines of all of them.
+
+    Args:
+        held: `results.json` by the method's title.
+    """
+    lines, common = [], {}
+    for title, found in held.items():
+        lines.append(Row(title, title, found["miou"], found["fb_iou"]))
+        common = found["controls"]
+        lines += [Row(name, title, **common[name]) for name in OF_THE_METHOD]
+    return lines + [Row(name, "", **x) for name, x in common.items() if name not in OF_THE_METHOD]
+
+
+def print_table(lines: Sequence[Row], title: str) -> None:
+    """Prints the lines, a section for each method."""
+    table = rich.table.Table(title=title)
+    table.add_column("")
+    table.add_column("mIoU %", justify="right")
+    table.add_column("FB-IoU %", justify="right")
+    method = lines[0].method
+    for line in lines:
+        if line.method != method:
+            table.add_section()
+            method = line.method
+        name = line.name if line.name == line.method else f"  {line.name}"
+        style = "bold" if line.name == line.method else None
+        table.add_row(name, f"{line.miou:.2f}", f"{line.fb_iou:.2f}", style=style)
+    rich.console.Console().print(table)
+
+
+COMPARED = tuple(
+    ((method, TITLES[method]), (other, name))
+    for method, other, name in (
+        ("gaussian", "vrp", TITLES["vrp"]),
+        ("student_t", "vrp", TITLES["vrp"]),
+        ("student_t", "gaussian", TITLES["gaussian"]),
+        ("vrp", "vrp", controls.CLICK),
+        ("student_t", "student_t", controls.CLICK),
+    )
+)
+"""What the last table compares: method and name of a score, and of the one below it."""
+
+
+BEGIN, END = "<!-- demo-full: begin -->", "<!-- demo-full: end -->"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """mIoU and FB-IoU in percent of one thing in one run."""
+
+    annotation: str
+    fold: int
+    method: str
+    seed: int
+    name: str
+    miou: float
+    fb_iou: float
+
+    @property
+    def run(self) -> tuple[str, int, str, int]:
+        """What tells runs apart."""
+        return self.annotation, self.fold, self.method, self.seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """All that a grid has found.
+
+    Attributes:
+        settings: Of its recipe, but for what differs from run to run and where files lie.
+        frozen: Its frozen weights, as `weight_file.frozen_weights`.
+        made_by: Versions and devices that made the scores, each once.
+        scores: Of the methods, named as such, and of their controls.
+    """
+
+    settings: dict[str, Any]
+    frozen: dict[str, Any]
+    made_by: list[str]
+    scores: list[Score]
+
+
+def numbers(base: Config, done: Sequence[Run]) -> Numbers:
+    """Every number of finished runs of a recipe."""
+    found, made_by = [], []
+    for run in done:
+        held = methods.results(run)
+        assert held is not None, run.workdir
+        cfg = run.cfg
+        made_by.append(methods.made_by(held))
+        for name, x in {run.title: held, **held["controls"]}.items():
+            found.append(
+                Score(
+                    cfg.data.annotation, cfg.data.fold, cfg.distribution.name, cfg.seed, name,
+                    x["miou"], x["fb_iou"],
+                )
+            )  # fmt: skip
+    varied = {"seed": 0, "data.fold": 0, "data.annotation": "mask", "distribution.name": "vrp"}
+    given = {"eval.pictures": 0, **dict.fromkeys(methods.MOVED, ""), **methods.SETTINGS}
+    settings = to_dict(replaced(base, varied | given))
+    frozen = prompt_encoder.frozen_weights(base)
+    return Numbers(settings, frozen, list(dict.fromkeys(made_by)), found)
+
+
+def together(new: Numbers, path: pathlib.Path) -> Numbers:
+    """The numbers, and those of other runs that a file of `write_numbers` holds.
+
+    If it is of other settings or frozen weights they are left out, and this is said.
+    """
+    if not path.is_file():
+        return new
+    held = json.loads(path.read_text())
+    if (held["settings"], held["frozen"]) != (new.settings, new.frozen):
+        print(f"{path} is of other settings or frozen weights: its numbers are replaced")
+        return new
+    done = {x.run for x in new.scores}
+    old = [x for x in (Score(**x) for x in held["scores"]) if x.run not in done]
+    made_by = [*(held["made_by"] if old else []), *new.made_by]
+    scores = sorted([*old, *new.scores], key=lambda x: x.seed)
+    return dataclasses.replace(new, made_by=list(dict.fromkeys(made_by)), scores=scores)
+
+
+def write_numbers(path: pathlib.Path, found: Numbers) -> None:
+    """Keeps every single number as JSON, one `Score` a line."""
+    lines = ",\n".join(json.dumps(dataclasses.asdict(x)) for x in found.scores)
+    rest = {k: v for k, v in dataclasses.asdict(found).items() if k != "scores"}
+    head = json.dumps(rest, indent=1).removesuffix("\n}")
+    with replacing(path) as part:
+        part.write_text(f'{head},\n "scores": [\n{lines}\n]}}\n')
+
+
+def note(found: Numbers) -> str:
+    """How the numbers were made, for the head of their table."""
+    runs = {x.run for x in found.scores}
+    kinds = collections.defaultdict(list)
+    for annotation in ANNOTATIONS:
+        seeds = sorted({seed for of, *_, seed in runs if of == annotation})
+        kinds[", ".join(map(str, seeds))].append(annotation)
+    seeds = "; ".join(f"seeds {seeds} of {', '.join(of)}" for seeds, of in kinds.items() if seeds)
+    train, test = found.settings["train"], found.settings["eval"]
+    rules = "".join(f"; with {a} data.downsample={rule}" for a, rule in DOWNSAMPLE.items())
+    return (
+        f"{len(runs)} runs of {train['steps']:,} steps of {train['batch_size']} episodes, "
+        f"{test['episodes']:,} test episodes each, the last checkpoint{rules}; {seeds}; "
+        f"{'; or '.join(found.made_by)}."
+    )
+
+
+def markdown(found: Sequence[Score], note: str) -> str:
+    """Tables of the scores: with all controls, by fold, and of their differences.
+
+    The first two have mean and standard deviation over the seeds.
+
+    Args:
+        found: Numbers of all runs.
+        note: How they were made.
+    """
+    kinds = [a for a in ANNOTATIONS if any(x.annotation == a for x in found)]
+    head = ["| |" + "".join(f" {a} |" for a in kinds), "|---|" + "---|" * len(kinds)]
+    lines = [note, "", "mIoU in percent, mean of the four folds:", "", *head]
+    named = [(m, name) for m in METHODS for name in (TITLES[m], *OF_THE_METHOD)]
+    named += [(METHODS[0], name) for name in controls.MEANING if name not in OF_THE_METHOD]
+    for method, name in named:
+        cells = [over_seeds(found, a, method, name)[-2] for a in kinds]
+        bold = f"**{name}**" if name == TITLES[method] else name
+        label = f"{TITLES[method]}: {name}" if name in OF_THE_METHOD else bold
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines += ["", "By fold, mIoU in percent and at last FB-IoU:", ""]
+    lines += ["| | | fold 0 | fold 1 | fold 2 | fold 3 | mean | FB-IoU |", "|---|---|" + "---|" * 6]
+    for annotation, method in itertools.product(kinds, METHODS):
+        cells = over_seeds(found, annotation, method, TITLES[method])
+        lines.append(f"| {annotation} | {TITLES[method]} | {' | '.join(cells)} |")
+    title = "How much more mIoU, fold by fold and seed by seed, mean ± its standard error:"
+    lines += ["", title, "", *head]
+    for (method, name), (other, below) in COMPARED:
+        cells = [difference(found, a, (method, name), (other, below)) for a in kinds]
+        lines.append(f"| {name} than {below} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference(
+    found: Sequence[Score], annotation: str, one: tuple[str, str], other: tuple[str, str]
+) -> str:
+    """How much more mIoU one method and name has than the other: mean ± standard error.
+
+    The mean is over the runs, folds and seeds, of `one`; `other` must have all of them.
+    """
+    miou = [
+        {
+            (x.seed, x.fold): x.miou
+            for x in found
+            if (x.annotation, x.method, x.name) == (annotation, *which)
+        }
+        for which in (one, other)
+    ]
+    values = np.array([value - miou[1][key] for key, value in miou[0].items()])
+    return f"{values.mean():+.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
+
+
+def over_seeds(found: Sequence[Score], annotation: str, method: str, name: str) -> list[str]:
+    """Fold by fold the mIoU, their mean, and the mean FB-IoU: means ± deviations over seeds."""
+    wanted = (annotation, method, name)
+    of = {(x.seed, x.fold): x for x in found if (x.annotation, x.method, x.name) == wanted}
+    seeds = sorted({seed for seed, _ in of})
+    miou = np.array([[of[seed, fold].miou for fold in FOLDS] for seed in seeds])
+    fb_iou = np.array([[of[seed, fold].fb_iou for fold in FOLDS] for seed in seeds])
+    columns = [*miou.T, miou.mean(1), fb_iou.mean(1)]
+    return [_mean_and_deviation(column) for column in columns]
+
+
+def _mean_and_deviation(values: np.ndarray) -> str:
+    spread = f" ± {values.std(ddof=1):.2f}" if np.ptp(values) > 0 else ""
+    return f"{values.mean():.2f}{spread}"
+
+
+def write_markdown(path: pathlib.Path, table: str) -> None:
+    """Puts the table between its two marks in a document, or at its end if it has none."""
+    text = path.read_text() if path.is_file() else "# Results\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        before, after = f"{text.rstrip()}\n\n", "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")

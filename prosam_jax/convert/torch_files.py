@@ -1,0 +1,132 @@
+"""Reading torch checkpoints without running what is pickled in them."""
+
+import pathlib
+import pickle
+import re
+import sys
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prosam_jax.errors import UserError
+
+try:
+    import safetensors.torch
+    import torch
+except ModuleNotFoundError:
+    sys.exit("error: conversion needs torch: pip install '.[convert]'")
+
+from prosam_jax.weights.registry import sha256
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+AGAIN = "download it again"
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        path: The file.
+        sha256: Its checksum, in hexadecimal.
+        tensors: Its tensors by torch name; they stay on disk until they are read where the file's
+            format admits it.
+        widened: Names of the half-precision tensors, which are given as float32.
+    """
+
+    path: pathlib.Path
+    sha256: str
+    tensors: dict[str, np.ndarray]
+    widened: list[str]
+
+
+def read(path: pathlib.Path) -> Checkpoint:
+    """Reads a checkpoint of `torch.save`, or a safetensors file with torch's names.
+
+    A state dict may lie under one of `WRAPPERS`, and every name may have DataParallel's prefix
+    "module.". Half precision is widened to float32, which loses nothing.
+
+    Raises:
+        ValueError: The file is missing, damaged, of another format, needs code to be run, or
+            holds no dict of tensors; one line each.
+    """
+    state = _state_dict(path, _loaded(path))
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    widened = [name for name, x in state.items() if x.dtype in (torch.float16, torch.bfloat16)]
+    tensors = {
+        name: (x.float() if name in widened else x).detach().numpy() for name, x in state.items()
+    }
+    return Checkpoint(path, sha256(path), tensors, widened)
+
+
+def _loaded(path: pathlib.Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist or is no file")
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        raise UserError(f"{path} is empty; {AGAIN}")
+    if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
+        raise UserError(f"{path} is a web page, not a checkpoint; download the file it links to")
+    if start[8:9] == b"{":
+        return _from_safetensors(path)
+    is_zip = start.startswith(b"PK\x03\x04")
+    if is_zip and not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is cut short after {path.stat().st_size:,} bytes; {AGAIN}")
+    if not is_zip and tarfile.is_tarfile(path):
+        raise UserError(
+            f"{path} is in the .tar format of torch before 0.1.10; load it with torch.load(..., "
+            "weights_only=False), if you trust it, and torch.save its state dict"
+        )
+    return _from_torch(path, mmap=is_zip)
+
+
+def _from_safetensors(path: pathlib.Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is no complete safetensors file ({error}); {AGAIN}") from error
+
+
+def _from_torch(path: pathlib.Path, *, mmap: bool) -> Any:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # a file of arbitrary bytes makes the unpickler raise anything
+        pickled = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        if pickled:
+            raise UserError(
+                f"{path} holds {pickled[1]}, a Python object that runs code when it is read; "
+                "torch.save its state dict alone"
+            ) from error
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "not in torch's format"
+        else:
+            reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise UserError(f"{path} is damaged or no torch checkpoint ({reason}); {AGAIN}") from error
+
+
+def _state_dict(path: pathlib.Path, loaded: Any) -> dict[str, torch.Tensor]:
+    while isinstance(loaded, Mapping):
+        inner = [loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
+        if not inner:
+            break
+        loaded = inner[0]
+    if not isinstance(loaded, Mapping):
+        raise UserError(
+            f"{path} holds a {type(loaded).__name__}, not a dict of tensors; "
+            "torch.save a state dict"
+        )
+    if not loaded:
+        raise UserError(f"{path} holds an empty dict; torch.save a state dict")
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise UserError(
+                f"{path} holds no dict of tensors: entry {name!r} is a {type(value).__name__}; a "
+                f"state dict is looked for at the top and under {', '.join(WRAPPERS)}"
+            )
+    return dict(loaded)

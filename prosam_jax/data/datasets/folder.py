@@ -1,0 +1,117 @@
+"""Episodes of a user's own pictures and masks; `folder_files` has the layout of the folder."""
+
+import dataclasses
+import functools
+import pathlib
+import shlex
+from collections.abc import Iterable, Mapping
+
+from prosam_jax.config import DataConfig, check_choice
+from prosam_jax.data.datasets.folder_check import Contents, check, stamps_of
+from prosam_jax.data.datasets.folder_files import IMAGES, Folder, find_folder, lines, stem
+from prosam_jax.data.episodes import EpisodeSource, episode_source
+from prosam_jax.data.folds import FoldIndex, FoldRule
+from prosam_jax.errors import UserError
+
+MIN_SHARE = 0.001
+"""Least share of a picture with which it counts for a class; at 512 pixels a cell at stride 16."""
+
+_FOLDS = 4
+
+
+def own_episodes(
+    cfg: DataConfig, split: str, *, seed: int, length: int | None = None
+) -> EpisodeSource:
+    """Episodes of a user's own folder, all of whose files have been read once.
+
+    A picture counts for a class that covers `MIN_SHARE` of it. In training it must show no pixel
+    of a novel class, so the same pictures may serve both splits.
+
+    Args:
+        cfg: Folder, novel classes or fold, lists, shots, image size, what to do with bad files.
+        split: "train" or "test".
+        seed: Seed of the draws.
+        length: Number of episodes; None for one pass over the pictures.
+
+    Raises:
+        ValueError: The folder is not as it must be, holds bad files that are not to be skipped,
+            or has no picture for any episode.
+    """
+    folder = find_folder(cfg.root)
+    contents = _contents(folder.path, folder.class_names, stamps_of(folder))
+    if contents.faults and cfg.bad_files == "stop":
+        command = "python -m prosam_jax.data.prepare folder --check --root"
+        raise UserError(
+            f"data.root={cfg.root!r}: {contents.summary()} (all: {command} "
+            f"{shlex.quote(cfg.root)}; to go on without them: data.bad_files=skip)"
+        )
+    n = len(contents.faults)
+    skipped = f" ({n} bad file{'s' * (n > 1)} skipped)" if n else ""
+    rule = fold_rule(folder.class_names, cfg.novel, f"{folder.path}{skipped}")
+    setting = "train_list" if split == "train" else "val_list"
+    ids = _listed(folder, getattr(cfg, setting), f"data.{setting}")
+    shares = {i: contents.shares[i] for i in ids if i in contents.shares}
+    fold = _index(rule, shares, cfg.fold, split).drawable(cfg.shots)
+    if cfg.decode == "fast":
+        folder = dataclasses.replace(folder, square=cfg.image_size)
+    return episode_source(folder, fold, cfg, split, seed=seed, length=length)
+
+
+def fold_rule(class_names: tuple[str, ...], novel: str, name: str) -> FoldRule:
+    """Which classes are kept for testing.
+
+    Args:
+        class_names: All of them.
+        novel: Names of the novel ones, with commas between; "" for every fourth, from class
+            1 + fold.
+        name: What the rule is called.
+
+    Raises:
+        ValueError: A novel class is not known.
+    """
+    if not novel:
+        ids = range(1, 1 + len(class_names))
+        return FoldRule(name, class_names, tuple(tuple(ids[f::_FOLDS]) for f in range(_FOLDS)))
+    wanted = [part.strip() for part in novel.split(",")]
+    for part in wanted:
+        check_choice("data.novel", part, class_names)
+    chosen = tuple(sorted({class_names.index(part) + 1 for part in wanted}))
+    return FoldRule(name, class_names, (chosen,) * _FOLDS)
+
+
+@functools.lru_cache(maxsize=1)
+def _contents(path: pathlib.Path, class_names: tuple[str, ...], stamps: tuple) -> Contents:
+    """What `check` finds; a run asks for it twice, and reading takes minutes."""
+    return check(find_folder(str(path)))
+
+
+def _index(
+    rule: FoldRule, shares: Mapping[str, Mapping[int, float]], fold: int, split: str
+) -> FoldIndex:
+    classes = rule.classes(fold, split)
+    if not classes:
+        raise UserError(
+            f"data.fold={fold}: none of the {len(rule.class_names)} classes is left for the "
+            f"{split} split; choose another data.fold, or name test classes in data.novel"
+        )
+    barred = () if split == "test" else rule.novel[fold]
+    ids = sorted(i for i, shown in shares.items() if not any(c in shown for c in barred))
+    large = {c: tuple(i for i in ids if shares[i].get(c, 0) >= MIN_SHARE) for c in classes}
+    return FoldIndex(rule, fold, split, large)
+
+
+def _listed(folder: Folder, name: str, setting: str) -> Iterable[str]:
+    """The pictures in a list, with or without their suffix; all for the list ""."""
+    if not name:
+        return folder.masks
+    path = folder.path / f"{name}.txt"
+    if not path.is_file():
+        raise UserError(f"{setting}={name!r}: there is no {path}")
+    known = {stem(image_id): image_id for image_id in folder.masks} | {i: i for i in folder.masks}
+    names = lines(path)
+    if missing := [line for line in names if line not in known]:
+        raise UserError(
+            f"{setting}={name!r}: {path} names {len(missing)} pictures that are not in "
+            f"{folder.path / IMAGES}, such as {missing[0]!r}"
+        )
+    return dict.fromkeys(known[line] for line in names)

@@ -1,0 +1,140 @@
+"""Reads every file of a user's folder once, so that a bad one is not found in hour three."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from prosam_jax import console
+from prosam_jax.atomic import writing
+from prosam_jax.data.datasets.folder_files import IMAGES, MASKS, Folder, pictures, stem
+from prosam_jax.data.files import BadFile
+from prosam_jax.data.transforms import IGNORE
+from prosam_jax.errors import UserError
+
+CHECKED = "checked.json"
+"""What was found, kept in the folder by `prosam_jax.data.prepare`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a folder holds.
+
+    Attributes:
+        shares: Of each good picture the share that each class in it covers.
+        faults: Of each bad file one line.
+    """
+
+    shares: Mapping[str, Mapping[int, float]]
+    faults: Mapping[str, str]
+
+    def summary(self) -> str:
+        """How many files are bad, and the first fault."""
+        n = len(self.faults)
+        first = next(iter(self.faults.values()))
+        return f"{n} bad files, such as: {first}" if n > 1 else f"1 bad file: {first}"
+
+
+def check(folder: Folder, *, trust: bool = True, keep: bool = False) -> Contents:
+    """Reads all pictures and masks.
+
+    Args:
+        folder: The folder.
+        trust: Whether files that are noted in `checked.json`, and by size and time have not
+            changed since, are taken to be as they were.
+        keep: Whether `checked.json` is written.
+
+    Raises:
+        ValueError: `checked.json` is damaged.
+    """
+    known = _noted(folder) if trust else {}
+    stamps = {image_id: list(stamp) for image_id, stamp in stamps_of(folder)}
+    todo = [i for i, stamp in stamps.items() if known.get(i, {}).get("stamp") != stamp]
+    workers = min(8, os.cpu_count() or 1)  # as many pictures are in memory at once
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:  # Pillow decodes without the GIL
+        found = pool.map(functools.partial(_read, folder), todo)
+        new = list(console.track(found, len(todo), "reading pictures and masks"))
+    notes: dict[str, dict[str, Any]] = {i: known.get(i, {}) for i in stamps}
+    for image_id, note in zip(todo, new, strict=True):
+        notes[image_id] = {"stamp": stamps[image_id], **note}
+    if keep:
+        with writing(folder.path / CHECKED) as file:
+            held = {"classes": folder.class_names, "files": notes}
+            file.write(json.dumps(held, indent=0).encode())
+    faults = {i: note["fault"] for i, note in notes.items() if "fault" in note} | _strays(folder)
+    shares = {
+        i: {int(c): share for c, share in note["shares"].items()}
+        for i, note in notes.items()
+        if i not in faults
+    }
+    return Contents(shares, faults)
+
+
+def _read(folder: Folder, image_id: str) -> dict[str, Any]:
+    """The share that each class covers, or the fault that prevents it."""
+    path = folder.image_path(image_id)
+    try:
+        if not _is_utf8(image_id):
+            raise BadFile(f"{path} has a name that is not UTF-8; rename it")
+        if not folder.masks[image_id]:
+            raise BadFile(f"{path} has no mask in {folder.path / MASKS}")
+        labels = folder.labels(image_id)
+        folder.image(image_id)
+    except BadFile as fault:
+        return {"fault": str(fault)}
+    counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    classes = [c for c in np.flatnonzero(counts).tolist() if c > 0]
+    return {"shares": {str(c): counts[c].item() / labels.size for c in classes}}
+
+
+def _is_utf8(name: str) -> bool:
+    return name.encode(errors="ignore").decode() == name
+
+
+def _strays(folder: Folder) -> dict[str, str]:
+    """Faults of pictures and masks that do not stand one to one."""
+    faults, owner = {}, {}
+    for image_id in folder.masks:
+        other = owner.setdefault(stem(image_id), image_id)
+        if other != image_id:
+            faults[image_id] = (
+                f"{folder.image_path(image_id)} and {other} share one mask; rename it"
+            )
+    for name in pictures(folder.path / MASKS):
+        path = folder.path / MASKS / name
+        if stem(name) not in owner:
+            faults[f"{MASKS}/{name}"] = f"{path} has no picture in {folder.path / IMAGES}"
+        elif (used := folder.masks[owner[stem(name)]]) != name:
+            faults[f"{MASKS}/{name}"] = f"{path} and {used} belong to one picture; remove one"
+    return faults
+
+
+def _noted(folder: Folder) -> dict[str, dict[str, Any]]:
+    path = folder.path / CHECKED
+    try:
+        held = json.loads(path.read_bytes())
+        return held["files"] if tuple(held["classes"]) == folder.class_names else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {path} ({error}); delete it") from error
+
+
+def stamps_of(folder: Folder) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Each picture's name, with its size and time of change and its mask's; 0 for no file."""
+    return tuple(
+        (i, _of_file(folder.image_path(i)) + _of_file(folder.mask_path(i))) for i in folder.masks
+    )
+
+
+def _of_file(path: pathlib.Path) -> tuple[int, int]:
+    if not path.is_file():
+        return 0, 0
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

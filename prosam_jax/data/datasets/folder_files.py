@@ -1,0 +1,139 @@
+"""The layout of a user's own folder, and its pictures and masks.
+
+```
+images/<any folders>/<name>.jpg        or .png, .tif, ...
+masks/<the same folders>/<name>.png    class numbers 0 (background), 1, 2, ...; 255 is ignored
+classes.txt                            names of classes 1, 2, ..., one in a line
+<list>.txt                             for data.train_list and data.val_list, a picture in a line
+```
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from prosam_jax.data import files
+from prosam_jax.data.files import BadFile
+from prosam_jax.data.transforms import IGNORE
+from prosam_jax.errors import UserError
+
+IMAGES, MASKS, CLASSES = "images", "masks", "classes.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """The pictures below `images`, named by their paths there.
+
+    Attributes:
+        path: The folder that holds `images`, `masks` and `classes.txt`.
+        class_names: Names of classes 1, 2, ...
+        masks: Path of each picture's mask below `masks`, "" where there is none.
+        square: Side of the square that pictures are for, to decode them fast, or 0.
+    """
+
+    path: pathlib.Path
+    class_names: tuple[str, ...]
+    masks: Mapping[str, str]
+    square: int = 0
+
+    def image_path(self, image_id: str) -> pathlib.Path:
+        """Path of a picture."""
+        return self.path / IMAGES / image_id
+
+    def mask_path(self, image_id: str) -> pathlib.Path:
+        """Path of its mask."""
+        return self.path / MASKS / self.masks[image_id]
+
+    def image(self, image_id: str) -> Image.Image:
+        """The picture, RGB; BadFile if it cannot be read or does not fit its mask."""
+        size = files.stored_size(self.mask_path(image_id))
+        return files.read_image(self.image_path(image_id), size, self.square)
+
+    def labels(self, image_id: str) -> UInt8[np.ndarray, "h w"]:
+        """The mask's class numbers; BadFile if it cannot be read or holds other numbers."""
+        path, most = self.mask_path(image_id), len(self.class_names)
+        labels = files.read_mask(path)
+        held = np.flatnonzero(np.bincount(labels.ravel())).tolist()
+        if strange := [number for number in held if most < number < IGNORE]:
+            raise BadFile(
+                f"{path} holds the number {strange[0]}; {CLASSES} names classes 1-{most}, and 255 "
+                "is ignored"
+            )
+        if held in ([0, IGNORE], [IGNORE]):
+            raise BadFile(
+                f"{path} holds only 0 and 255, which is ignored; write class numbers, or list "
+                "such masks with their class in a table"
+            )
+        return labels
+
+    def class_name(self, class_id: int) -> str:
+        """Name of class 1, 2, ..."""
+        return self.class_names[class_id - 1]
+
+
+def find_folder(root: str) -> Folder:
+    """The folder at `root`.
+
+    Raises:
+        ValueError: Something of the layout is missing.
+    """
+    wanted = f"it must hold {IMAGES}, {MASKS} and {CLASSES}"
+    if not root:
+        raise UserError(f"data.root is not set: pass --config.data.root=FOLDER; {wanted}")
+    path = pathlib.Path(root).expanduser()
+    if not (path / IMAGES).is_dir():
+        raise UserError(f"data.root={root!r}: there is no {path / IMAGES}; {wanted}")
+    if lacking := [name for name in (MASKS, CLASSES) if not (path / name).exists()]:
+        raise UserError(
+            f"data.root={root!r}: there is no {path / lacking[0]}; {wanted}; `python -m "
+            "prosam_jax.data.prepare folder --annotations SOURCE` makes them of a CSV, of COCO's "
+            "JSON or of labelme's files"
+        )
+    masks = {stem(name): name for name in pictures(path / MASKS)}
+    found = {name: masks.get(stem(name), "") for name in pictures(path / IMAGES)}
+    if not found:
+        raise UserError(f"data.root={root!r}: no picture lies in {path / IMAGES}")
+    return Folder(path, read_classes(path / CLASSES), found)
+
+
+def read_classes(path: pathlib.Path) -> tuple[str, ...]:
+    """The names in `classes.txt`; ValueError if there are none, too many, or one twice."""
+    names = tuple(lines(path))
+    if not 0 < len(names) < IGNORE:
+        raise UserError(f"{path} names {len(names)} classes; it must name 1 to {IGNORE - 1}")
+    if twice := [name for at, name in enumerate(names) if name in names[:at]]:
+        raise UserError(f"{path} names {twice[0]!r} twice")
+    return names
+
+
+def pictures(folder: pathlib.Path) -> list[str]:
+    """Paths below `folder` of all pictures in it, with "/", sorted; hidden files are left out."""
+    return sorted(
+        pathlib.Path(place, name).relative_to(folder).as_posix()
+        for place, _, names in os.walk(folder, onerror=_raise)
+        for name in names
+        if name.lower().endswith(files.SUFFIXES) and not name.startswith(".")
+    )
+
+
+def stem(name: str) -> str:
+    """A path without its suffix, which a picture shares with its mask."""
+    return name.rpartition(".")[0]
+
+
+def lines(path: pathlib.Path) -> list[str]:
+    """The lines of a text file that are not blank; ValueError if it is not UTF-8."""
+    try:
+        found = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    return [line.strip() for line in found if line.strip()]
+
+
+def _raise(error: OSError) -> None:
+    raise error

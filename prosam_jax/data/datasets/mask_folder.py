@@ -1,0 +1,239 @@
+"""A folder of images and of masks that hold class numbers, as Pascal's and COCO's are kept.
+
+Counting the pixels of every mask takes minutes for COCO, so that `prosam_jax.data.prepare` keeps
+the counts in `pixel_counts.npz`. They hold for a mask as long as its size in bytes and its time of
+change are what they were; other masks are counted anew.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import pathlib
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from prosam_jax.atomic import replacing
+from prosam_jax.config import DataConfig
+from prosam_jax.data.datasets.tfds import TfdsMasks
+from prosam_jax.data.episodes import EpisodeSource, episode_source
+from prosam_jax.data.folds import FoldRule
+from prosam_jax.data.transforms import IGNORE, decode
+from prosam_jax.errors import UserError
+
+COUNTS = "pixel_counts.npz"
+
+_Stamp = tuple[int, int]  # bytes and nanoseconds of a file
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskFolder:
+    """Where a benchmark's files lie; "{}" stands for an image's id.
+
+    Attributes:
+        path: The folder that holds all.
+        rule: Which classes the masks show.
+        images: Path of an image in it, such as "JPEGImages/{}.jpg".
+        masks: Path of a mask.
+        lists: Folder of the lists of ids, `<name>.txt` with one id in a line.
+        square: Side of the square that images are for, to decode them fast, or 0.
+    """
+
+    path: pathlib.Path
+    rule: FoldRule
+    images: str
+    masks: str
+    lists: str
+    square: int = 0
+
+    def image_path(self, image_id: str) -> pathlib.Path:
+        """Path of an image."""
+        return self.path / self.images.format(image_id)
+
+    def mask_path(self, image_id: str) -> pathlib.Path:
+        """Path of its mask."""
+        return self.path / self.masks.format(image_id)
+
+    def list_path(self, name: str) -> pathlib.Path:
+        """Path of a list of ids."""
+        return self.path / self.lists / f"{name}.txt"
+
+    def image(self, image_id: str) -> Image.Image:
+        """The image, RGB, not turned as its EXIF data may ask, for masks lie on the stored pixels.
+
+        Raises:
+            ValueError: The file cannot be read.
+        """
+        with _opened(self.image_path(image_id)) as image:
+            return decode(image, self.square)
+
+    def labels(self, image_id: str) -> UInt8[np.ndarray, "h w"]:
+        """The mask's class numbers, 255 for pixels to ignore.
+
+        Raises:
+            ValueError: The file cannot be read.
+        """
+        with _opened(self.mask_path(image_id)) as mask:
+            return np.array(mask)
+
+    def class_name(self, class_id: int) -> str:
+        """Name of class 1, 2, ..."""
+        return self.rule.class_names[class_id - 1]
+
+    def ids(self, name: str, setting: str) -> list[str]:
+        """The ids in a list, each once.
+
+        Args:
+            name: Name of the list, without ".txt".
+            setting: The setting that gave this name, for messages.
+
+        Raises:
+            ValueError: There is no such list, it is empty, or files are missing that it names.
+        """
+        path = self.list_path(name)
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "no list at all"
+            raise UserError(
+                f"{setting}={name!r}: there is no {path}; the folder holds {known}; `python -m "
+                "prosam_jax.data.prepare` writes the benchmark's own lists"
+            )
+        ids = list(dict.fromkeys(path.read_text().split()))
+        if not ids:
+            raise UserError(f"{setting}={name!r}: {path} lists no image")
+        if missing := self.missing(ids):
+            raise UserError(
+                f"{setting}={name!r}: {len(missing)} files are missing that {path} calls for, "
+                f"such as {', '.join(map(str, missing[:3]))}; complete the folder or shorten the "
+                "list"
+            )
+        return ids
+
+    def missing(self, ids: Collection[str]) -> list[pathlib.Path]:
+        """Images, then masks, that are not there."""
+        files = itertools.chain(map(self.image_path, ids), map(self.mask_path, ids))
+        return [path for path in files if not path.is_file()]
+
+    def pixel_counts(
+        self,
+        ids: Sequence[str],
+        watch: Callable[[Iterable[list[int]], int], Iterable[list[int]]] = lambda counts, n: counts,
+    ) -> Int[np.ndarray, "n c"]:
+        """Pixels of background and of each class in each mask, at its original size.
+
+        Masks whose counts are not known are read, and their images, so that a damaged file is found
+        before training.
+
+        Args:
+            ids: The images.
+            watch: Hands on the counts of the masks that must be read, whose number it is told.
+
+        Raises:
+            ValueError: A mask or its image cannot be read to the end, a mask holds numbers that are
+                no class or differs from its image in size; or the kept counts cannot be read.
+        """
+        known = self._known_counts()
+        stamps = [_stamp(self.mask_path(image_id)) for image_id in ids]
+        kept = [known.get((i, stamp)) for i, stamp in zip(ids, stamps, strict=True)]
+        wanted = [i for i, counts in zip(ids, kept, strict=True) if counts is None]
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # Pillow decodes without the GIL
+            new = iter(list(watch(pool.map(self._count, wanted), len(wanted))))
+        return np.array([next(new) if counts is None else counts for counts in kept], np.int32)
+
+    def keep_pixel_counts(self, ids: Sequence[str], counts: Int[np.ndarray, "n c"]) -> None:
+        """Writes counts where `pixel_counts` finds them."""
+        stamps = [_stamp(self.mask_path(image_id)) for image_id in ids]
+        with replacing(self.path / COUNTS) as part, part.open("wb") as file:
+            np.savez_compressed(file, ids=np.array(ids), stamps=np.array(stamps), counts=counts)
+
+    def _known_counts(self) -> dict[tuple[str, _Stamp], Int[np.ndarray, " c"]]:
+        path = self.path / COUNTS
+        if not path.is_file():
+            return {}
+        try:
+            with path.open("rb") as content, np.load(content) as file:
+                ids, stamps, counts = (file[name] for name in ("ids", "stamps", "counts"))
+            if counts.shape != (len(ids), 1 + len(self.rule.class_names)):
+                raise UserError(f"it has counts of shape {counts.shape}")
+            keys = zip(ids.tolist(), map(tuple, stamps.tolist()), strict=True)
+            return dict(zip(keys, counts, strict=True))
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"cannot read {path}: {error}; delete it") from error
+
+    def _count(self, image_id: str) -> list[int]:
+        path, image_path = self.mask_path(image_id), self.image_path(image_id)
+        classes = 1 + len(self.rule.class_names)
+        with _opened(path) as mask:
+            mask.load()
+        if mask.mode not in ("P", "L"):
+            raise UserError(
+                f"{path} is of mode {mask.mode}; a mask has one channel (mode P or L) of class "
+                f"numbers 0-{classes - 1} and 255"
+            )
+        counts = mask.histogram()
+        strange = [value for value in range(classes, IGNORE) if counts[value]]
+        if strange:
+            raise UserError(
+                f"{path} holds the value {strange[0]}; a mask holds 0-{classes - 1} and 255"
+            )
+        with _opened(image_path) as image:
+            image_size = image.size
+            image.draft(None, (1, 1))  # a JPEG is read to its end, and 1/64 of it is computed
+            image.load()
+        if image_size != mask.size:
+            raise UserError(
+                f"{path} has (width, height) {mask.size} and {image_path} {image_size}; an image "
+                "and its mask must have one size"
+            )
+        return counts[:classes]
+
+
+def folder_episodes(
+    folder: MaskFolder | TfdsMasks,
+    rule: FoldRule,
+    cfg: DataConfig,
+    split: str,
+    own_lists: tuple[str, str],
+    *,
+    seed: int,
+    length: int | None,
+) -> EpisodeSource:
+    """Episodes of one split of a fold.
+
+    Args:
+        folder: Images and masks.
+        rule: How the folds part the folder's classes.
+        cfg: Fold, lists, shots, image size and how images are decoded.
+        split: "train" or "test".
+        own_lists: Names of the benchmark's lists for training and testing.
+        seed: Seed of the draws.
+        length: Number of episodes; None for one pass over the images.
+
+    Raises:
+        ValueError: The folder is not as it must be, or has no image for any episode.
+    """
+    is_train = split == "train"
+    setting = "train_list" if is_train else "val_list"
+    name = getattr(cfg, setting) or own_lists[0 if is_train else 1]
+    ids = folder.ids(name, f"data.{setting}")
+    if cfg.decode == "fast":
+        folder = dataclasses.replace(folder, square=cfg.image_size)
+    fold = rule.index(ids, folder.pixel_counts(ids), cfg.fold, split).drawable(cfg.shots)
+    return episode_source(folder, fold, cfg, split, seed=seed, length=length)
+
+
+def _stamp(path: pathlib.Path) -> _Stamp:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
+        raise UserError(f"cannot read {path}: {error}; copy the file again") from error

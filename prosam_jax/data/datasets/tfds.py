@@ -1,0 +1,137 @@
+"""Images and masks of a benchmark from TFDS, as `prosam_jax.data.tfds_build` keeps them there.
+
+They are read by `tfds.data_source`, for which TensorFlow need not be installed. A record holds an
+image's file as it is, its class numbers as PNG and its id. The ids of each list and the pixels
+that each class has in each mask lie in the dataset's metadata, so that folds need no record.
+"""
+
+import dataclasses
+import functools
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from prosam_jax.data.folds import FoldRule
+from prosam_jax.data.transforms import decode
+from prosam_jax.errors import UserError
+
+VERSION = "1.0.0"
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsMasks:
+    """A benchmark in TFDS; it takes the place of a `MaskFolder`.
+
+    Attributes:
+        path: Folder of the dataset's version.
+        rule: Which classes the masks show.
+        square: Side of the square that images are for, to decode them fast, or 0.
+    """
+
+    path: pathlib.Path
+    rule: FoldRule
+    square: int = 0
+
+    def image(self, image_id: str) -> Image.Image:
+        """The image, RGB."""
+        with Image.open(io.BytesIO(self._record(image_id)["image"])) as image:
+            return decode(image, self.square)
+
+    def labels(self, image_id: str) -> UInt8[np.ndarray, "h w"]:
+        """The mask's class numbers, 255 for pixels to ignore."""
+        with Image.open(io.BytesIO(self._record(image_id)["labels"])) as labels:
+            return np.array(labels)
+
+    def class_name(self, class_id: int) -> str:
+        """Name of class 1, 2, ..."""
+        return self.rule.class_names[class_id - 1]
+
+    def ids(self, name: str, setting: str) -> list[str]:
+        """The ids in a list.
+
+        Args:
+            name: Name of the list, which is that of a split of the dataset.
+            setting: The setting that gave this name, for messages.
+
+        Raises:
+            ValueError: There is no such list.
+        """
+        if name not in self._lists:
+            raise UserError(
+                f"{setting}={name!r}: {self.path} holds {', '.join(self._lists)}; build it with "
+                "that list: python -m prosam_jax.data.tfds_build"
+            )
+        return list(self._lists[name]["ids"])
+
+    def pixel_counts(self, ids: Sequence[str]) -> Int[np.ndarray, "n c"]:
+        """Pixels of background and of each class in each mask, at its original size."""
+        counts = {}
+        for kept in self._lists.values():
+            counts |= dict(zip(kept["ids"], kept["counts"], strict=True))
+        return np.array([counts[image_id] for image_id in ids], np.int32)
+
+    def _record(self, image_id: str) -> dict[str, Any]:
+        name, place = self._places[image_id]
+        record = self._sources[name][place]
+        if record["id"].decode() != image_id:
+            raise UserError(
+                f"{self.path} is damaged: record {place} of {name} is not {image_id}; delete it "
+                "and build it anew"
+            )
+        return record
+
+    @functools.cached_property
+    def _dataset(self) -> Any:
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError as error:
+            raise UserError(
+                f"{self.path} is a TFDS dataset, and to read it packages are missing ({error}); "
+                "install them with: pip install 'prosam_jax[tfds]'"
+            ) from error
+        return tfds.builder_from_directory(str(self.path))
+
+    @functools.cached_property
+    def _lists(self) -> Mapping[str, Any]:
+        return self._dataset.info.metadata["lists"]
+
+    @functools.cached_property
+    def _sources(self) -> dict[str, Sequence[Any]]:
+        from tensorflow_datasets import decode as tfds_decode
+
+        as_stored = {name: tfds_decode.SkipDecoding() for name in ("image", "labels")}
+        return {
+            name: self._dataset.as_data_source(name, decoders=as_stored) for name in self._lists
+        }
+
+    @functools.cached_property
+    def _places(self) -> dict[str, tuple[str, int]]:
+        return {
+            image_id: (name, place)
+            for name, kept in self._lists.items()
+            for place, image_id in enumerate(kept["ids"])
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TfdsMasks, (self.path, self.rule, self.square)  # a worker opens its own files
+
+
+def dataset_path(data_dir: pathlib.Path, rule: FoldRule) -> pathlib.Path:
+    """Where a TFDS data directory holds the images of a benchmark."""
+    return data_dir.expanduser() / dataset_name(rule) / VERSION
+
+
+def dataset_name(rule: FoldRule) -> str:
+    """The name of a benchmark's images in TFDS, such as "pascal5i"."""
+    return rule.name.lower().replace("-", "")
+
+
+def find(root: str, rule: FoldRule) -> TfdsMasks | None:
+    """The benchmark's images if `root` is a TFDS data directory that holds them, else None."""
+    path = dataset_path(pathlib.Path(root), rule)
+    return TfdsMasks(path, rule) if root and (path / "dataset_info.json").is_file() else None

@@ -1,0 +1,172 @@
+"""Makes the folder of Pascal-5i from VOC 2012 and SBD (Hariharan et al. 2011).
+
+`SegmentationClassAug` takes the mask of an image of VOC's `train` or `val` from VOC, with its
+ignored rims, and that of any other image from SBD, which has none: so have the masks from which
+the published lists come. The training pool is VOC's `train` united with SBD's `train_noval`.
+"""
+
+import io
+import pathlib
+from collections.abc import Set as AbstractSet
+
+import numpy as np
+import scipy.io
+from jaxtyping import UInt8
+from PIL import Image
+
+from prosam_jax.atomic import writing
+from prosam_jax.data.datasets.mask_folder import MaskFolder
+from prosam_jax.data.datasets.pascal import (
+    IMAGES,
+    LISTS,
+    MASKS,
+    OWN_LISTS,
+    find_images,
+    pascal_folder,
+)
+from prosam_jax.data.prepare import archives
+from prosam_jax.data.prepare.archives import Archive
+
+VOC = Archive(
+    name="PASCAL VOC 2012",
+    file="VOCtrainval_11-May-2012.tar",
+    url="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+    by_hand="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ links to it",
+    licence="images under Flickr's terms",
+    size=1_999_639_040,
+    unpacked=1_900_000_000,
+    sha256="e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
+)
+SBD = Archive(
+    name="SBD",
+    file="benchmark.tgz",
+    url="https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/"
+    "benchmark.tgz",
+    by_hand="http://home.bharathh.info/pubs/codes/SBD/download.html links to it",
+    licence="images under Flickr's terms",
+    size=1_420_000_000,
+    unpacked=30_000_000,
+)
+POOL = Archive(
+    name="SBD's list train_noval",
+    file="train_noval.txt",
+    url="http://home.bharathh.info/pubs/codes/SBD/train_noval.txt",
+    by_hand="http://home.bharathh.info/pubs/codes/SBD/download.html links to it",
+    licence="none stated",
+    size=70_000,
+    unpacked=0,
+)
+
+_VOC_MASKS = "SegmentationClass"
+_TOP = "VOCdevkit/VOC2012/"  # in the archive
+_KEPT = tuple(f"{_TOP}{name}" for name in (IMAGES, _VOC_MASKS, LISTS))
+_SBD_MASKS = "benchmark_RELEASE/dataset/cls"
+
+
+def prepare(root: pathlib.Path, *, download: bool) -> tuple[MaskFolder, bool]:
+    """Completes the VOC folder at `root`, in `root/VOC2012` or in `root/VOCdevkit/VOC2012`.
+
+    What is there already is taken as it is.
+
+    Args:
+        root: Where the folder and the archives lie, or shall.
+        download: Whether archives that are missing are fetched.
+
+    Returns:
+        The folder, and whether anything was to be done.
+
+    Raises:
+        ValueError: An archive is missing or damaged.
+        OSError: There is not room enough, or a file cannot be written.
+    """
+    found = find_images(str(root), "--root")
+    folder = pascal_folder(found[0] if found else root / _TOP)
+    if not found:
+        lacking = [POOL, VOC, SBD]
+    else:
+        if not folder.list_path(OWN_LISTS[0]).exists():
+            archives.obtain([POOL], root, download=download)
+        lacking = _lacking(folder, root)
+    places = {POOL: root, VOC: folder.path / IMAGES, SBD: folder.path / MASKS}
+    archives.check_space(root, {archive: places[archive] for archive in lacking}, download=download)
+    archives.obtain(lacking, root, download=download)
+    if VOC in lacking:
+        archives.unpack(root / VOC.file, lambda name: _place(folder, name))
+    is_new = _write_pool(folder, root)
+    own = _own_ids(folder)
+    wanted = {i for i in _pool_ids(folder, root) if not folder.mask_path(i).exists()}
+    for image_id in wanted & own:
+        with writing(folder.mask_path(image_id)) as mask:
+            mask.write(_own_mask(folder, image_id).read_bytes())
+    if wanted - own:
+        _take_from_sbd(folder, root / SBD.file, wanted - own)
+    return folder, is_new or bool(lacking or wanted)
+
+
+def sbd_labels(content: bytes) -> UInt8[np.ndarray, "h w"]:
+    """Class numbers 0-20 from one of SBD's files `cls/<id>.mat`."""
+    held = scipy.io.loadmat(io.BytesIO(content), struct_as_record=False, squeeze_me=True)
+    return np.asarray(held["GTcls"].Segmentation, np.uint8)
+
+
+def _lacking(folder: MaskFolder, root: pathlib.Path) -> list[Archive]:
+    """The archives that an unfinished folder needs."""
+    own, ids = _own_ids(folder), _pool_ids(folder, root)
+    if not ids:
+        return [VOC, SBD]
+    if not folder.missing(ids):
+        return []
+    masks = {i for i in ids if not folder.mask_path(i).exists()}
+    needs_voc = (
+        not own  # its lists tell whose mask an image has
+        or any(not folder.image_path(i).exists() for i in ids)
+        or any(not _own_mask(folder, i).exists() for i in masks & own)
+    )
+    return [VOC] * needs_voc + [SBD] * bool(masks - own)
+
+
+def _pool_ids(folder: MaskFolder, root: pathlib.Path) -> set[str]:
+    """Ids of both pools; none as long as the lists are not complete."""
+    own, test = _read(folder.list_path("train")), _read(folder.list_path(OWN_LISTS[1]))
+    sbd, train = _read(root / POOL.file), _read(folder.list_path(OWN_LISTS[0]))
+    train = train or (own | sbd if own and sbd else set())
+    return train | test if train and test else set()
+
+
+def _own_ids(folder: MaskFolder) -> set[str]:
+    """Ids of the images whose masks are VOC's own; none as long as its lists are missing."""
+    train, val = (_read(folder.list_path(name)) for name in ("train", "val"))
+    return train | val if train and val else set()
+
+
+def _read(path: pathlib.Path) -> set[str]:
+    return set(path.read_text().split()) if path.exists() else set()
+
+
+def _own_mask(folder: MaskFolder, image_id: str) -> pathlib.Path:
+    return folder.path / _VOC_MASKS / f"{image_id}.png"
+
+
+def _place(folder: MaskFolder, name: str) -> pathlib.Path | None:
+    is_kept = str(pathlib.PurePosixPath(name).parent) in _KEPT
+    return folder.path / name.removeprefix(_TOP) if is_kept else None
+
+
+def _write_pool(folder: MaskFolder, root: pathlib.Path) -> bool:
+    """Writes the list of the training pool unless it is there."""
+    path = folder.list_path(OWN_LISTS[0])
+    if path.exists():
+        return False
+    ids = _read(folder.list_path("train")) | _read(root / POOL.file)
+    with writing(path) as file:
+        file.write("".join(f"{i}\n" for i in sorted(ids)).encode())
+    return True
+
+
+def _take_from_sbd(folder: MaskFolder, archive: pathlib.Path, wanted: AbstractSet[str]) -> None:
+    with archives.members(archive) as found:
+        for member in found:
+            path = pathlib.PurePosixPath(member.name)
+            if str(path.parent) == _SBD_MASKS and path.stem in wanted:
+                with writing(folder.mask_path(path.stem)) as mask:
+                    Image.fromarray(sbd_labels(member.open().read())).save(mask, "PNG")

@@ -1,0 +1,155 @@
+"""What a result is measured against, on the same episodes and in the same pass.
+
+A promptable network may find the right object without being told which one is wanted. So a score
+is visual reference segmentation only by its distance from three controls, each of which takes one
+thing away: the prompts, the training, the right reference. Three baselines use no prompt encoder.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from prosam_jax import inference, resize
+from prosam_jax.config import Config
+from prosam_jax.evaluation import metrics, prediction
+from prosam_jax.evaluation.results import Result
+from prosam_jax.model import ProSAM
+from prosam_jax.prompt.encoder import ReferencePromptEncoder
+from prosam_jax.types import Features
+
+RESULT = "result"
+EMPTY = "empty prompt"
+UNTRAINED = "untrained prompt encoder"
+WRONG = "reference of a wrong class"
+EVERYTHING = "everything foreground"
+PRIOR = "cosine prior"
+CLICK = "click at the prior's peak"
+
+MEANING = {
+    UNTRAINED: "the same prompt encoder as it was before training, fresh from the run's seed",
+    WRONG: "the trained one shown another class of the fold, scored on the right one",
+    EMPTY: "SAM's decoder without any sparse prompt: what the target alone gives away",
+    CLICK: "SAM clicked where the target's features are most like the reference's",
+    PRIOR: "the map of that likeness, cut at the one threshold that suits these very episodes best",
+    EVERYTHING: "every pixel of every target",
+}
+"""What each name stands for, in the order of tables."""
+
+Predict = Callable[..., prediction.Prediction]
+
+THRESHOLDS = tuple(round(0.02 * i, 2) for i in range(1, 50))
+"""Where the prior is cut. The best one is chosen on the test list: an upper bound."""
+
+
+def untrained(cfg: Config, merged_channels: int) -> nnx.State:
+    """Parameters of the prompt encoder that a run of these settings begins with."""
+    encoder = ReferencePromptEncoder(
+        cfg.prompt, cfg.distribution, merged_channels, rngs=nnx.Rngs(jax.random.key(cfg.seed))
+    )
+    return nnx.state(nnx.Dict(prompt_encoder=encoder))
+
+
+def make_step(graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0) -> Predict:
+    """Compiles (params, frozen, episodes) -> predictions with controls.
+
+    A fourth argument is as that of a training step.
+
+    The episodes are those of a source with `wrong=True`: the right references come first, then as
+    many of a wrong class. The frozen networks see each picture once.
+
+    Args:
+        graph: Structure of the model.
+        fresh: `untrained` parameters.
+        samples: Prompts drawn for the map of uncertainty; 0 for none.
+    """
+
+    @jax.jit
+    def control_step(fresh, params, frozen, episode, image_embeddings=None):
+        model = nnx.merge(graph, params, frozen)
+        target, ignore = episode.target_mask, episode.target_ignore
+        size = target.shape[1:]
+        right, wrong = _halves(model.encode(episode, image_embeddings), len(target))
+        posterior = model.posterior(right)
+        named = {
+            RESULT: posterior.mean,
+            UNTRAINED: nnx.merge(graph, fresh, frozen).posterior(right).mean,
+            WRONG: model.posterior(wrong).mean,
+        }
+        prompts = jnp.stack(list(named.values()))
+        if samples:
+            key = model.stream(0, "uncertainty")
+            drawn = inference.sampled_prompts(model, posterior, samples, key)
+            prompts = jnp.concatenate([prompts, drawn])
+        embeddings = right.image_embeddings
+        logits = jax.vmap(lambda p: model.decode(embeddings, p, size))(prompts)
+        masks = {name: logits[i] >= 0 for i, name in enumerate(named)}
+        likeness = prior(model, right, size)
+        none = jnp.zeros((len(target), 0, prompts.shape[-1]))
+        masks[EMPTY] = model.decode(embeddings, none, size) >= 0
+        masks[CLICK] = model.decode(embeddings, _click(model, likeness), size) >= 0
+        masks[EVERYTHING] = jnp.ones_like(target)
+        areas = {name: metrics.areas(mask, target, ignore) for name, mask in masks.items()}
+        cut = jax.vmap(lambda t: metrics.areas(likeness > t, target, ignore))(jnp.array(THRESHOLDS))
+        areas |= {_above(t): metrics.Areas(*(x[i] for x in cut)) for i, t in enumerate(THRESHOLDS)}
+        return prediction.Prediction(
+            areas=areas.pop(RESULT),
+            mask=masks.pop(RESULT),
+            cueless=model.cueless(right).reshape(len(target), -1),
+            controls=areas,
+            control_masks=masks,
+            uncertainty=inference.disagreement(logits[len(named) :]) if samples else None,
+        )
+
+    return functools.partial(control_step, fresh)
+
+
+def prior(model: ProSAM, features: Features, size: tuple[int, int]) -> Float[Array, "b h w"]:
+    """The pseudo mask of 8.1 at the targets' size, averaged over the references."""
+    b, r = len(features.image_embeddings), len(features.reference_mask)
+    query = jax.tree.map(lambda x: jnp.repeat(x, r // b, axis=0), features.target)
+    augmentation = model.prompt_encoder.features
+    found = augmentation.pseudo_mask(query, features.reference, features.reference_mask)
+    found = found.reshape(b, r // b, *found.shape[1:]).mean(1)
+    return resize.bilinear(found[..., None], size, align_corners=True)[..., 0]
+
+
+def _click(model: ProSAM, likeness: Float[Array, "b h w"]) -> Float[Array, "b 2 c"]:
+    """SAM's tokens of a click at the highest place, in the geometry of `encode_targets`."""
+    b, h, w = likeness.shape
+    height, width = model.sam.cfg.image_size
+    peak = likeness.reshape(b, -1).argmax(1)
+    x, y = peak % w * ((width - 1) / (w - 1)), peak // w * ((height - 1) / (h - 1))
+    points = jnp.stack([x, y], axis=-1)[:, None]
+    tokens, _ = model.sam.prompt_encoder(points=points, labels=jnp.ones((b, 1), jnp.int32))
+    return tokens
+
+
+def _halves(features: Features, b: int) -> tuple[Features, Features]:
+    """The features with the first half of each target's references, and with the second."""
+
+    def half(i: int) -> Features:
+        def of(x: Array) -> Array:
+            return x.reshape(b, 2, -1, *x.shape[1:])[:, i].reshape(-1, *x.shape[1:])
+
+        support, mask = jax.tree.map(of, (features.reference, features.reference_mask))
+        return features._replace(reference=support, reference_mask=mask)
+
+    return half(0), half(1)
+
+
+def _above(threshold: float) -> str:
+    return f"{PRIOR} above {threshold:.2f}"
+
+
+def chosen(result: Result) -> Result:
+    """The result with the prior at its best threshold alone, in the order of `MEANING`."""
+    scores = result.controls
+    threshold = max(THRESHOLDS, key=lambda t: scores[_above(t)].miou)
+    scores = scores | {PRIOR: scores[_above(threshold)]}
+    named = {name: scores[name] for name in MEANING}
+    return dataclasses.replace(result, controls=named, prior_threshold=threshold)

@@ -1,0 +1,150 @@
+"""Outcomes of an evaluation, and what is kept of them on disk."""
+
+import dataclasses
+import json
+import pathlib
+import platform
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+
+import prosam_jax
+from prosam_jax.atomic import replacing
+from prosam_jax.config import Config, to_dict
+from prosam_jax.evaluation.metrics import Scores
+from prosam_jax.types import Episode
+
+
+class Example(NamedTuple):
+    """An episode (no batch axis), its class and what was predicted for it.
+
+    Attributes:
+        episode: The episode; where controls were scored, its references and as many wrong ones.
+        class_name: What its class is called.
+        prediction: The mask.
+        controls: Those of the controls, by name.
+        uncertainty: How far masks of sampled prompts disagree, if that was asked for.
+    """
+
+    episode: Episode
+    class_name: str
+    prediction: Bool[np.ndarray, "h w"]
+    controls: dict[str, Bool[np.ndarray, "h w"]]
+    uncertainty: Float[np.ndarray, "h w"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Outcome of an evaluation.
+
+    Attributes:
+        scores: The metrics.
+        classes: Names of the fold's test classes, those without an episode too.
+        episodes: How many were scored.
+        digest: SHA-256 of the list of episodes (`data.episodes.episode_list_digest`).
+        seconds: Wall time, compilation included.
+        examples: The first episodes, for pictures.
+        references: How many references were shown.
+        cueless: Of how many of them no mark was left at the size of the features.
+        controls: Scores of what this one is measured against, by name (`training.controls`).
+        prior_threshold: Where the cosine prior was cut for them.
+    """
+
+    scores: Scores
+    classes: dict[int, str]
+    episodes: int
+    digest: str
+    seconds: float
+    examples: list[Example]
+    references: int
+    cueless: int
+    controls: dict[str, Scores]
+    prior_threshold: float | None = None
+
+
+def versions() -> dict[str, str]:
+    """The versions that numbers depend on."""
+    return {
+        "prosam_jax": prosam_jax.__version__,
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def device_line() -> str:
+    """What computes: number and kind of devices, and the versions that matter."""
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}"
+
+
+def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int | None) -> None:
+    """Writes the scores (percent), the list of episodes and the settings they stand on, as JSON."""
+    scores = result.scores
+    results = {
+        "miou": 100 * scores.miou,
+        "fb_iou": 100 * scores.fb_iou,
+        "per_class": {result.classes[c]: 100 * iou for c, iou in scores.per_class.items()},
+        "episodes": result.episodes,
+        "references": result.references,
+        "cueless_references": result.cueless,
+        "episode_list_sha256": result.digest,
+        "seconds": round(result.seconds, 2),
+        "step": step,
+        "versions": versions(),
+        "device": device_line(),
+        "config": to_dict(cfg),
+    }
+    if result.controls:
+        results["controls"] = {
+            name: {"miou": 100 * scores.miou, "fb_iou": 100 * scores.fb_iou}
+            for name, scores in result.controls.items()
+        }
+        results["prior_threshold"] = result.prior_threshold
+    with replacing(path) as part:
+        part.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def save_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
+    """Keeps examples as arrays, for pictures that are drawn later."""
+    arrays = {f"episode/{k}": [getattr(x.episode, k) for x in examples] for k in Episode._fields}
+    arrays["class_name"] = [x.class_name for x in examples]
+    arrays["prediction"] = [x.prediction for x in examples]
+    for name in examples[0].controls:
+        arrays[f"control/{name}"] = [x.controls[name] for x in examples]
+    if examples[0].uncertainty is not None:
+        arrays["uncertainty"] = [x.uncertainty for x in examples]
+    stacked = {k: np.stack(x) for k, x in arrays.items()}
+    with replacing(path) as part, part.open("wb") as file:  # to a name NumPy would add ".npz"
+        np.savez_compressed(file, allow_pickle=False, **stacked)
+
+
+def load_examples(path: pathlib.Path) -> list[Example]:
+    """What `save_examples` kept."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    return [
+        Example(
+            episode=Episode(*(arrays[f"episode/{name}"][i] for name in Episode._fields)),
+            class_name=str(arrays["class_name"][i]),
+            prediction=arrays["prediction"][i],
+            controls={
+                name.removeprefix("control/"): x[i]
+                for name, x in arrays.items()
+                if name.startswith("control/")
+            },
+            uncertainty=arrays["uncertainty"][i] if "uncertainty" in arrays else None,
+        )
+        for i in range(len(arrays["prediction"]))
+    ]
+
+
+def iou_of(episode: Episode, mask: Bool[np.ndarray, "h w"]) -> float:
+    """The foreground's IoU of one episode."""
+    counted = ~episode.target_ignore
+    overlap = (mask & episode.target_mask & counted).sum()
+    return float(overlap / max(((mask | episode.target_mask) & counted).sum(), 1))

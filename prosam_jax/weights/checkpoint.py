@@ -1,0 +1,113 @@
+"""Training state on disk: the latest step to go on from and the best one to evaluate."""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from prosam_jax.errors import UserError
+
+METRIC = "miou"
+
+
+class Checkpoints:
+    """The checkpoints of one run, kept by Orbax in `<workdir>/checkpoints`.
+
+    Two are kept: the latest, and the one with the best validation mIoU. Writing goes on in the
+    background; an unfinished checkpoint is never taken for a whole one.
+
+    Args:
+        workdir: Folder of the run.
+        read_only: Leaves alone what a running training may be writing.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
+        self._folder = workdir.resolve() / "checkpoints"
+        latest = policies.LatestN(1)
+        best = policies.BestN(get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False)
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            item_handlers=ocp.StandardCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy([latest, best]),
+                best_fn=_miou,
+                best_mode="max",
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                create=not read_only,
+            ),
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps whose checkpoints are kept."""
+        return sorted(self._manager.all_steps())
+
+    @property
+    def latest(self) -> int | None:
+        """The latest step, None if there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best validation, None if there was none."""
+        return self._manager.best_step()
+
+    def validated(self, step: int) -> bool:
+        """Whether the checkpoint of `step` carries its mIoU."""
+        return bool(self._manager.metrics(step))
+
+    def save(self, step: int, state: Any, miou: float | None = None) -> None:
+        """Begins to write `state`, in place of an older one of that step.
+
+        A validated state carries its mIoU.
+        """
+        if step in self._manager.all_steps():
+            self._manager.wait_until_finished()
+            self._manager.delete(step)
+        metrics = None if miou is None else {METRIC: miou}
+        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Reads the state of `step` into the structure, types and sharding of `like`.
+
+        Raises:
+            ValueError: The stored tree differs from `like` in names or shapes.
+        """
+        self._check(step, like)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+    def _check(self, step: int, like: Any) -> None:
+        stored = _shapes(self._manager.item_metadata(step).tree)
+        wanted = _shapes(like)
+        wrong = sorted(name for name in stored | wanted if stored.get(name) != wanted.get(name))
+        if wrong:
+            lines = [
+                f"  {name}: stored {stored.get(name, 'nothing')}, "
+                f"wanted {wanted.get(name, 'nothing')}"
+                for name in wrong[:8]
+            ]
+            raise UserError(
+                f"checkpoint {self._folder / str(step)} differs from the model in "
+                f"{len(wrong)} arrays:\n" + "\n".join(lines)
+            )
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _miou(metrics: dict[str, float]) -> float:
+    return metrics[METRIC]
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+        for path, leaf in leaves
+    }

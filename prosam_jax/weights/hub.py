@@ -1,0 +1,109 @@
+"""Files on a Hugging Face hub: one prompt encoder and a model card per repository.
+
+Needs the package `huggingface_hub`, which the extra `hub` installs. The hub is that of the
+environment variable HF_ENDPOINT, https://huggingface.co if there is none.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from prosam_jax.errors import UserError
+
+FILE = "prompt_encoder.safetensors"
+LOG_IN = "log in with: hf auth login"
+
+
+def upload(
+    path: pathlib.Path, repo: str, *, card: str, private: bool, endpoint: str | None = None
+) -> str:
+    """Uploads a file as `FILE`, and a model card where there is none yet.
+
+    Args:
+        path: The file.
+        repo: "user/name"; the repository is made if it is missing.
+        card: Text of the model card.
+        private: Makes the repository private.
+        endpoint: Address of another hub.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: `huggingface_hub` is missing, nobody is logged in, the hub cannot be reached or
+            refuses; one line each.
+    """
+    hub, api = _client(endpoint)
+    if hub.get_token() is None:
+        raise UserError(f"not logged in to {api.endpoint}; {LOG_IN}, or set HF_TOKEN")
+    with _one_line(hub, api.endpoint, repo, "main"):
+        api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.model_info(repo).private:
+            raise UserError(
+                f"{repo} exists and is public; push to another name, or make it private"
+            )
+        files = [hub.CommitOperationAdd(FILE, path)]
+        if not api.file_exists(repo, "README.md"):  # an older one may have its owner's words
+            files.append(hub.CommitOperationAdd("README.md", card.encode()))
+        commit = api.create_commit(repo, files, commit_message="Trained prompt encoder")
+    return commit.commit_url
+
+
+def download(
+    repo: str, *, revision: str | None = None, endpoint: str | None = None
+) -> pathlib.Path:
+    """Downloads `FILE` of a repository to the hub client's cache.
+
+    Args:
+        repo: "user/name".
+        revision: Branch, tag or commit; None for the newest.
+        endpoint: Address of another hub.
+
+    Raises:
+        UserError: `huggingface_hub` is missing, the hub cannot be reached or has no such
+            repository, revision or file; one line each.
+    """
+    hub, api = _client(endpoint)
+    with _one_line(hub, api.endpoint, repo, revision or "main"):
+        # Asked for first, because the download would retry an unreachable hub for half a minute.
+        commit = api.model_info(repo, revision=revision).sha
+        return pathlib.Path(api.hf_hub_download(repo, FILE, revision=commit))
+
+
+def _client(endpoint: str | None) -> tuple[Any, Any]:
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "the package huggingface_hub is missing; install it with: pip install 'prosam_jax[hub]'"
+        ) from error
+    return huggingface_hub, huggingface_hub.HfApi(endpoint=endpoint)
+
+
+@contextlib.contextmanager
+def _one_line(hub: Any, endpoint: str, repo: str, revision: str) -> Iterator[None]:
+    """Turns the client's errors into ValueErrors of one line that say what to do."""
+    errors = hub.errors
+    try:
+        yield
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{repo} at {endpoint} has no revision {revision!r}") from error
+    except errors.RemoteEntryNotFoundError as error:
+        raise UserError(
+            f"{repo} at {endpoint} has no file {FILE}: no prompt encoder was pushed there"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            reason = f"refuses access to {repo}: check the name, or {LOG_IN}"
+        elif status == 404:
+            reason = f"has no repository {repo} that you may see: check the name, or {LOG_IN}"
+        elif status == 429 or status >= 500:
+            reason = f"answered {status} for {repo}: try again later"
+        else:
+            reason = f"refuses {repo} ({status}): {' '.join(str(error).split())}"
+        raise UserError(f"{endpoint} {reason}") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot reach {endpoint}: {reason}") from error
