@@ -10,6 +10,7 @@ from fake_archives import SBD, VOC_TRAIN, VOC_VAL
 from fake_voc import write_voc
 from PIL import Image
 
+from prosam_jax import atomic
 from prosam_jax.data.datasets.mask_folder import MaskFolder
 from prosam_jax.data.datasets.pascal import find_folder
 from prosam_jax.data.prepare import archives
@@ -89,7 +90,7 @@ def test_pascal_is_made_of_downloads_once(tmp_path, capsys, masks):
 
 def _stopping(after):
     """Writes `after` files and is interrupted in the next."""
-    write, left = archives.writing, iter(range(after))
+    write, left = atomic.writing, iter(range(after))
 
     @contextlib.contextmanager
     def writing(target):
@@ -108,7 +109,9 @@ def test_an_interrupted_preparation_goes_on(tmp_path, capsys, monkeypatch, masks
     own, sbd, _ = masks
     site = tmp_path / "site"
     with monkeypatch.context() as patch:
-        patch.setattr(archives, "writing", _stopping(after))
+        stopping = _stopping(after)
+        patch.setattr(archives, "writing", stopping)
+        patch.setattr(prepare_pascal, "writing", stopping)
         assert "stopped; the same command goes on" in _failure(capsys, site)
     written = [path for path in (site / "VOCdevkit").rglob("*.*") if path.suffix != ".part"]
     stamps = {path: path.stat().st_mtime_ns for path in written}
