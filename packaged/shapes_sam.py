@@ -132,7 +132,7 @@ def loss(
     Args:
         sam: The network.
         batch: Pictures.
-        key: Rng the prompts.
+        key: Draws the prompts.
     """
     images, objects, classes, _ = batch
     embeddings = sam.encode_image(sam.preprocess(images))

@@ -82,7 +82,7 @@ def uncertainty(
         posterior: Of the same targets.
         size: (height, width) of the map.
         samples: K.
-        key: Rng the noise.
+        key: Draws the noise.
 
     Raises:
         ValueError: The posterior has no scale (a deterministic variant).

@@ -56,7 +56,7 @@ def test_each_control_takes_one_thing_away(compiled):
     plain = prediction.make_predict_step(graph)(params, frozen, _plain(episode))
     np.testing.assert_array_equal(found.mask, plain.mask)
     jax.tree.map(np.testing.assert_array_equal, found.areas, plain.areas)
-    assert found.cueless.shape == plain.cueless.shape == (2, 2)
+    assert found.empty_annotations.shape == plain.empty_annotations.shape == (2, 2)
 
     def differing(changed_params, changed_episode):
         other = run(changed_params, frozen, changed_episode)

@@ -53,7 +53,7 @@ def _steps(folder):
     target = folder / "x.pth"
     return (
         f"; to get it by hand, a page links to it; put it at {target}, check it with: python -m "
-        f"prosam_jax.weights verify {target}, then: python convert/sam_to_flax.py --model vit_b "
+        f"prosam_jax.weights verify {target}, then: prosam weights convert sam --model vit_b "
         f"--checkpoint {target} --out weights/sam_vit_b.safetensors"
     )
 
@@ -257,7 +257,7 @@ def test_the_command_tells_what_comes_next(server, entry, tmp_path, monkeypatch,
         assert command.main(["fetch", "sam_vit_b"]) == 0
         assert capsys.readouterr() == (
             f"{path} {state}\nsha256 {DIGEST}, as published\nlicence Apache-2.0, Meta AI\n"
-            "next: python convert/sam_to_flax.py --model vit_b --checkpoint weights/x.pth "
+            "next: prosam weights convert sam --model vit_b --checkpoint weights/x.pth "
             "--out weights/sam_vit_b.safetensors\n",
             "",
         )

@@ -17,7 +17,7 @@ DATA = np.random.default_rng(0).bytes(40_009)
 DIGEST = hashlib.sha256(DATA).hexdigest()
 ENTRY = dataclasses.replace(registry.named("sam_vit_b"), sha256=DIGEST, size=len(DATA))
 CONVERT = (
-    "python convert/sam_to_flax.py --model vit_b --checkpoint {} "
+    "prosam weights convert sam --model vit_b --checkpoint {} "
     + "--out weights/sam_vit_b.safetensors"
 )
 
@@ -138,8 +138,8 @@ def test_what_only_a_person_can_get_is_said_how(capsys, tmp_path):
         1,
         "error: resnet50 cannot be fetched by a program: it lies in the folder initmodel of the "
         "shared drive that https://github.com/hszhao/semseg links to; "
-        f"put it at {target}, check it with: python -m prosam_jax.weights verify {target}, then: "
-        f"python convert/backbone_to_flax.py --model resnet50 --checkpoint {target} "
+        f"put it at {target}, check it with: prosam weights verify {target}, then: "
+        f"prosam weights convert backbone --model resnet50 --checkpoint {target} "
         "--out weights/resnet50.safetensors\n",
     )
     target.write_bytes(DATA)
@@ -263,7 +263,7 @@ def test_a_packaged_file_is_copied_and_verified(capsys, tmp_path):
             "as published\n"
             "licence Apache-2.0, ML Illustrated; trained on ImageNet, whose terms allow "
             "non-commercial research only\n"
-            "next: python convert/backbone_to_flax.py --model efficientnet_lite0 "
+            "next: prosam weights convert backbone --model efficientnet_lite0 "
             f"--checkpoint {path} --out weights/efficientnet_lite0.safetensors\n"
         )
         assert os.listdir(tmp_path) == [path.name]

@@ -287,24 +287,24 @@ def test_load_reads_the_architecture_from_the_file(tmp_path):
     arrays = {n: np.full(x.shape, i, np.float32) for i, (n, x) in enumerate(specs.items())}
     path = tmp_path / "sam.safetensors"
     files.save(path, arrays, {"kind": "sam", "architecture": "tiny"})
-    loaded = SamPredictor.load(path, dtype="bfloat16").model
+    loaded = SamPredictor.from_pretrained(path, dtype="bfloat16").model
     assert loaded.cfg == dataclasses.replace(SAMConfig.tiny(), dtype="bfloat16")
     for name, x in files.leaves(loaded).items():
         np.testing.assert_array_equal(x, arrays[name])
     with pytest.raises(ValueError, match="dtype='float16' is not known"):
-        SamPredictor.load(path, dtype="float16")
+        SamPredictor.from_pretrained(path, dtype="float16")
 
 
 def test_load_says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="absent is missing; make it with: python convert/sam_to"):
-        SamPredictor.load(tmp_path / "absent")
+        SamPredictor.from_pretrained(tmp_path / "absent")
     (tmp_path / "text").write_text("no weights")
     with pytest.raises(ValueError, match="text is no complete safetensors file"):
-        SamPredictor.load(tmp_path / "text")
+        SamPredictor.from_pretrained(tmp_path / "text")
     other = {"kind": "backbone", "architecture": "resnet50"}
     files.save(tmp_path / "other", {"x": np.zeros(2, np.float32)}, other)
     with pytest.raises(ValueError, match="other holds no weights of SAM; make such"):
-        SamPredictor.load(tmp_path / "other")
+        SamPredictor.from_pretrained(tmp_path / "other")
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def compare_backbone(name: str) -> str:
     twin = TWINS[name](SEED)
     table = backbone_to_flax.TABLES[name]
     ours = _filled(
-        lambda rngs: backbone.build(BackboneConfig(name=name), rngs=rngs),
+        lambda rngs: backbone.build(BackboneConfig.of(name=name), rngs=rngs),
         twin,
         table.rules,
         table.ignored,
@@ -220,7 +220,7 @@ Made by `python -m tools.models --pictures VOC2012/JPEGImages` on
 
 Differences are the largest over all outputs, at random weights that went through the converter's
 rules: both taps for backbones; image embedding, mask logits and expected IoU of a click for SAM.
-"Relative" is over the largest value of the array. `python -m prosam_jax.weights list` shows sizes
+"Relative" is over the largest value of the array. `prosam weights list` shows sizes
 and checksums, `fetch NAME` fetches a checkpoint, checks it and says how to convert it.
 
 | model | parameters | checkpoints | licence | input | max. difference | relative |

@@ -99,7 +99,7 @@ def make_step(graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0) -> Pre
         return prediction.Prediction(
             areas=areas.pop(RESULT),
             mask=masks.pop(RESULT),
-            cueless=model.cueless(right).reshape(len(target), -1),
+            empty_annotations=right.empty_annotations.reshape(len(target), -1),
             controls=areas,
             control_masks=masks,
             uncertainty=inference.disagreement(logits[len(named) :]) if samples else None,

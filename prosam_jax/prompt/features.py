@@ -36,7 +36,7 @@ class FeatureAugmentation(nnx.Module):
             query: Features of the targets.
             support: Features of the references (`backbone.reference_taps`).
             mask: Annotation at feature size, weights in [0, 1].
-            dropout_key: Rng the dropped channels in training; None keeps them all.
+            dropout_key: Draws the dropped channels in training; None keeps them all.
 
         Returns:
             F'_t and F'_r, the enhanced target and reference features.

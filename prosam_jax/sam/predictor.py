@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +15,19 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from prosam_jax.config import (
     PACKAGED,
     SAM_MODELS,
-    SAMConfig,
+    SAMSettings,
     check_at_least,
     check_choice,
-    packaged,
+    check_setting,
+    flat_mapping,
 )
 from prosam_jax.errors import UserError
+from prosam_jax.sam.build_sam import build_sam
 from prosam_jax.sam.model import Sam
 from prosam_jax.sam.transforms import ImageLike, Numbers, Prompts, ResizeLongestSide, rgb, stack
-from prosam_jax.weights import files
+from prosam_jax.weights import files, prompt_encoder
+
+MADE_BY = "prosam weights convert sam --model MODEL --checkpoint FILE --out OUT"
 
 
 class SamPredictor:
@@ -43,33 +48,26 @@ class SamPredictor:
         self.reset_image()
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, dtype: str = "float32") -> "SamPredictor":
-        """Reads a weight file of `convert/sam_to_flax.py`; the file says which SAM it is.
+    def from_pretrained(cls, name: str | os.PathLike[str], **overrides: Any) -> "SamPredictor":
+        """A predictor with trained weights.
 
         Args:
-            path: The `.safetensors` file, or "packaged" for the small SAM of generated shapes
-                that comes with the package.
-            dtype: Type of the activations, "float32" or "bfloat16".
+            name: "sam_vit_b", "sam_vit_l" or "sam_vit_h", whose file is looked for where the
+                settings have it (`weights/`); "sam_shapes", which comes with the package and
+                knows generated shapes; a weight file of a SAM (`prosam weights convert`); or
+                whatever names a trained model (`ProSAM.from_pretrained`), for the SAM that it
+                stands on.
+            overrides: Groups of settings that differ, here `sam` alone, such as
+                `sam={"dtype": "bfloat16"}`.
 
         Raises:
-            ValueError: The file is missing, damaged or not of a SAM, or `dtype` is unknown.
+            UserError: There is no such model, its file is missing, damaged or not of a SAM, or a
+                setting is unknown or not SAM's.
         """
-        path = packaged("sam", "shapes") if path == PACKAGED else path
-        published = "|".join(name for name in SAM_MODELS if name.startswith("vit"))
-        made_by = files.made_by("sam", published, path)
-        found = files.metadata(path, made_by=made_by)
-        if found.get("kind") != "sam":
-            raise UserError(f"{path} holds no weights of SAM; make such a file with: {made_by}")
-        architecture = found["architecture"]
-        cfg = dataclasses.replace(SAMConfig.named(architecture), dtype=dtype)
-        sam = files.load(
-            lambda rngs: Sam(cfg, rngs=rngs),
-            path,
-            kind="sam",
-            architecture=architecture,
-            made_by=files.made_by("sam", architecture, path),
-        )
-        return cls(sam)
+        changes = flat_mapping(overrides)
+        if other := [x for x in changes if not x.startswith("sam.")]:
+            raise UserError(f"{', '.join(other)}: SamPredictor reads settings of sam alone")
+        return cls(build_sam(_settings(name, changes)))
 
     def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
         """Embeds an image, to which `predict` then refers.
@@ -231,6 +229,28 @@ class SamPredictor:
         if not return_logits:
             masks = [x > 0 for x in masks]
         return masks, list(iou), list(logits)
+
+
+def _settings(name: str | os.PathLike[str], changes: Mapping[str, Any]) -> SAMSettings:
+    text = os.fspath(name)
+    given = {x.removeprefix("sam."): value for x, value in changes.items()}
+    model = text.removeprefix("sam_")
+    if text.startswith("sam_") and model in SAM_MODELS:
+        weights = {"weights": PACKAGED} if model == "shapes" else {}
+        return _replaced(SAMSettings.of(model=model), weights | given)
+    path = pathlib.Path(text)
+    if not path.is_file() or files.metadata(path, made_by=MADE_BY).get("kind") != "sam":
+        trained = prompt_encoder.settings_of(prompt_encoder.find(name))
+        return prompt_encoder.usable(trained, changes).sam
+    architecture = files.metadata(path, made_by=MADE_BY)["architecture"]
+    check_choice("architecture", architecture, SAM_MODELS)
+    return _replaced(SAMSettings.of(model=architecture), {"weights": text} | given)
+
+
+def _replaced(cfg: SAMSettings, changes: Mapping[str, Any]) -> SAMSettings:
+    for name in changes:
+        check_setting(f"sam.{name}")
+    return dataclasses.replace(cfg, **changes)
 
 
 @functools.partial(jax.jit, static_argnames="tree")

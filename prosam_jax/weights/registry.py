@@ -67,7 +67,7 @@ class Published(Remote):
 
     def steps_by_hand(self, target: pathlib.Path) -> str:
         """What to do with the file once a person has got it from somewhere."""
-        check = shlex.join(["python", "-m", "prosam_jax.weights", "verify", str(target)])
+        check = shlex.join(["prosam", "weights", "verify", str(target)])
         return f"put it at {target}, check it with: {check}, then: {convert_command(self, target)}"
 
 
@@ -260,9 +260,8 @@ def verify(entry: Remote, path: pathlib.Path, digest: str = "") -> str:
 def convert_command(entry: Published, checkpoint: pathlib.Path) -> str:
     """The command that makes a weight file of a checkpoint, where the settings look for it."""
     if entry.kind == "sam":
-        out = SAMSettings(model=entry.architecture).weight_file()
+        out = SAMSettings.of(model=entry.architecture).weight_file()
     else:
-        out = BackboneConfig(name=entry.architecture).weight_file()
-    script = f"convert/{entry.kind}_to_flax.py"
+        out = BackboneConfig.of(name=entry.architecture).weight_file()
     arguments = ["--model", entry.architecture, "--checkpoint", str(checkpoint), "--out", out]
-    return shlex.join(["python", script, *arguments])
+    return shlex.join(["prosam", "weights", "convert", entry.kind, *arguments])

@@ -19,7 +19,7 @@ from prosam_jax.data.transforms import IGNORE
 from prosam_jax.errors import UserError
 
 CHECKED = "checked.json"
-"""What was found, kept in the folder by `prosam_jax.data.prepare`."""
+"""What was found, kept in the folder by `prosam prepare`."""
 
 
 @dataclasses.dataclass(frozen=True)

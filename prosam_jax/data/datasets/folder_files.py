@@ -90,8 +90,8 @@ def find_folder(root: str) -> Folder:
         raise UserError(f"data.root={root!r}: there is no {path / IMAGES}; {wanted}")
     if lacking := [name for name in (MASKS, CLASSES) if not (path / name).exists()]:
         raise UserError(
-            f"data.root={root!r}: there is no {path / lacking[0]}; {wanted}; `python -m "
-            "prosam_jax.data.prepare folder --annotations SOURCE` makes them of a CSV, of COCO's "
+            f"data.root={root!r}: there is no {path / lacking[0]}; {wanted}; `prosam "
+            "prepare folder --annotations SOURCE` makes them of a CSV, of COCO's "
             "JSON or of labelme's files"
         )
     masks = {stem(name): name for name in pictures(path / MASKS)}

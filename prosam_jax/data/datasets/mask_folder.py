@@ -1,6 +1,6 @@
 """A folder of images and of masks that hold class numbers, as Pascal's and COCO's are kept.
 
-Counting the pixels of every mask takes minutes for COCO, so that `prosam_jax.data.prepare` keeps
+Counting the pixels of every mask takes minutes for COCO, so that `prosam prepare` keeps
 the counts in `pixel_counts.npz`. They hold for a mask as long as its size in bytes and its time of
 change are what they were; other masks are counted anew.
 """
@@ -98,8 +98,8 @@ class MaskFolder:
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "no list at all"
             raise UserError(
-                f"{setting}={name!r}: there is no {path}; the folder holds {known}; `python -m "
-                "prosam_jax.data.prepare` writes the benchmark's own lists"
+                f"{setting}={name!r}: there is no {path}; the folder holds {known}; `prosam "
+                "prepare` writes the benchmark's own lists"
             )
         ids = list(dict.fromkeys(path.read_text().split()))
         if not ids:

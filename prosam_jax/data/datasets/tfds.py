@@ -1,4 +1,4 @@
-"""Images and masks of a benchmark from TFDS, as `prosam_jax.data.tfds_build` keeps them there.
+"""Images and masks of a benchmark from TFDS, as `prosam prepare tfds` keeps them there.
 
 They are read by `tfds.data_source`, for which TensorFlow need not be installed. A record holds an
 image's file as it is, its class numbers as PNG and its id. The ids of each list and the pixels
@@ -64,7 +64,7 @@ class TfdsMasks:
         if name not in self._lists:
             raise UserError(
                 f"{setting}={name!r}: {self.path} holds {', '.join(self._lists)}; build it with "
-                "that list: python -m prosam_jax.data.tfds_build"
+                "that list: prosam prepare tfds"
             )
         return list(self._lists[name]["ids"])
 

@@ -86,7 +86,7 @@ def prepare(
     )
     if not bad:
         path = shlex.quote(str(folder.path))
-        print(f"train with: --config configs/folder.py --config.data.root={path}")
+        print(f"train with: prosam train --config folder --config.data.root={path} --workdir DIR")
     return bad
 
 
