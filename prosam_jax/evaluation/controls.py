@@ -18,7 +18,7 @@ from prosam_jax import inference, resize
 from prosam_jax.config import Config
 from prosam_jax.evaluation import metrics, prediction
 from prosam_jax.evaluation.results import Result
-from prosam_jax.model import ProSAM
+from prosam_jax.model import ProSAM, cueless, stream
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.types import Features
 
@@ -82,7 +82,7 @@ def make_step(graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0) -> Pre
         }
         prompts = jnp.stack(list(named.values()))
         if samples:
-            key = model.stream(0, "uncertainty")
+            key = stream(0, "uncertainty")
             drawn = inference.sampled_prompts(model, posterior, samples, key)
             prompts = jnp.concatenate([prompts, drawn])
         embeddings = right.image_embeddings
@@ -99,7 +99,7 @@ def make_step(graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0) -> Pre
         return prediction.Prediction(
             areas=areas.pop(RESULT),
             mask=masks.pop(RESULT),
-            cueless=model.cueless(right).reshape(len(target), -1),
+            cueless=cueless(right).reshape(len(target), -1),
             controls=areas,
             control_masks=masks,
             uncertainty=inference.disagreement(logits[len(named) :]) if samples else None,
