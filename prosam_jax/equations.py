@@ -5,10 +5,11 @@ encoders (`sam`), SAM's decoder (`model.ProSAM.decode`) and the prompt encoder (
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
@@ -21,6 +22,32 @@ PRIOR_BLOCK = 512
 """Support positions that `cosine_prior` compares at a time."""
 
 Aux = TypeVar("Aux")
+
+
+# Eq. 2: the mask that logits M^ stand for.
+
+
+@overload
+def foreground(logits: Float[Array, "*b"]) -> Bool[Array, "*b"]: ...
+
+
+@overload
+def foreground(logits: Float[np.ndarray, "*b"]) -> Bool[np.ndarray, "*b"]: ...
+
+
+def foreground(
+    logits: Float[Array, "*b"] | Float[np.ndarray, "*b"],
+) -> Bool[Array, "*b"] | Bool[np.ndarray, "*b"]:
+    """Where a mask's logits are above 0, so its probability above 1/2: the one rule for masks.
+
+    A logit of exactly 0 is background, as in segment_anything (masks > `Sam.mask_threshold`, which
+    is 0.0) and in VRP-SAM's train.py (sigmoid > 0.5), where that holds for training and validation
+    alike. Its n-shot `predict_mask_nshot` alone takes 0 as foreground (sigmoid >= 0.5).
+
+    Args:
+        logits: On a device or on the host; the mask stays there.
+    """
+    return logits > 0
 
 
 # 8.1 Feature augmentation: what turns annotated features into a prototype and a pseudo mask.

@@ -170,7 +170,7 @@ class ProSAM(nnx.Module):
             logits = self.decode(image_embeddings, prompts, (h, w))
             bce = equations.bce_loss(logits, target)
             dice = equations.dice_loss(logits, target)
-            mask = logits > 0
+            mask = equations.foreground(logits)
             aux = {
                 "bce": bce,
                 "dice": dice,

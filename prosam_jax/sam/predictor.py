@@ -19,6 +19,7 @@ from prosam_jax.config import (
     check_choice,
     packaged,
 )
+from prosam_jax.equations import foreground
 from prosam_jax.errors import UserError
 from prosam_jax.sam.model import Sam
 from prosam_jax.sam.transforms import ImageLike, Numbers, Prompts, ResizeLongestSide, rgb, stack
@@ -229,7 +230,7 @@ class SamPredictor:
         logits, iou = map(np.array, found)
         masks = [frame.masks(x) for frame, x in zip(self._frames, logits, strict=True)]
         if not return_logits:
-            masks = [x > 0 for x in masks]
+            masks = [foreground(x) for x in masks]
         return masks, list(iou), list(logits)
 
 
