@@ -15,7 +15,7 @@ from PIL import Image
 from prosam_jax import inference, model, resize
 from prosam_jax.config import check_at_least
 from prosam_jax.data.transforms import resize_image
-from prosam_jax.equations import SAMPLERS
+from prosam_jax.equations import SAMPLERS, foreground
 from prosam_jax.errors import UserError
 from prosam_jax.images import mark, read
 from prosam_jax.inference import Prediction, References, Targets
@@ -263,10 +263,11 @@ class Segmenter:
         rows, cols = (resize.bilinear_weights(self.image_size, n, align_corners=True) for n in size)
         logits, scores, iou, *uncertainty = found
         logits = rows @ logits @ cols.T
+        masks = foreground(logits)
         return Segmentation(
             classes=self.classes,
-            masks=logits > 0,
-            label_map=np.where((logits > 0).any(0), logits.argmax(0) + 1, 0).astype(np.int32),
+            masks=masks,
+            label_map=np.where(masks.any(0), logits.argmax(0) + 1, 0).astype(np.int32),
             scores=scores,
             predicted_iou=iou,
             uncertainty=np.clip(rows @ uncertainty[0] @ cols.T, 0, 1) if uncertainty else None,

@@ -34,6 +34,7 @@ install_import_hook(
             "backbone",
             "data",
             "equations",
+            "equations_fast",
             "feature_cache",
             "inference",
             "layers",

@@ -90,7 +90,7 @@ def test_the_baselines_use_the_prior_alone(compiled):
         built = nnx.merge(graph, params, frozen)
         features = built.encode(jax.tree.map(jnp.asarray, _plain(episode)))
         tokens, _ = built.sam.prompt_encoder(points=points, labels=jnp.ones((2, 1), jnp.int32))
-        mask = built.decode(features.image_embeddings, tokens, (64, 64)) >= 0
+        mask = built.decode(features.image_embeddings, tokens, (64, 64)) > 0
         return controls.prior(built, features, (64, 64)), mask
 
     likeness = np.asarray(clicked(jnp.zeros((2, 1, 2)))[0])

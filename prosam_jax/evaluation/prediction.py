@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Bool, Float
 
+from prosam_jax.equations import foreground
 from prosam_jax.evaluation import metrics
 
 
@@ -42,7 +43,7 @@ def make_predict_step(
     def predict_step(params, frozen, episode, image_embeddings=None):
         model = nnx.merge(graph, params, frozen)
         features = model.encode(episode, image_embeddings)
-        mask = model.segment(features, episode.target_mask.shape[1:]) >= 0
+        mask = foreground(model.segment(features, episode.target_mask.shape[1:]))
         areas = metrics.areas(mask, episode.target_mask, episode.target_ignore)
         return Prediction(
             areas,

@@ -21,6 +21,7 @@ from prosam_jax.config import (
     check_setting,
     flat_mapping,
 )
+from prosam_jax.equations import foreground
 from prosam_jax.errors import UserError
 from prosam_jax.sam.build_sam import build_sam
 from prosam_jax.sam.model import Sam
@@ -227,7 +228,7 @@ class SamPredictor:
         logits, iou = map(np.array, found)
         masks = [frame.masks(x) for frame, x in zip(self._frames, logits, strict=True)]
         if not return_logits:
-            masks = [x > 0 for x in masks]
+            masks = [foreground(x) for x in masks]
         return masks, list(iou), list(logits)
 
 
