@@ -16,7 +16,7 @@ from typing import Any
 import safetensors
 
 from prosam_jax.errors import UserError
-from prosam_jax.weights import registry
+from prosam_jax.weights import download, registry
 from prosam_jax.weights.files import check_whole, read_metadata
 
 
@@ -38,8 +38,6 @@ def table() -> str:
 
 def fetch(name: str, folder: pathlib.Path) -> str:
     """Fetches a checkpoint and says what it is and which command takes it."""
-    from prosam_jax.weights import download  # its file locks are POSIX's
-
     entry = registry.named(name)
     path, check, was_there = download.fetch(entry, folder)
     note = f"; {entry.note}" if entry.note else ""
