@@ -132,7 +132,10 @@ def _receive(entry: Remote, part: pathlib.Path) -> None:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
                 return _append(entry, part, response, offset)
         except BROKEN as error:
-            status = error.code if isinstance(error, HTTPError) else None
+            status = None
+            if isinstance(error, HTTPError):
+                status = error.code
+                error.close()
             if status == 416 and offset:
                 return  # nothing lies behind
             unreachable = isinstance(error, URLError) and not (status or failures)
