@@ -1,8 +1,10 @@
 import dataclasses
 import functools
 import hashlib
+import io
 import multiprocessing
 import os
+import re
 import shutil
 import socket
 import sys
@@ -13,10 +15,12 @@ import fake_hub
 import huggingface_hub
 import numpy as np
 import pytest
+import rich.console
 import safetensors.numpy
 from file_server import CUT, DATA, OTHER, reply, serve, serving
 from huggingface_hub import constants
 
+from prosam_jax import console
 from prosam_jax.weights import download, hub, registry
 
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -122,18 +126,11 @@ def test_a_killed_process_is_no_obstacle_and_the_next_goes_on(server, entry, tmp
     assert server.ranges == [None, f"bytes={kept}-"]
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        reply(200, DATA, Content_Length=len(DATA)),
-        reply(206, DATA, Content_Range=f"bytes 0-{len(DATA) - 1}/{len(DATA)}"),
-    ],
-    ids=["the whole", "another range"],
-)
-def test_a_server_that_cannot_go_on_is_taken_from_the_start(server, entry, tmp_path, part, answer):
+@pytest.mark.parametrize("status", [200, 206])
+def test_a_server_heedless_of_ranges_is_taken_from_the_start(server, entry, tmp_path, part, status):
     part.write_bytes(DATA[:CUT])
-    server.answers.append(answer)
-    _fetch(entry, tmp_path)
+    server.answers.append(reply(status, DATA, Content_Length=len(DATA)))
+    _fetch(dataclasses.replace(entry, size=None), tmp_path)
 
 
 @pytest.mark.parametrize("size", [len(DATA), None])
@@ -205,6 +202,13 @@ def test_a_full_disk_is_told_before_anything_is_written(entry, tmp_path, part, m
     assert not os.listdir(tmp_path)
     part.write_bytes(DATA[:2_500_000])
     _fetch(entry, tmp_path)
+
+
+def test_a_bar_of_bytes_is_shown_on_a_terminal(entry, tmp_path, monkeypatch):
+    terminal = rich.console.Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(console, "stderr", lambda: terminal)
+    _fetch(entry, tmp_path)
+    assert re.search(r"x\.pth .*3\.0/3\.0 MB", terminal.file.getvalue())
 
 
 def test_two_fetches_of_one_file_do_no_harm(server, entry, tmp_path):

@@ -162,9 +162,6 @@ def _append(entry: Remote, part: pathlib.Path, response: HTTPResponse, offset: i
     headers, start = response.headers, offset if response.status == 206 else 0
     if headers.get_content_type() == "text/html":
         raise UserError(f"{entry.url} gave a web page instead of the file")
-    if start and not headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-        part.unlink()
-        raise ConnectionError(f"the server cannot go on from byte {start:,}: from the start")
     length = headers.get("Content-Length", "")
     total = start + int(length) if length.isdecimal() else entry.size
     if entry.size not in (None, total):
