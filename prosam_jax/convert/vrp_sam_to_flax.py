@@ -7,7 +7,7 @@ r"""Converts a checkpoint of VRP-SAM, or of ProSAM on top of it, to a prompt enc
 The result is what `prosam evaluate --prompt-encoder` and the setting `prompt.weights` take. The
 number of prompts is read from the checkpoint, and so is the backbone if it is in there; its
 weights are converted by `prosam weights convert backbone`. Fold, steps and scores of the training
-stay unknown. ProSAM's authors have published no checkpoint, so the names of the heads must be given.
+stay unknown. ProSAM's authors have published no checkpoint, so the heads must be named.
 """
 
 import dataclasses
