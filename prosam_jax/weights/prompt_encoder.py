@@ -26,6 +26,7 @@ from prosam_jax.config import (
     recorded,
     replaced,
 )
+from prosam_jax.config.fields import about, flat
 from prosam_jax.errors import UserError
 from prosam_jax.weights import files, hub
 
@@ -264,10 +265,13 @@ def check_fit(path: str | os.PathLike[str], cfg: Config) -> None:
     sides know them.
     """
     trained = read(path)
-    if differences := changed(trained.config, cfg, set(Role) - {Role.ARCHITECTURE}):
+    before, after = flat(trained.config), flat(cfg)
+    of_role = (x for x in before if about(Config, x).role is Role.ARCHITECTURE)
+    differing = [name for name in of_role if before[name] != after[name]]
+    if differing:
+        held, wanted = (", ".join(f"{x}={y[x]}" for x in differing) for y in (before, after))
         raise UserError(
-            f"{path} was trained with other settings (training's -> yours: "
-            f"{'; '.join(differences)}); set those of the training"
+            f"{path} was trained with {held}, but the settings say {wanted}; set {held}"
         )
     check_frozen(path, trained.frozen, frozen_weights(cfg))
 
