@@ -91,6 +91,7 @@ def load(
         file: Its path or its bytes.
         name: What messages call the bytes.
         turn: Whether EXIF data turn it. False for benchmarks, whose masks lie on stored pixels.
+            A TIFF is always turned, by Pillow itself.
         fit: (width, height) of its mask, which it must have. A picture of which only the stored
             pixels have it is not turned.
         square: 0 decodes every pixel. Otherwise a JPEG is brought to a square of this side, and
