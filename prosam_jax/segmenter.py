@@ -14,13 +14,13 @@ from PIL import Image
 
 from prosam_jax import inference, model, resize
 from prosam_jax.config import check_at_least
+from prosam_jax.data.annotation import annotated
 from prosam_jax.data.transforms import resize_image
 from prosam_jax.equations import SAMPLERS, foreground
 from prosam_jax.errors import UserError
-from prosam_jax.images import mark, read
+from prosam_jax.images import ImageLike, Numbers, read
 from prosam_jax.inference import Prediction, References, Targets
 from prosam_jax.model import ProSAM
-from prosam_jax.sam.transforms import ImageLike, Numbers
 from prosam_jax.types import Posterior
 from prosam_jax.weights import prompt_encoder
 
@@ -111,7 +111,8 @@ class Segmenter:
             label: Name of the class.
 
         Raises:
-            ValueError: The picture cannot be read, or the mark is not valid; the message says why.
+            ValueError: The picture cannot be read, or the annotation is not valid; the message says
+                why.
             FileNotFoundError: There is no such file.
         """
         cues = {"mask": mask, "points": points, "box": box, "scribble": scribble}
@@ -209,7 +210,7 @@ class Segmenter:
     def _encoded(self, image: ImageLike, cues: dict[str, Any]) -> References:
         pixels = read(image)
         height, width, _ = pixels.shape
-        marked = mark((height, width), self.image_size, **cues)
+        marked = annotated((height, width), self.image_size, **cues)
         square = resize_image(pixels, self.image_size)
         # Most points and thin strokes would vanish under any other rule.
         rule = "coverage" if cues["mask"] is None and cues["box"] is None else None

@@ -93,18 +93,23 @@ def test_bad_files_are_named_in_one_line(case):
     assert others_words or f"| {case.what} | {said[0]} |\n" in DOCUMENT
 
 
-def test_sentences_name_fault_and_remedy():
-    said = {case.what: bad_pictures.says(case).splitlines()[0] for case in bad_pictures.BAD[2:14:2]}
-    assert said == {
-        "PNG cut short": "cannot read DIR/images/a.png: image file is truncated; copy the file "
-        "again",
-        "PNG with a flipped byte": "cannot read DIR/images/a.png: broken data stream when reading "
-        "image file; copy the file again",
-        "32 bits, TIFF": "DIR/images/a.tif holds the number 70000; save it with 8 or 16 bits",
-        "a link to nothing": "DIR/images/a.png is missing",
-        "mask without picture": "DIR/masks/b.png has no picture in DIR/images",
-        "two masks of one picture": "DIR/masks/a.bmp and a.png belong to one picture; remove one",
-    }
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("PNG cut short", ("cannot read DIR/images/a.png: ", "truncated", "copy the file again")),
+        ("PNG with a flipped byte", ("cannot read DIR/images/a.png: ", "copy the file again")),
+        ("32 bits, TIFF", ("DIR/images/a.tif", "70000", "save it with 8 or 16 bits")),
+        ("12 of 16 bits", ("DIR/images/a.png", "4095", "save it with 8 bits")),
+        ("a link to nothing", ("DIR/images/a.png is missing",)),
+        ("mask without picture", ("DIR/masks/b.png", "DIR/images")),
+        ("two masks of one picture", ("DIR/masks/a.bmp", "a.png", "remove one")),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_sentences_name_fault_and_remedy(what, words):
+    (case,) = (case for case in bad_pictures.BAD if case.what == what)
+    said = bad_pictures.says(case).splitlines()[0]
+    assert all(word in said for word in words), said
 
 
 @pytest.mark.parametrize("source", ["table", "numbers", "coco", "labelme"])

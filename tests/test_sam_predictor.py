@@ -227,6 +227,23 @@ def test_pillow_images_and_files_are_arrays(tmp_path):
         ours.set_image(tmp_path / "absent.png")
 
 
+def test_photos_are_turned_so_that_points_are_those_that_a_viewer_shows(tmp_path):
+    ours = SamPredictor(pair(SQUARE, 0)[1])
+    array = picture(2, 40, 70)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(array).save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.png") as image:
+        ours.set_image_batch([np.rot90(array, -1), tmp_path / "photo.png", image])
+    embeddings = ours.get_image_embedding()
+    for i in (1, 2):
+        np.testing.assert_array_equal(embeddings[i], embeddings[0])
+    masks, *_ = ours.predict_batch()
+    assert [x.shape for x in masks] == [(3, 70, 40)] * 3
+    with pytest.raises(ValueError, match=r"images\[1\] is int64"):
+        ours.set_image_batch([array, array.astype(np.int64)])
+
+
 def test_answers_are_prompts(ready):
     given = prompts(0, (90, 205), ("points",))
     _, iou, low = ready.predict(**given)

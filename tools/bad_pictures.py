@@ -169,6 +169,7 @@ BAD = (
     Case("PNG with a flipped byte", _bytes("images/a.png", _flipped)),
     Case("fractions, TIFF", _picture(Image.fromarray(np.ones((9, 9), np.float32)), "a.tif")),
     Case("32 bits, TIFF", _picture(Image.fromarray(np.full((9, 9), 70000, np.int32)), "a.tif")),
+    Case("12 of 16 bits", _picture(Image.fromarray(_DEEP >> 4))),
     Case("200 million pixels", _bytes("images/a.png", _huge)),
     Case("a link to nothing", _linked),
     Case("picture without mask", lambda root: (root / "masks/a.png").unlink()),

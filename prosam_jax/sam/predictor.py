@@ -23,9 +23,10 @@ from prosam_jax.config import (
 )
 from prosam_jax.equations import foreground
 from prosam_jax.errors import UserError
+from prosam_jax.images import ImageLike, Numbers, read
 from prosam_jax.sam.build_sam import build_sam
 from prosam_jax.sam.model import Sam
-from prosam_jax.sam.transforms import ImageLike, Numbers, Prompts, ResizeLongestSide, rgb, stack
+from prosam_jax.sam.transforms import Prompts, ResizeLongestSide, stack
 from prosam_jax.weights import files, prompt_encoder
 
 MADE_BY = "prosam weights convert sam --model MODEL --checkpoint FILE --out OUT"
@@ -74,13 +75,14 @@ class SamPredictor:
         """Embeds an image, to which `predict` then refers.
 
         Args:
-            image: H x W x 3 array of uint8, 0-255, or a Pillow image or the path of one, whose
-                EXIF orientation is not applied.
+            image: An array of height x width, or height x width x 1, 3 or 4 (alpha is left out),
+                of uint8 or of floats in 0-1; a Pillow image or the path of one, whose EXIF
+                rotation is applied, so that points and boxes are those that a viewer shows.
             image_format: "RGB" or "BGR", the order of an array's channels.
 
         Raises:
-            ValueError: The array has another shape or type, or the format is unknown.
-            OSError: The path leads to no image.
+            ValueError: The image cannot be read, or the format is unknown.
+            FileNotFoundError: There is no such file.
         """
         self.set_image_batch([image], image_format)
 
@@ -101,7 +103,7 @@ class SamPredictor:
 
         Raises:
             ValueError: As for `set_image`; no images; or `micro_batch` is less than 1.
-            OSError: A path leads to no image.
+            FileNotFoundError: There is no such file.
         """
         check_choice("image_format", image_format, ("RGB", "BGR"))
         if not images:
@@ -114,7 +116,8 @@ class SamPredictor:
         )
         sizes = np.zeros((len(squares), 2), np.int32)
         for i, image in enumerate(images):
-            pixels = rgb(image, image_format)
+            name = "image" if len(images) == 1 else f"images[{i}]"
+            pixels = read(image, name, order=image_format)
             frames.append(ResizeLongestSide.fit((pixels.shape[0], pixels.shape[1]), self.model.cfg))
             height, width = sizes[i] = frames[i].inner
             squares[i, :height, :width] = frames[i].scaled(pixels)
