@@ -65,7 +65,7 @@ def plan(
         inputs: Files that are read apart from the targets.
 
     Raises:
-        ValueError: No target, an input is missing, or a file is in the way.
+        UserError: No target, an input is missing, or a file is in the way.
     """
     for path in inputs:
         if not path.is_file():

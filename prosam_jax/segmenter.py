@@ -112,7 +112,7 @@ class Segmenter:
             label: Name of the class.
 
         Raises:
-            ValueError: The picture cannot be read, or the annotation is not valid; the message says
+            UserError: The picture cannot be read, or the annotation is not valid; the message says
                 why.
             FileNotFoundError: There is no such file.
         """
@@ -185,7 +185,7 @@ class Segmenter:
             picture, as it comes, with the references that were set when this was called.
 
         Raises:
-            ValueError: No reference is set, a picture cannot be read, or uncertainty is wanted
+            UserError: No reference is set, a picture cannot be read, or uncertainty is wanted
                 of a deterministic model.
             FileNotFoundError: There is no such file.
         """

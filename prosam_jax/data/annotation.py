@@ -78,7 +78,7 @@ def annotated(
         scribble: The strokes, given like a mask.
 
     Raises:
-        ValueError: Not one kind is given, or it marks nothing, or lies outside, or is not valid.
+        UserError: Not one kind is given, or it marks nothing, or lies outside, or is not valid.
     """
     given = dict(zip(KINDS, (mask, points, box, scribble), strict=True))
     names = [name for name, value in given.items() if value is not None]

@@ -107,7 +107,7 @@ def draw_wrong(fold: FoldIndex, seed: int, right: EpisodeSpec) -> EpisodeSpec:
     or not: who follows the reference misses the right object in either case.
 
     Raises:
-        ValueError: The fold has images of one class only.
+        UserError: The fold has images of one class only.
     """
     others = [c for c in fold.filled if c != right.class_id]
     if not others:

@@ -20,7 +20,7 @@ def prepare(name: str, root: pathlib.Path, *, download: bool) -> None:
     """Prepares "pascal" or "coco", and says how its lists compare with the published ones.
 
     Raises:
-        ValueError: Files are missing or damaged.
+        UserError: Files are missing or damaged.
         OSError: There is not room enough, a file cannot be written, or a download broke.
     """
     complete, lists = _BENCHMARKS[name]
