@@ -17,8 +17,8 @@ from prosam_jax.errors import UserError
 try:
     import safetensors.torch
     import torch
-except ModuleNotFoundError:
-    sys.exit("error: conversion needs torch: pip install '.[convert]'")
+except ModuleNotFoundError as error:
+    raise UserError("conversion needs torch; run: pip install 'prosam_jax[convert]'") from error
 
 from prosam_jax.weights.registry import sha256
 
