@@ -3,7 +3,6 @@
 import pathlib
 import pickle
 import re
-import sys
 import tarfile
 import warnings
 import zipfile
