@@ -1,4 +1,4 @@
-"""`python convert/backbone_to_flax.py` is `prosam weights convert backbone`; `--help` says how it is used."""
+"""`python convert/backbone_to_flax.py` is `prosam weights convert backbone`."""
 
 import pathlib
 import sys

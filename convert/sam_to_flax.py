@@ -1,4 +1,4 @@
-"""`python convert/sam_to_flax.py` is `prosam weights convert sam`; `--help` says how it is used."""
+"""`python convert/sam_to_flax.py` is `prosam weights convert sam`."""
 
 import pathlib
 import sys

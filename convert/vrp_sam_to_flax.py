@@ -1,4 +1,4 @@
-"""`python convert/vrp_sam_to_flax.py` is `prosam weights convert vrp-sam`; `--help` says how it is used."""
+"""`python convert/vrp_sam_to_flax.py` is `prosam weights convert vrp-sam`."""
 
 import pathlib
 import sys
