@@ -149,8 +149,8 @@ def convert_vit_h() -> str:
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         return (
             f"A checkpoint of SAM ViT-H's size ({checkpoint.stat().st_size:,} bytes, random) is "
-            f"converted in {seconds:.0f} s with a peak of {peak / 1e9:.1f} GB, in which the "
-            "checkpoint's mapped pages count."
+            f"converted in {seconds:.0f} s with a peak of {peak / 1e9:.1f} GB, which includes "
+            "the checkpoint's mapped pages."
         )
 
 

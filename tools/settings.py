@@ -144,7 +144,7 @@ Every setting has a role, and the role says when it may change:
 * *It is scored*: `prosam evaluate`, a run by `--workdir` or a file by `--prompt-encoder`. A file
   that does not know its fold may be scored on any, and one that was trained on your own pictures
   may be scored on another folder: then the benchmark's settings may change, too.
-* *A training begins from a file*: `prosam train --prompt-encoder FILE`.
+* *A training begins from a file*: `prosam train` with `--prompt-encoder`.
 * `prosam segment` and `from_pretrained` take less: the settings of `sam` and `backbone` that are
   not of the architecture, and `data.downsample`.
 
