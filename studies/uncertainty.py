@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from prosam_jax import inference, trained
+from prosam_jax import inference
 from prosam_jax.config import replaced
 from prosam_jax.data.loader import make_loader
 from prosam_jax.equations import foreground
 from prosam_jax.evaluation import evaluate
-from prosam_jax.model import ProSAM
+from prosam_jax.model import ProSAM, load
 from prosam_jax.types import Episode
+from prosam_jax.weights.prompt_encoder import DEFAULT
 
 SPREADS = (1.0, 3.0, 10.0, 30.0)
 """Factors on the trained scale sigma."""
@@ -74,11 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=trained.DEFAULT)
+    parser.add_argument("--model", default=DEFAULT)
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--samples", type=int, default=10)
     args = parser.parse_args()
-    model, cfg = trained.load(args.model, {})
+    model, cfg = load(args.model, {})
     source = evaluate.test_episodes(replaced(cfg, {"eval.episodes": args.episodes}))
     judge = jax.jit(judged, static_argnames="samples")
     batches: list[dict[str, Any]] = []

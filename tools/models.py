@@ -149,8 +149,8 @@ def convert_vit_h() -> str:
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         return (
             f"A checkpoint of SAM ViT-H's size ({checkpoint.stat().st_size:,} bytes, random) is "
-            f"converted in {seconds:.0f} s with a peak of {peak / 1e9:.1f} GB, in which the "
-            "checkpoint's mapped pages count."
+            f"converted in {seconds:.0f} s with a peak of {peak / 1e9:.1f} GB, which includes "
+            "the checkpoint's mapped pages."
         )
 
 
@@ -227,10 +227,10 @@ and checksums, `fetch NAME` fetches a checkpoint, checks it and says how to conv
 |---|---|---|---|---|---|---|
 {models}
 
-The oracles are `segment-anything` for SAM, `efficientnet-lite-pytorch` for EfficientNet-Lite0
-(dilated as here), and the plain PyTorch networks in `torch_models/` for the others, which have the
-checkpoints' names; that of DINOv2 is itself compared with `transformers` in the tests, and so are
-SAM's files in Hugging Face's layout.
+SAM is compared with `segment-anything`, EfficientNet-Lite0 with `efficientnet-lite-pytorch`
+(dilated as here), and the others with the plain PyTorch networks in `torch_models/`, which have the
+checkpoints' names. In the tests DINOv2's is itself compared with `transformers`, and so are SAM's
+files in Hugging Face's layout.
 
 {pictures}
 
@@ -247,7 +247,7 @@ SAM's files in Hugging Face's layout.
 
 DINOv2 sees images of the nearest whole number of patches: 518 x 518 for 512 x 512, its own size in
 training. The paper's Table 5 does not say which features it takes. Blocks 6, 9 and 12 end the
-second, third and last quarter, as DINOv2's own dense heads cut it; with ViT-B the two merged ones
+second, third and last quarter, as in DINOv2's own dense heads; with ViT-B the two merged ones
 have exactly ResNet-50's 1,536 channels, so that the learned part keeps its size.
 
 ## Wrong files
