@@ -126,7 +126,7 @@ def _pictures(
     *_, last = examples
     probabilistic = [title for title, of in examples.items() if of[0].uncertainty is not None]
     maps = [x.uncertainty for t in probabilistic for x in examples[t] if x.uncertainty is not None]
-    brightest = max((x.max() for x in maps), default=np.float32(1))
+    brightest = max((float(x.max()) for x in maps), default=1.0)
     heads = ["reference", "target", "truth", *examples]
     heads += [f"uncertainty of {title}, white is {brightest:.1g}" for title in probabilistic]
     heads += ["a wrong reference", f"{last} given that"]

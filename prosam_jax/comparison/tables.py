@@ -182,8 +182,10 @@ def note(found: Numbers) -> str:
     train, test = found.settings["train"], found.settings["eval"]
     given = {a: rule for a, rule in DOWNSAMPLE.items() if any(a == of for of, *_ in runs)}
     rules = "".join(f"; with {a} data.downsample={rule}" for a, rule in given.items())
+    epochs = f"{train['epochs']:,} epochs in steps"
+    length = f"{train['steps']:,} steps" if train["steps"] else epochs
     return (
-        f"{len(runs)} runs of {train['steps']:,} steps of {train['batch_size']} episodes, "
+        f"{len(runs)} runs of {length} of {train['batch_size']} episodes, "
         f"{test['episodes']:,} test episodes each, the last checkpoint{rules}; {seeds}; "
         f"{'; or '.join(found.made_by)}."
     )
