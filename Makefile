@@ -6,11 +6,11 @@ DEMO ?= runs/demo
 .PHONY: demo demo-full test test-all lint
 
 demo: .venv/runtime
-	$(BIN)/python demo.py --workdir=$(DEMO) $(ARGS)
+	$(BIN)/prosam demo --workdir $(DEMO) $(ARGS)
 
 # Hours; on a CPU as many runs at a time as there are cores.
 demo-full: .venv/runtime
-	$(BIN)/python demo.py --full $(ARGS)
+	$(BIN)/prosam demo --full $(ARGS)
 
 test: .venv/workflow
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not exhaustive" $(ARGS)
@@ -30,9 +30,10 @@ lint: .venv/workflow
 	$(PYTHON) -m venv .venv
 
 .venv/runtime: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
 .venv/workflow: .venv/bin/python pyproject.toml requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@ .venv/runtime

@@ -31,7 +31,7 @@ def our_side(args: argparse.Namespace, file: str) -> Any:
     from prosam_jax import backbone
     from prosam_jax.config import BackboneConfig
 
-    cfg = BackboneConfig(name=args.name)
+    cfg = BackboneConfig.of(name=args.name)
     network = ours.load(lambda rngs: backbone.build(cfg, rngs=rngs), file)
     return ours.Forward(backbone.target_taps, network, forward.images(args), args.dtype)
 
@@ -43,7 +43,7 @@ def write(args: argparse.Namespace, file: str) -> None:
     from prosam_jax.config import BackboneConfig
     from prosam_jax.convert import backbone_to_flax
 
-    cfg, table = BackboneConfig(name=args.name), backbone_to_flax.TABLES[args.name]
+    cfg, table = BackboneConfig.of(name=args.name), backbone_to_flax.TABLES[args.name]
     converted.write(
         twin(args), lambda rngs: backbone.build(cfg, rngs=rngs), table.rules, table.ignored, file
     )

@@ -22,10 +22,11 @@ import jax
 
 from benchmarks import measure, ours
 from benchmarks.loader import write_pictures
-from prosam_jax import model, sharding
+from prosam_jax import sharding
 from prosam_jax.config import BACKBONES, SAM_MODELS, CacheConfig, Config
 from prosam_jax.evaluation import evaluate
 from prosam_jax.feature_cache.cache import FeatureCache
+from prosam_jax.sam.build_sam import build_sam
 from prosam_jax.training import loop
 
 OUT = pathlib.Path("runs/benchmarks/episodes.json")
@@ -123,7 +124,7 @@ def main() -> None:
             }
         )
         trainer = loop.Trainer(cfg)
-        sam = sharding.replicate(model.build_sam(cfg), trainer.mesh)
+        sam = sharding.replicate(build_sam(cfg.sam, cfg.seed), trainer.mesh)
         kept = CacheConfig(dir=str(place / "features"))
         cache = FeatureCache(kept, sam, lambda x: sharding.split_batch(x, trainer.mesh))
         few = min(args.episodes, args.batch * args.profiled)

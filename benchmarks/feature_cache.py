@@ -26,6 +26,7 @@ from prosam_jax.data.loader import make_loader
 from prosam_jax.feature_cache.build import build, missing
 from prosam_jax.feature_cache.cache import FeatureCache
 from prosam_jax.feature_cache.packing import pack, unpack
+from prosam_jax.sam.build_sam import build_sam
 from prosam_jax.sam.model import Sam
 from prosam_jax.training import loop
 from prosam_jax.types import Episode
@@ -155,10 +156,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         cfg = settings(args)
         trainer = loop.Trainer(cfg)
-        sam = sharding.replicate(model.build_sam(cfg), trainer.mesh)
+        sam = sharding.replicate(build_sam(cfg.sam, cfg.seed), trainer.mesh)
 
         def open_cache(dtype: str, folder: str = "training") -> FeatureCache:
-            kept = CacheConfig(dir=f"{place}/{folder}", dtype=dtype)
+            kept = CacheConfig.of(dir=f"{place}/{folder}", dtype=dtype)
             return FeatureCache(kept, sam, lambda x: sharding.split_batch(x, trainer.mesh))
 
         images = np.stack([trainer.source.image(i) for i in trainer.source.fold.images[:4]])

@@ -48,7 +48,7 @@ def measured(problem: Problem, turns: int) -> dict[str, Any]:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path, time: str) -> None:
-    """Rng `time` and memory over each size that changed, with lines of proportional growth."""
+    """Draws `time` and memory over each size that changed, with lines of proportional growth."""
     import matplotlib.pyplot as plt
 
     sizes = list(dict.fromkeys(row["size of"] for row in rows))

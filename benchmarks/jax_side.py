@@ -135,7 +135,7 @@ class Predictor:
     predict: Any
 
     def __init__(self, problem: Problem, arrays: Mapping[str, np.ndarray]):
-        cfg = Config(sam=SAMSettings(model=problem.model, weights=RANDOM))
+        cfg = Config(sam=SAMSettings.of(model=problem.model, weights=RANDOM))
         graph, self.state = nnx.split(ProSAM(cfg, **fill(problem, arrays), rngs=nnx.Rngs(0)))
         images = problem.inputs()
         b, h, w = images["mask"].shape

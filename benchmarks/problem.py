@@ -60,7 +60,7 @@ class Problem:
         if self.part == "evaluation":
             return dataclasses.replace(SAMConfig.named(self.model), dtype=self.dtype)
         side = 16 * self.embedding
-        return SAMConfig(
+        return SAMConfig.of(
             image_size=(side, side), embed_dim=8, depth=1, num_heads=2, dtype=self.dtype
         )
 

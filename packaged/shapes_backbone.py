@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from packaged import fitting
 from packaged.training_pictures import CLASSES, traits
-from prosam_jax import backbone, equations, layers, resize
+from prosam_jax import backbone, equations, equations_fast, layers, resize
 from prosam_jax.backbone.resnet import ConvBN, ResNet
 from prosam_jax.config import BackboneConfig, DataConfig
 from prosam_jax.data.datasets.shapes import shapes_episodes
@@ -144,7 +144,7 @@ def scores(network: ResNet, episodes: int = 200) -> dict[str, float]:
         mask = episode.reference_mask[:, 0, ..., None].astype(jnp.float32)
         mask = resize.nearest(mask, query.merged.shape[1:3])[..., 0]
         support = backbone.reference_taps(network, images, mask)
-        prior = equations.cosine_prior(query.prior, support.prior, mask)[..., None]
+        prior = equations_fast.cosine_prior(query.prior, support.prior, mask)[..., None]
         prior = resize.bilinear(prior, episode.target_mask.shape[1:], align_corners=True)[..., 0]
         above = prior[None] > jnp.asarray(THRESHOLDS).reshape(-1, 1, 1, 1)
         truth = episode.target_mask[None]

@@ -31,6 +31,7 @@ from packaged import fitting
 from prosam_jax import backbone, equations, resize
 from prosam_jax.config import PACKAGED, BackboneConfig, SAMConfig
 from prosam_jax.data.datasets.shapes import Shapes
+from prosam_jax.equations import foreground
 from prosam_jax.sam import Sam
 from prosam_jax.sam.mlp import MLP
 from prosam_jax.weights import files
@@ -132,7 +133,7 @@ def loss(
     Args:
         sam: The network.
         batch: Pictures.
-        key: Rng the prompts.
+        key: Draws the prompts.
     """
     images, objects, classes, _ = batch
     embeddings = sam.encode_image(sam.preprocess(images))
@@ -193,7 +194,7 @@ def _by_place(
     # Each click and one where the answer was wrong; and a click on each of two objects.
     clicked = jax.lax.stop_gradient(logits[: 4 * b])
     inside = target[: 4 * b] > 0.5
-    second = pixel_in(keys[3], (clicked > 0) != inside)
+    second = pixel_in(keys[3], foreground(clicked) != inside)
     column, row = (second // 2).astype(jnp.int32).T
     missed = inside[jnp.arange(4 * b), row, column].astype(jnp.int32)
     points = jnp.concatenate([first, second[:, None]], axis=1)
@@ -240,7 +241,7 @@ def answer(
     focal = (jnp.square(p - truth) * entropy).mean((2, 3))
     dice = 1 - (2 * (p * truth).sum((2, 3)) + 1) / (p.sum((2, 3)) + truth.sum((2, 3)) + 1)
     mask_loss = FOCAL_WEIGHT * focal + dice
-    found = iou(logits > 0, truth > 0.5)
+    found = iou(foreground(logits), truth > 0.5)
     iou_loss = jnp.square(decoder.predict_iou(tokens) - found).mean()
     value = (mask_loss[:, 0] + mask_loss[:, 1:].min(axis=1)).mean() + iou_loss
     return logits[:, 0], value, found[:, 0]
@@ -355,7 +356,7 @@ def _described(
     sparse, dense = sam.prompt_encoder(prompts=tokens)
     logits, _ = sam.decode(sam.encode_image(sam.preprocess(image)), sparse, dense)
     logits = resize.bilinear(jnp.moveaxis(logits, 1, -1), (n, n), align_corners=False)
-    return logits[..., 0] > 0
+    return foreground(logits[..., 0])
 
 
 def main() -> None:

@@ -30,6 +30,23 @@ def track(items: Iterable[_T], total: int, what: str) -> Iterable[_T]:
     )
 
 
+@contextmanager
+def byte_bar(what: str, total: int | None, done: int) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes where there is a terminal to show it; call what it gives with those added."""
+    console = stderr()
+    with rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.DownloadColumn(),
+        rich.progress.TransferSpeedColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+        yield lambda added: bar.advance(task, added)
+
+
 def training_bars(
     console: rich.console.Console, *more: rich.progress.ProgressColumn | str
 ) -> rich.progress.Progress:

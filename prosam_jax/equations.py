@@ -1,14 +1,33 @@
-"""The paper's mathematics as pure functions, in the paper's order.
+"""The paper's mathematics as pure functions, each the plain formula, in the paper's order.
 
-Equation numbers are those of ProSAM (ICCV 2025, arXiv 2506.21835). Eq. 1-3 are modules: SAM's
-encoders (`sam`), SAM's decoder (`model.ProSAM.decode`) and the prompt encoder (`prompt`).
+Equations and sections are those of ProSAM (ICCV 2025, arXiv 2506.21835). The module is written for
+reading: two functions have a faster form of the same name in `equations_fast`, which the model
+calls.
+
+| paper | states | function |
+|---|---|---|
+| Eq. 1 | F = E_img(I_t), p = E_prompt(prompts) | SAM's modules: `sam.model.Sam.encode_image`, |
+| | | `Sam.prompt_encoder` |
+| Eq. 2 | M^ = D(F, p) | a module: `model.ProSAM.decode`; M^ as a mask: `foreground` |
+| Eq. 3 | p = g(F'_r, F'_t) | a module: `prompt.encoder.ReferencePromptEncoder` |
+| Eq. 4 | L = BCE(M^, M) + Dice(M^, M) | `mask_loss`, of `bce_loss` and `dice_loss` |
+| Eq. 5 | q(p) = t_n(mu, diag(sigma^2), nu) | `student_t_log_prob`; sigma: `scale` |
+| Eq. 6 | eps ~ N(0, I_n), delta ~ chi^2(nu) | `draw_noise` |
+| Eq. 7 | p = mu + sigma eps sqrt(nu / delta) | `reparameterise`; after Eq. 6: `sample_prompts` |
+| Eq. 8-9 | minimise E_{p ~ q} L(D(F, p), M) | an integral, estimated by Eq. 10 |
+| Eq. 10 | (1/K) sum_k L(D(F, p_k), M) | `monte_carlo`; faster: `equations_fast` |
+| Prop. 1, | E L(mu + xi) = L(mu) + s^2 / 2 Lap L(mu) + o(s^2), | `laplacian_penalised` |
+| Eq. 11-13 | E xi = 0, Cov xi = s^2 I | |
+| 8.1 | prototype, pseudo mask | `masked_average`, `cosine_prior` (faster: |
+| | | `equations_fast`), `min_max` |
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
@@ -17,83 +36,34 @@ from prosam_jax.errors import UserError
 from prosam_jax.types import Posterior
 
 SAMPLERS = ("gaussian", "student_t", "t3vae")
-PRIOR_BLOCK = 512
-"""Support positions that `cosine_prior` compares at a time."""
 
 Aux = TypeVar("Aux")
 
 
-# 8.1 Feature augmentation: what turns annotated features into a prototype and a pseudo mask.
+# Eq. 2: the mask that logits M^ stand for.
 
 
-def masked_average(
-    features: Float[Array, "b h w c"], mask: Float[Array, "b h w"]
-) -> Float[Array, "b c"]:
-    """Average of the features inside the annotation, the prototype of 8.1.
-
-    The denominator carries VRP-SAM's 5e-4, so an empty mask gives zeros.
-    """
-    total = jnp.einsum("bhwc,bhw->bc", features, mask)
-    return total / (mask.sum((1, 2)) + 5e-4)[:, None]
+@overload
+def foreground(logits: Float[Array, "*b"]) -> Bool[Array, "*b"]: ...
 
 
-def cosine_prior(
-    query: Float[Array, "b h w c"],
-    support: Float[Array, "b i j c"],
-    weight: Float[Array, "b i j"],
-) -> Float[Array, "b h w"]:
-    """Greatest cosine similarity of each query position to any support position (8.1).
+@overload
+def foreground(logits: Float[np.ndarray, "*b"]) -> Bool[np.ndarray, "*b"]: ...
 
-    Support positions outside the annotation have similarity 0 and are not compared: the annotated
-    ones come first, in blocks of `PRIOR_BLOCK`, until those of every image of the batch are done.
+
+def foreground(
+    logits: Float[Array, "*b"] | Float[np.ndarray, "*b"],
+) -> Bool[Array, "*b"] | Bool[np.ndarray, "*b"]:
+    """Where a mask's logits are above 0, so its probability above 1/2: the one rule for masks.
+
+    A logit of exactly 0 is background, as in segment_anything (masks > `Sam.mask_threshold`, which
+    is 0.0) and in VRP-SAM's train.py (sigmoid > 0.5), where that holds for training and validation
+    alike. Its n-shot `predict_mask_nshot` alone takes 0 as foreground (sigmoid >= 0.5).
 
     Args:
-        query: High-level features of the target.
-        support: The same of the reference, zero outside the annotation.
-        weight: The annotation in [0, 1], by which a support position's similarities count.
-
-    Returns:
-        The pseudo mask in [0, 1]; zero everywhere if the annotation is empty. (Only signed
-        features, such as DINOv2's, under an annotation of the whole image may make it negative.)
-        As in VRP-SAM's code 1e-7 is added to the product of the norms and nothing is normalised
-        afterwards.
+        logits: On a device or on the host; the mask stays there.
     """
-    b, h, w, c = query.shape
-    query, support = (x.reshape(b, -1, c) for x in (query, support))
-    weight = weight.reshape(b, -1)
-    order = jnp.argsort(weight == 0, axis=1)  # the annotated ones first
-    support = jnp.take_along_axis(support, order[..., None], axis=1)
-    weight = jnp.take_along_axis(weight, order, axis=1)
-    # The tiny floor keeps the gradient finite where a feature is zero; 1e-7 hides its value.
-    lengths = [jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1), 1e-30)) for x in (query, support)]
-    marked = (weight > 0).sum(1)
-    block = min(PRIOR_BLOCK, weight.shape[1])
-
-    def improved(best, start):
-        # Beyond the end the slice begins earlier: what is compared twice changes no maximum.
-        part, share, length = (
-            jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
-            for x in (support, weight, lengths[1])
-        )
-        products = jnp.einsum("bnc,bmc->bnm", query, part * share[..., None])
-        norms = jnp.einsum("bn,bm->bnm", lengths[0], length)
-        return jnp.maximum(best, (products / (norms + 1e-7)).max(-1))
-
-    def step(best, start):
-        kept = jax.lax.cond(start < marked.max(), improved, lambda best, _: best, best, start)
-        return kept, None
-
-    least = jnp.where(marked < weight.shape[1], 0.0, -jnp.inf).astype(query.dtype)
-    best = jnp.broadcast_to(least[:, None], query.shape[:2])
-    best, _ = jax.lax.scan(step, best, jnp.arange(0, weight.shape[1], block))
-    return best.reshape(b, h, w)
-
-
-def min_max(prior: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
-    """Each map stretched to [0, 1], the other reading of 8.1's "normalised"; flat maps give 0."""
-    low = prior.min((1, 2), keepdims=True)
-    high = prior.max((1, 2), keepdims=True)
-    return (prior - low) / (high - low + 1e-7)
+    return logits > 0
 
 
 # Eq. 4: the loss of one mask.
@@ -205,39 +175,92 @@ def sample_prompts(
 def monte_carlo(
     loss: Callable[[Float[Array, "b q c"]], tuple[Float[Array, ""], Aux]],
     prompts: Float[Array, "k b q c"],
-    group: int,
 ) -> tuple[Float[Array, ""], Aux]:
-    """Eq. 10: (1/K) sum_k L(D(F, p_k), M), the estimate of the expectation in Eq. 8-9.
+    """Eq. 10: (1/K) sum_k L(D(F, p_k), M), p_k ~ q.
 
-    A `jax.vmap` over the samples of a group, one group after the other. What `loss` closes over,
-    the image embedding above all, has no K axis and is not repeated. It is a mean of losses, never
-    the loss of a mean mask.
-
-    Gradients flow to the prompts only: those of a group are computed with its losses, so that no
-    more than one group's activations are ever in memory, and nothing is computed twice. JAX
-    refuses to differentiate in what `loss` closes over, and differentiates once only.
+    It estimates what Eq. 8-9 minimise over the prompt encoder, the expected loss
+    E_{p ~ q} L(D(F, p), M): an integral over prompts without a closed form. It is a mean of
+    losses, never the loss of a mean mask.
 
     Args:
-        loss: Prompts of one sample -> (scalar loss, auxiliary arrays, which are constants).
-        prompts: K samples.
-        group: Samples at a time; any number, whatever K is.
+        loss: Prompts of one sample -> (scalar loss, auxiliary arrays).
+        prompts: K samples (`sample_prompts`).
 
     Returns:
         The mean loss, and the auxiliary arrays with a leading K axis.
     """
-    group = min(group, len(prompts))
-
-    @jax.custom_vjp
-    def each(prompts):
-        return jax.lax.map(loss, prompts, batch_size=group)
-
-    def forward(prompts):
-        return jax.lax.map(jax.value_and_grad(loss, has_aux=True), prompts, batch_size=group)
-
-    def backward(grads, cotangents):
-        of_losses, _ = cotangents
-        return (of_losses[:, None, None, None] * grads,)
-
-    each.defvjp(forward, backward)
-    losses, aux = each(prompts)
+    losses, aux = jax.vmap(loss)(prompts)
     return losses.mean(), aux
+
+
+# Proposition 1 and Eq. 11-13: why noise makes for flat minima.
+
+
+def laplacian_penalised(
+    loss: Callable[[Float[Array, " n"]], Float[Array, ""]], mean: Float[Array, " n"], s: float
+) -> Float[Array, ""]:
+    """Eq. 13: L(mu) + s^2 / 2 Lap L(mu), Lap L being the trace of the Hessian of L.
+
+    By Proposition 1 that is E L(mu + xi) up to o(s^2), for noise xi of mean 0 and covariance
+    s^2 I, such as s eps of Eq. 6. Nothing is trained with it: Eq. 10 needs no second derivatives.
+
+    Args:
+        loss: Twice continuously differentiable.
+        mean: mu.
+        s: Standard deviation of the noise.
+    """
+    return loss(mean) + s**2 / 2 * jnp.trace(jax.hessian(loss)(mean))
+
+
+# 8.1 Feature augmentation: what turns annotated features into a prototype and a pseudo mask.
+
+
+def masked_average(
+    features: Float[Array, "b h w c"], mask: Float[Array, "b h w"]
+) -> Float[Array, "b c"]:
+    """Average of the features inside the annotation, the prototype of 8.1.
+
+    The denominator carries VRP-SAM's 5e-4, so an empty mask gives zeros.
+    """
+    total = jnp.einsum("bhwc,bhw->bc", features, mask)
+    return total / (mask.sum((1, 2)) + 5e-4)[:, None]
+
+
+def cosine_prior(
+    target: Float[Array, "b h w c"],
+    reference: Float[Array, "b i j c"],
+    weight: Float[Array, "b i j"],
+) -> Float[Array, "b h w"]:
+    """Greatest cosine similarity of each target position to any reference position (8.1).
+
+    Args:
+        target: High-level features of the target.
+        reference: The same of the reference, zero outside the annotation.
+        weight: The annotation in [0, 1], by which a reference position's similarities count:
+            those of positions outside it are 0.
+
+    Returns:
+        The pseudo mask in [0, 1]; zero everywhere if the annotation is empty. (Only signed
+        features, such as DINOv2's, under an annotation of the whole image may make it negative.)
+        As in VRP-SAM's code 1e-7 is added to the product of the norms and nothing is normalised
+        afterwards.
+    """
+    products = jnp.einsum("bhwc,bijc,bij->bhwij", target, reference, weight)
+    norms = jnp.einsum("bhw,bij->bhwij", norm(target), norm(reference))
+    return (products / (norms + 1e-7)).max((3, 4))
+
+
+def norm(x: Float[Array, "*b c"]) -> Float[Array, "*b"]:
+    """Euclidean length of each feature vector.
+
+    Its tiny floor keeps the gradient finite where all features are zero; the prior's 1e-7 hides
+    its value.
+    """
+    return jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1), 1e-30))
+
+
+def min_max(prior: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
+    """Each map stretched to [0, 1], the other reading of 8.1's "normalised"; flat maps give 0."""
+    low = prior.min((1, 2), keepdims=True)
+    high = prior.max((1, 2), keepdims=True)
+    return (prior - low) / (high - low + 1e-7)

@@ -1,40 +1,66 @@
-"""A user's pictures and what is marked in them: from whatever they come as to the model's square.
+"""The one reader of pictures and masks: files, Pillow images and arrays become pixels here.
 
-NumPy and Pillow only. Everything is in pixels as a viewer shows them: the EXIF rotation of files
-and Pillow images is applied.
+Whoever opens a picture has the same rules:
+
+* It is turned as its EXIF data ask, as viewers and annotation tools do.
+* Of 16 bits the upper 8 count; numbers that would all become black are refused, as fractions are.
+* Gray, CMYK, 1 bit and palettes become RGB, alpha is left out, of several frames the first counts.
+* What cannot be read ends as one line, a `UserError`; where there is no file it is a `MissingFile`.
+
+Where a caller has a reason for another rule, it is an argument. NumPy and Pillow only.
 """
 
+import contextlib
+import functools
+import io
 import os
-from collections.abc import Callable
+import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Bool, Float, UInt8
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from prosam_jax.data.transforms import resize_mask
 from prosam_jax.errors import UserError
-from prosam_jax.sam.transforms import ImageLike, Numbers, numbers, rgb
 
-CUES = ("mask", "points", "box", "scribble")
-MEND = "save it with 8 bits"
+ImageLike = np.ndarray | Image.Image | str | os.PathLike[str]
+File = str | os.PathLike[str] | io.BytesIO
+Numbers = np.ndarray | Sequence[Any]
+
+# Of the formats that Pillow knows by name: these it cannot decode by itself.
+_UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+_MEND = "save it with 8 or 16 bits"
 
 
-def read(image: ImageLike, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
+class MissingFile(UserError, FileNotFoundError):
+    """There is no such file; one line that names it."""
+
+
+def is_picture(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's suffix is one of the formats that Pillow reads."""
+    return pathlib.PurePath(path).suffix.lower() in _suffixes()
+
+
+def read(
+    image: ImageLike, name: str = "image", *, order: str = "RGB"
+) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of an array, of a Pillow image or of a file, RGB 0-255.
 
     Args:
         image: An array of height x width, or height x width x 1, 3 or 4, of uint8 or of floats
-            in 0-1; a Pillow image; or the path of a file that Pillow reads. Alpha is left out, and
-            of 16 bits the upper 8 count.
+            in 0-1; a Pillow image; or the path of a file that Pillow reads. Alpha is left out.
         name: What messages call it, if it is no file.
+        order: "RGB" or "BGR", in which an array's channels lie.
 
     Raises:
         ValueError: It is none of these, or damaged.
         FileNotFoundError: There is no such file.
     """
     if isinstance(image, str | os.PathLike | Image.Image):
-        return _opened(image, name, _eight_bits, "a picture")
+        name = _called(image, name)
+        with _opened(image, name) as opened:
+            return np.array(_rgb(ImageOps.exif_transpose(opened), name))
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
@@ -47,19 +73,98 @@ def read(image: ImageLike, name: str = "image") -> UInt8[np.ndarray, "h w 3"]:
     if array.dtype != np.uint8:
         _check_unit(array, name)
         array = np.round(array * 255).astype(np.uint8)
-    array = array[..., :3]
+    array = array[..., :3] if order == "RGB" else array[..., 2::-1]
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 
-def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
-    """Which pixels a mask marks.
+def load(
+    file: File,
+    name: str = "image",
+    *,
+    turn: bool = True,
+    fit: tuple[int, int] | None = None,
+    square: int = 0,
+) -> Image.Image:
+    """A file as a Pillow image, RGB.
 
     Args:
-        mask: An array of height x width: bool, floats in 0-1 (0.5 and above is marked), or
-            integers, 0 and one other number. Or a Pillow image or a file, white on black, where
-            gray from 128 counts as white and transparent as black. Of a palette's two colours the
-            brighter one is marked; with more of them, of 16 bits or all darker than 128 it is
-            taken as integers.
+        file: Its path or its bytes.
+        name: What messages call the bytes.
+        turn: Whether EXIF data turn it. False for benchmarks, whose masks lie on stored pixels.
+            A TIFF is always turned, by Pillow itself.
+        fit: (width, height) of its mask, which it must have. A picture of which only the stored
+            pixels have it is not turned.
+        square: 0 decodes every pixel. Otherwise a JPEG is brought to a square of this side, and
+            one of four times that or more is decoded at 1/2, 1/4 or 1/8 of its size, the smallest
+            of twice the square or more: within 1 of 255 levels of the exact pixels in the mean.
+
+    Raises:
+        ValueError: The file cannot be read, or is of another size than `fit`.
+        FileNotFoundError: There is no such file.
+    """
+    name = _called(file, name)
+    with _opened(file, name) as stored:
+        if fit:
+            shown = _upright_size(stored) if turn else stored.size
+            if fit not in (shown, stored.size):
+                raise UserError(
+                    f"{name} has {_by(shown)} pixels and its mask {_by(fit)}; both must have one "
+                    "size"
+                )
+            turn = turn and fit == shown
+        drafted = stored.draft(None, (2 * square, 2 * square)) if square else None
+        if drafted is None:  # no JPEG
+            return _rgb(ImageOps.exif_transpose(stored) if turn else stored, name)
+        _, box = drafted  # what the pixels show: sizes that 8 does not divide are rounded up
+        small = _rgb(stored, name).resize((square, square), Image.Resampling.BILINEAR, box)
+        return ImageOps.exif_transpose(small) if turn else small
+
+
+def size(file: File, name: str = "image", *, turn: bool = True) -> tuple[int, int]:
+    """(width, height) of a file's picture.
+
+    Args:
+        file: Its path or its bytes.
+        name: What messages call the bytes.
+        turn: True for the size that a viewer shows, False for that of the stored pixels.
+
+    Raises:
+        ValueError: The file cannot be read.
+        FileNotFoundError: There is no such file.
+    """
+    with _opened(file, _called(file, name)) as image:
+        return _upright_size(image) if turn else image.size
+
+
+def read_labels(file: File, name: str = "mask") -> UInt8[np.ndarray, "h w"]:
+    """The class numbers of a mask file, from its stored pixels; of a palette the indices.
+
+    Raises:
+        ValueError: The file cannot be read, has several channels, or numbers beyond 0-255.
+        FileNotFoundError: There is no such file.
+    """
+    name = _called(file, name)
+    with _opened(file, name) as mask:
+        if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
+            raise UserError(
+                f"{name} is of mode {mask.mode}; a mask has one channel of class numbers, with or "
+                "without a palette"
+            )
+        labels = np.array(mask)
+    if labels.dtype != np.uint8:
+        _check_range(labels, name, 255, "a mask holds 0-255")
+    return labels.astype(np.uint8, copy=False)
+
+
+def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
+    """Which pixels belong to the one object of a mask.
+
+    Args:
+        mask: An array of height x width: bool, floats in 0-1 (the object from 0.5), or integers,
+            0 and one other number. Or a Pillow image or a file, white on black, where gray from
+            128 counts as white and transparent as black. Of a palette's two colours the brighter
+            one is the object; with more of them, of 16 bits or all darker than 128 it is taken as
+            integers.
         name: What messages call it, if it is no file.
 
     Raises:
@@ -68,8 +173,9 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
         FileNotFoundError: There is no such file.
     """
     if isinstance(mask, str | os.PathLike | Image.Image):
-        array = _opened(mask, name, _levels, "a mask")
-        name = str(mask) if isinstance(mask, str | os.PathLike) else name
+        name = _called(mask, name)
+        with _opened(mask, name) as opened:
+            array = _levels(ImageOps.exif_transpose(opened), name)
     else:
         array = np.asarray(mask)
     if array.ndim == 3 and array.shape[2] == 1:
@@ -88,94 +194,94 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
     return array != 0
 
 
-def mark(
-    size: tuple[int, int],
-    side: int,
-    *,
-    mask: ImageLike | None = None,
-    points: Numbers | None = None,
-    box: Numbers | None = None,
-    scribble: ImageLike | None = None,
-) -> Bool[np.ndarray, "{side} {side}"]:
-    """One annotation of a picture, brought to the model's square.
-
-    As in training a mask is shrunk by `resize_mask`, a box is filled, and points are single
-    pixels. Of a scribble every pixel counts, however thin it gets.
-
-    Args:
-        size: (height, width) of the picture.
-        side: Side of the square in pixels.
-        mask: See `read_mask`; as large as the picture.
-        points: N x 2, x and y in pixels of the picture.
-        box: x0, y0, x1, y1 in pixels of the picture; the last two are those after the box.
-        scribble: The strokes, given like a mask.
+def numbers(name: str, value: Numbers, shape: tuple[int | None, ...]) -> Float[np.ndarray, "..."]:
+    """Finite numbers of a shape, in which None is any length; an axis of 1 before it is cut.
 
     Raises:
-        ValueError: Not one kind is given, or it marks nothing, or lies outside, or is not valid.
+        ValueError: `value` has another shape, or holds something else; the message calls it `name`.
     """
-    given = dict(zip(CUES, (mask, points, box, scribble), strict=True))
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) != 1:
-        held = " and ".join(names) or "nothing"
-        raise UserError(f"a reference is marked by {held}: pass one of {', '.join(CUES)}")
-    if mask is not None:
-        square = resize_mask(_fitting(mask, size, "mask"), side)
-        if not square.any():
-            raise UserError(
-                f"mask is empty at {side} x {side}, the size that the model sees: mark a larger "
-                "object, or cut the picture to it"
-            )
-        return square
-    if box is not None:
-        return _filled(box, size, side)
-    square = np.zeros((side, side), np.bool_)
-    if points is not None:
-        rows, cols = _pixels(points, size)
-    else:
-        strokes = _fitting(scribble, size, "scribble")
-        rows, cols = np.nonzero(strokes)
-        if side > min(size):  # a pixel becomes several
-            square = resize_mask(strokes, side)
-    square[rows * side // size[0], cols * side // size[1]] = True
-    return square
+    wanted = " x ".join("N" if side is None else str(side) for side in shape)
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} must be {wanted} numbers: {error}") from error
+    inner = array[0] if array.ndim == len(shape) + 1 and len(array) == 1 else array
+    fits = inner.ndim == len(shape) and all(
+        side in (None, held) for side, held in zip(shape, inner.shape, strict=True)
+    )
+    if not fits:
+        held = " x ".join(map(str, array.shape)) or "a single number"
+        raise UserError(f"{name} is {held}: pass {wanted}")
+    if not np.isfinite(inner).all():
+        raise UserError(f"{name} holds NaN or infinity: pass finite numbers")
+    return inner
 
 
-def _opened(
-    image: Any, name: str, convert: Callable[[Image.Image], np.ndarray], what: str
-) -> np.ndarray:
+@functools.cache
+def _suffixes() -> frozenset[str]:
+    forms = Image.registered_extensions()  # before OPEN is asked: it loads Pillow's decoders
+    return frozenset(end for end, form in forms.items() if form in Image.OPEN.keys() - _UNREAD)
+
+
+def _called(image: Any, name: str) -> str:
+    return str(image) if isinstance(image, str | os.PathLike) else name
+
+
+@contextlib.contextmanager
+def _opened(image: File | Image.Image, name: str) -> Iterator[Image.Image]:
+    """Opens a picture; whatever goes wrong while it is used becomes one line."""
     try:
         if isinstance(image, Image.Image):
-            return convert(ImageOps.exif_transpose(image))
-        name = str(image)
-        with Image.open(image) as file:
-            return convert(ImageOps.exif_transpose(file))
-    except FileNotFoundError:
+            yield image
+        else:
+            with Image.open(image) as file:
+                yield file
+    except (UserError, MemoryError):
         raise
+    except FileNotFoundError:
+        raise MissingFile(f"{name} is missing") from None
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"cannot read {name}: it is no picture of a known format; copy the file again, or save "
+            "it as PNG"
+        ) from error
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise UserError(
-            f"{name} has more than {most:,} pixels, the most that Pillow reads: shrink it"
+            f"{name} has more than {most:,} pixels, the most that Pillow reads; make it smaller"
         ) from error
     except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
-        known = not isinstance(error, UnidentifiedImageError)  # whose words name the file again
-        reason = error if known else "its format is unknown"
-        raise UserError(f"{name} cannot be read as {what}: {reason}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        line = " ".join(reason.split()) or type(error).__name__
+        raise UserError(f"cannot read {name}: {line}; copy the file again") from error
 
 
-def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    if image.format not in ("JPEG", "MPO"):  # whose heads tell; Pillow turns TIFFs as it loads them
+        image.load()
+    width, height = image.size
+    lies = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)  # by a quarter turn
+    return (height, width) if lies else (width, height)
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("F"):
+        raise UserError(f"{name} holds fractions; {_MEND}")
     if image.mode.startswith("I"):
         levels = np.array(image)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise UserError(f"levels from {levels.min()} to {levels.max()}: {MEND}")
+        _check_range(levels, name, 65535, _MEND)
         if 0 < levels.max() < 4096:  # of 12 bits or fewer: its upper 8 of 16 would be black
-            raise UserError(f"levels up to {levels.max()}, of 16 bits next to black: {MEND}")
+            raise UserError(
+                f"{name} holds levels up to {levels.max()} of 65535, next to black; save it with 8 "
+                "bits"
+            )
         image = Image.fromarray((levels >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")  # a palette's transparency has several forms
-    return rgb(image, "RGB")
+    return image.convert("RGB")
 
 
-def _levels(image: Image.Image) -> np.ndarray:
+def _levels(image: Image.Image, name: str) -> np.ndarray:
     """A picture of a mask as bool, or as its numbers if they are not gray in 0-255."""
     if image.mode.startswith(("I", "F")):
         return np.array(image)
@@ -194,8 +300,8 @@ def _levels(image: Image.Image) -> np.ndarray:
     between = gray[(gray > 31) & (gray < 224)]
     if len(between) > gray.size / 4 and len(np.unique(between)) > 64:
         raise UserError(
-            "it looks like a photo, for much of it is neither black nor white: pass one that is "
-            "white on the object and black elsewhere"
+            f"{name} looks like a photo, for much of it is neither black nor white: pass a mask "
+            "that is white on the object and black elsewhere"
         )
     return gray >= 128 if gray.max() >= 128 else gray
 
@@ -208,45 +314,11 @@ def _check_unit(array: np.ndarray, name: str) -> None:
         )
 
 
-def _fitting(mask: ImageLike | None, size: tuple[int, int], name: str) -> Bool[np.ndarray, "h w"]:
-    assert mask is not None
-    array = read_mask(mask, name)
-    if array.shape != size:
-        held, wanted = (f"{width} x {height}" for height, width in (array.shape, size))
-        raise UserError(f"{name} is {held} pixels, the picture {wanted}: they must be the same")
-    if not array.any():
-        raise UserError(f"{name} is empty: no pixel is marked (in files, white on black)")
-    return array
+def _check_range(levels: np.ndarray, name: str, most: int, mend: str) -> None:
+    low, high = int(levels.min()), int(levels.max())
+    if low < 0 or high > most:
+        raise UserError(f"{name} holds the number {low if low < 0 else high}; {mend}")
 
 
-def _pixels(points: Numbers, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pixels in which the points lie."""
-    xy = numbers("points", points, (None, 2))
-    height, width = size
-    if not len(xy):
-        raise UserError("points is empty: pass at least one x, y")
-    outside = ~((xy >= 0) & (xy < [[width, height]])).all(1)
-    if outside.any():
-        raise UserError(
-            f"points has {xy[outside][0].tolist()}, outside the picture of {width} x {height} "
-            "pixels: pass x, y in pixels of the picture"
-        )
-    x, y = xy.astype(np.int64).T
-    return y, x
-
-
-def _filled(box: Numbers, size: tuple[int, int], side: int) -> Bool[np.ndarray, "{side} {side}"]:
-    x0, y0, x1, y1 = numbers("box", box, (4,)).tolist()
-    height, width = size
-    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-        raise UserError(
-            f"box={[x0, y0, x1, y1]} must be x0 < x1, y0 < y1 inside the picture of {width} x "
-            f"{height} pixels"
-        )
-    square = np.zeros((side, side), np.bool_)
-    rows, cols = (
-        slice(int(low * side / whole), int(np.ceil(high * side / whole)))
-        for low, high, whole in ((y0, y1, height), (x0, x1, width))
-    )
-    square[rows, cols] = True
-    return square
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

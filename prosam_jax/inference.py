@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         posterior: The prompts that they come from.
-        logits: Of the masks; above 0 is foreground.
+        logits: Of the masks (`equations.foreground`).
         score: Mean probability of the foreground inside each mask, 0 if it is empty.
         iou: The IoU that SAM expects of each mask. SAM learned to say so of clicks and boxes.
     """
@@ -82,7 +82,7 @@ def uncertainty(
         posterior: Of the same targets.
         size: (height, width) of the map.
         samples: K.
-        key: Rng the noise.
+        key: Draws the noise.
 
     Raises:
         ValueError: The posterior has no scale (a deterministic variant).
@@ -127,6 +127,6 @@ def disagreement(logits: Float[Array, "k b h w"]) -> Float[Array, "b h w"]:
 
 def confidence(logits: Float[Array, "b h w"]) -> Float[Array, " b"]:
     """Mean probability of the foreground inside each mask, 0 if it is empty."""
-    mask = logits > 0
+    mask = equations.foreground(logits)
     total = jnp.where(mask, jax.nn.sigmoid(logits), 0).sum((1, 2))
     return total / jnp.maximum(mask.sum((1, 2)), 1)

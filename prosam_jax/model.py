@@ -1,20 +1,25 @@
 """ProSAM: a reference, its annotation and a target -> K prompts -> SAM's decoder -> masks."""
 
+import contextlib
 import os
+import pathlib
 import zlib
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
-from prosam_jax import backbone, equations, resize
-from prosam_jax.config import RANDOM, Config
+from prosam_jax import backbone, equations, equations_fast, resize
+from prosam_jax.config import Config
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
+from prosam_jax.sam.build_sam import build_sam, embed
 from prosam_jax.sam.model import Sam
 from prosam_jax.types import Episode, Features, Posterior, Taps
 from prosam_jax.weights import files, prompt_encoder
+from prosam_jax.weights.checkpoint import Checkpoints
 
 
 class ProSAM(nnx.Module):
@@ -43,6 +48,23 @@ class ProSAM(nnx.Module):
         )
         self.distribution = cfg.distribution
         self.downsample = cfg.data.downsample
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **overrides: Any) -> "ProSAM":
+        """A trained model.
+
+        Args:
+            name: "prosam-shapes", which comes with the package; the file of a trained prompt
+                encoder (`prosam export`); the folder of a training run, of which the best
+                checkpoint is taken, or the latest if none was validated; or "user/name" on a hub.
+            overrides: Groups of settings that differ from the training's, such as
+                `sam={"weights": "elsewhere/sam_vit_h.safetensors", "dtype": "bfloat16"}`.
+
+        Raises:
+            UserError: There is no such model, its frozen weights are missing or others than it
+                was trained on, or a setting is unknown or belongs to the training.
+        """
+        return load(name, overrides)[0]
 
     def encode(
         self, episode: Episode, image_embeddings: Float[Array, "b i j e"] | None = None
@@ -86,7 +108,7 @@ class ProSAM(nnx.Module):
             downsample: How annotations are shrunk to it, one of `config.DOWNSAMPLES`; None as in
                 training.
         """
-        mask = _shrunk(marked.astype(jnp.float32), size, downsample or self.downsample)
+        mask = resize.annotation(marked.astype(jnp.float32), size, downsample or self.downsample)
         return backbone.reference_taps(self.backbone, resize.normalize(images), mask), mask
 
     def posterior(self, features: Features, dropout_key: PRNGKeyArray | None = None) -> Posterior:
@@ -144,7 +166,7 @@ class ProSAM(nnx.Module):
         Args:
             features: Output of `encode`.
             target: The true masks.
-            key: Rng dropout and samples.
+            key: Draws dropout and samples.
 
         Returns:
             The loss, and a dict: "bce" and "dice" (Eq. 4's terms), "intersection" and "union" (b)
@@ -170,7 +192,7 @@ class ProSAM(nnx.Module):
             logits = self.decode(image_embeddings, prompts, (h, w))
             bce = equations.bce_loss(logits, target)
             dice = equations.dice_loss(logits, target)
-            mask = logits > 0
+            mask = equations.foreground(logits)
             aux = {
                 "bce": bce,
                 "dice": dice,
@@ -185,20 +207,12 @@ class ProSAM(nnx.Module):
             key, posterior, cfg.samples, sampler=cfg.name, nu=cfg.nu, min_scale=cfg.min_scale
         )
         group = cfg.sample_group or (2 if jax.default_backend() == "cpu" else cfg.samples)
-        value, aux = equations.monte_carlo(loss, prompts, group)
+        value, aux = equations_fast.monte_carlo(loss, prompts, group)
         sigma = equations.scale(posterior.log_scale, cfg.min_scale)
         aux = {name: x.mean(0) for name, x in aux.items()} | _scale_statistics(
             posterior.mean, sigma
         )
         return value - cfg.entropy_weight * posterior.log_scale.mean(), aux
-
-
-def _shrunk(
-    marked: Float[Array, "r H W"], size: tuple[int, int], rule: str
-) -> Float[Array, "r h w"]:
-    if rule == "coverage":
-        return resize.coverage(marked, size)
-    return resize.nearest(marked[..., None], size)[..., 0]
 
 
 def _scale_statistics(mean: Array, sigma: Array) -> dict[str, Array]:
@@ -212,16 +226,6 @@ def _scale_statistics(mean: Array, sigma: Array) -> dict[str, Array]:
     }
 
 
-def embed(sam: Sam, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b i j e"]:
-    """SAM's embedding of target images.
-
-    They meet SAM as in VRP-SAM: brought to SAM's square size bilinearly with aligned corners,
-    whatever their aspect ratio.
-    """
-    square = resize.bilinear(resize.normalize(images), sam.cfg.image_size, align_corners=True)
-    return sam.encode_image(square)
-
-
 def learned(path: tuple, value: object) -> bool:
     """An `nnx` filter: what training changes and checkpoints hold."""
     return path[0] == "prompt_encoder"
@@ -233,38 +237,20 @@ def build(cfg: Config) -> ProSAM:
     That is a fresh one from the seed, or the trained one of the file `prompt.weights`.
 
     Raises:
-        ValueError: A weight file is missing or not what the settings say; the message names it
+        UserError: A weight file is missing or not what the settings say; the message names it
             and the command that makes it, or the settings that it wants.
     """
     if cfg.prompt.weights:
         prompt_encoder.check_fit(cfg.prompt.weights, cfg)
-    sam = build_sam(cfg)
-    frozen_backbone = _frozen(
-        lambda rngs: backbone.build(cfg.backbone, rngs=rngs),
-        cfg.backbone.weight_file(),
-        cfg.seed,
-        kind="backbone",
-        architecture=cfg.backbone.name,
-    )
-    channels, file = frozen_backbone.merged_channels, cfg.prompt.weights
+    sam = build_sam(cfg.sam, cfg.seed)
+    semantic = backbone.load(cfg.backbone, cfg.seed)
+    channels, file = semantic.merged_channels, cfg.prompt.weights
     return ProSAM(
         cfg,
         sam,
-        frozen_backbone,
+        semantic,
         rngs=nnx.Rngs(jax.random.key(cfg.seed)),
         prompt_encoder=load_prompt_encoder(file, cfg, channels) if file else None,
-    )
-
-
-def build_sam(cfg: Config) -> Sam:
-    """The frozen SAM of a run; errors as those of `build`."""
-    arch = cfg.sam.architecture()
-    return _frozen(
-        lambda rngs: Sam(arch, rngs=rngs),
-        cfg.sam.weight_file(),
-        cfg.seed,
-        kind="sam",
-        architecture=cfg.sam.model,
     )
 
 
@@ -288,16 +274,41 @@ def load_prompt_encoder(
     )
 
 
-def _frozen(build, file: str, seed: int, *, kind: str, architecture: str):
-    if file == RANDOM:
-        return files.random(build, seed)
-    return files.load(
-        build,
-        file,
-        kind=kind,
-        architecture=architecture,
-        made_by=files.made_by(kind, architecture, file),
-    )
+def load(
+    name: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None
+) -> tuple[ProSAM, Config]:
+    """A trained model, and the settings that it is used with; see `ProSAM.from_pretrained`.
+
+    Args:
+        name: A name, a file, a run's folder or a hub's repository.
+        overrides: Settings by dotted name, or nested in groups.
+    """
+    path = prompt_encoder.find(name)
+    cfg = prompt_encoder.usable(prompt_encoder.settings_of(path), overrides or {})
+    if not path.is_dir():
+        return build(cfg), cfg
+    with contextlib.closing(Checkpoints(path, read_only=True)) as checkpoints:
+        which = "latest" if checkpoints.best is None else "best"
+    return nnx.merge(*restored(cfg, path, which)[0]), cfg
+
+
+def restored(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> tuple["Parts", int]:
+    """The model of a run's checkpoint, and its step.
+
+    Args:
+        cfg: Settings of the run.
+        workdir: Its folder.
+        checkpoint: "best" (by validation mIoU), "latest" or a step.
+
+    Raises:
+        UserError: There is no such checkpoint, or settings and files do not fit.
+    """
+    trained_on = prompt_encoder.read_frozen(workdir)
+    prompt_encoder.check_frozen(workdir, trained_on, prompt_encoder.frozen_weights(cfg))
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        step = checkpoints.find(checkpoint)
+        parts = split(build(cfg))
+        return parts._replace(params=checkpoints.restore_params(step, parts.params)), step
 
 
 class Parts(NamedTuple):
@@ -316,8 +327,3 @@ def split(model: ProSAM) -> Parts:
 def stream(seed: int, name: str) -> PRNGKeyArray:
     """The key of one purpose; fold the step in to get the key of a step."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-
-
-def cueless(features: Features) -> Bool[Array, " r"]:
-    """References of which no mark is left at the size of the features."""
-    return ~features.reference_mask.any((1, 2))

@@ -150,3 +150,12 @@ def linear_table(table: Float[Array, "n c"], length: int) -> Float[Array, "m c"]
         return table
     weights = jnp.asarray(bilinear_weights(table.shape[0], length, align_corners=False))
     return jnp.matmul(weights, table, precision=HIGHEST)
+
+
+def annotation(
+    annotated: Float[Array, "r H W"], size: tuple[int, int], rule: str
+) -> Float[Array, "r h w"]:
+    """Annotations at the features' size, weights in [0, 1], by a rule of `data.downsample`."""
+    if rule == "coverage":
+        return coverage(annotated, size)
+    return nearest(annotated[..., None], size)[..., 0]

@@ -1,6 +1,5 @@
-"""Scoring trained parameters, what `evaluate.py` does."""
+"""Scores of trained parameters: of a run's checkpoint or of a file, printed and written."""
 
-import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Mapping
@@ -10,7 +9,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from prosam_jax import console, equations, model, sharding
-from prosam_jax.config import Config, changed, replaced
+from prosam_jax.config import OF_AN_EVALUATION, Config, Role, changed, names_of, replaced
+from prosam_jax.data import datasets
 from prosam_jax.data.episodes import EpisodeSource
 from prosam_jax.data.folds import describe
 from prosam_jax.errors import UserError
@@ -19,73 +19,55 @@ from prosam_jax.feature_cache.cache import opened
 from prosam_jax.report import pictures, scores
 from prosam_jax.training import state
 from prosam_jax.weights import prompt_encoder
-from prosam_jax.weights.checkpoint import Checkpoints
+from prosam_jax.weights.prompt_encoder import Trained
 
-# What may differ from the run's own settings without making its parameters mean something else.
-FREE = (
-    "cache.dir",
-    "cache.dtype",
-    "data.annotation",
-    "data.bad_files",
-    "data.cueless",
-    "data.downsample",
-    "data.root",
-    "data.shots",
-    "data.test",
-    "data.test_root",
-    "data.val_list",
-    "data.workers",
-    "eval.batch_size",
-    "eval.controls",
-    "eval.episodes",
-    "eval.pictures",
-    "eval.seed",
-    "sam.attention",
-    "sam.dtype",
-)
 SAMPLES = 8
 """Prompts drawn for a map of uncertainty."""
-# What else may, where nobody knows what the parameters were trained on.
-BENCHMARK = ("data.name", "data.fold", "data.image_size", "data.novel", "data.train_list")
 
 
-def settings(trained: Config, overrides: Mapping[str, Any], free: tuple[str, ...] = FREE) -> Config:
-    """The settings of a training with the command line's changes.
+def settings(
+    trained: Config, overrides: Mapping[str, Any], may: frozenset[Role] = OF_AN_EVALUATION
+) -> Config:
+    """The settings of a training with other values for some, by dotted name.
 
     Raises:
-        ValueError: A changed setting is none of `free`, or not valid.
+        UserError: A setting that is changed has a role that is not in `may`, or is not valid.
     """
     cfg = replaced(trained, overrides)
-    if differences := changed(trained, cfg, free):
+    if differences := changed(trained, cfg, may):
         raise UserError(
-            f"these settings belong to the run and cannot be changed: {'; '.join(differences)}; "
-            f"free are {', '.join(free)}, and where the files of sam.weights and "
-            "backbone.weights lie"
+            f"these settings belong to the training and cannot be changed: "
+            f"{'; '.join(differences)}; those that can are {names_of(may)}"
         )
     return cfg
 
 
 def settings_of_file(file: pathlib.Path, overrides: Mapping[str, Any]) -> Config:
-    """The settings under which a file of a trained prompt encoder is scored.
+    """The settings under which the file of a trained prompt encoder is scored.
 
     Raises:
-        ValueError: As `settings`, or the file does not know its fold, nor does the command line.
+        UserError: As `settings`, or the file does not know its fold, nor does the command line.
     """
     trained = prompt_encoder.read(file)
-    free, fold = FREE, overrides.get("data.fold", trained.fold)
-    if trained.fold not in (None, fold):
+    if trained.fold is None and "data.fold" not in overrides:
         raise UserError(
-            f"{file} was trained on fold {trained.fold} and has seen the classes that "
-            f"data.fold={fold} tests: leave the fold as it is"
+            f"{file} does not say which fold it was trained on, and classes that it has seen "
+            "prove nothing: pass --config.data.fold=0, 1, 2 or 3"
         )
-    if trained.fold is None:
-        free += BENCHMARK
-        if "data.fold" not in overrides:
-            raise UserError(
-                f"{file} does not say which fold it was trained on, and classes that it has seen "
-                "prove nothing: pass --config.data.fold=0, 1, 2 or 3"
-            )
-    return replaced(settings(trained.config, overrides, free), {"prompt.weights": str(file)})
+    cfg = replaced(trained.config, {**overrides, "prompt.weights": str(file)})
+    may = OF_AN_EVALUATION
+    if trained.fold is None or _is_another_folder(trained, cfg):
+        may |= {Role.BENCHMARK}
+    else:
+        prompt_encoder.check_unseen(file, cfg, trained.dataset)
+    return replaced(settings(trained.config, overrides, may), {"prompt.weights": str(file)})
+
+
+def _is_another_folder(trained: Trained, cfg: Config) -> bool:
+    """Whether own pictures are scored that the training has not seen."""
+    if trained.dataset is None or not trained.config.data.name == cfg.data.name == "folder":
+        return False
+    return datasets.identity(cfg.data) != trained.dataset
 
 
 def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result:
@@ -101,18 +83,8 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result
     """
     cfg = replaced(cfg, {"prompt.weights": ""})  # where the run began no longer matters
     source = evaluate.test_episodes(cfg)
-    parts, at = restored(cfg, workdir, checkpoint)
+    parts, at = model.restored(cfg, workdir, checkpoint)
     return _score(cfg, workdir, source, parts, at, f"step {at} of {workdir}")
-
-
-def restored(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> tuple[model.Parts, int]:
-    """The model of a checkpoint, as `score` takes it, and the step; ValueError as there."""
-    trained_on = prompt_encoder.read_frozen(workdir)
-    prompt_encoder.check_frozen(workdir, trained_on, prompt_encoder.frozen_weights(cfg))
-    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        at = find_step(checkpoints, checkpoint, workdir)
-        parts = model.split(model.build(cfg))
-        return parts._replace(params=restore_params(checkpoints, at, cfg, parts.params)), at
 
 
 def score_file(cfg: Config, workdir: pathlib.Path) -> results.Result:
@@ -128,34 +100,6 @@ def score_file(cfg: Config, workdir: pathlib.Path) -> results.Result:
     source = evaluate.test_episodes(cfg)
     parts = model.split(model.build(cfg))
     return _score(cfg, workdir, source, parts, prompt_encoder.read(file).step, file)
-
-
-def find_step(checkpoints: Checkpoints, name: str, workdir: pathlib.Path) -> int:
-    """The step that `name` means: "best", "latest" or a number; ValueError if there is none."""
-    known = checkpoints.steps
-    step_of = {"best": checkpoints.best, "latest": checkpoints.latest} | {
-        str(step): step for step in known
-    }
-    if (found := step_of.get(name)) is None:
-        if name == "best" and known:
-            raise UserError(
-                f"{workdir} has no best checkpoint, because it was never validated: pass "
-                "--checkpoint=latest"
-            )
-        kept = ", ".join(map(str, known)) or "none"
-        raise UserError(
-            f"--checkpoint={name}: {workdir} has no such checkpoint (steps kept: {kept}); "
-            "pass best, latest or one of these steps, or train first with train.py"
-        )
-    return found
-
-
-def restore_params(checkpoints: Checkpoints, at: int, cfg: Config, like: nnx.State) -> nnx.State:
-    """The parameters of a checkpoint, in the structure of `like`."""
-    # The optimiser's state comes along; only its structure matters here.
-    tx = state.optimizer(cfg.train, state.schedule(cfg.train, images=1))
-    whole = sharding.replicate(state.create(like, tx), sharding.make_mesh(cfg.eval.batch_size))
-    return checkpoints.restore(at, whole).params
 
 
 def _score(

@@ -17,14 +17,12 @@ from PIL import Image
 
 from prosam_jax.atomic import replacing
 from prosam_jax.errors import UserError
-from prosam_jax.images import read
+from prosam_jax.images import is_picture, read
 from prosam_jax.segmenter import Segmentation, Segmenter
 
 SHOWN = 3
 TINT = (25, 130, 255)
 _DARKEST = 0.5 / 255  # what a map shows as black
-# Of the formats that Pillow knows by name: these it cannot decode by itself.
-_UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,9 +207,7 @@ def _pictures_of(targets: pathlib.Path) -> list[pathlib.Path]:
         return [targets]
     if not targets.is_dir():
         raise UserError(f"--targets={targets}: there is no such file or folder")
-    forms = Image.registered_extensions()  # before OPEN is asked: it loads Pillow's decoders
-    known = {end for end, form in forms.items() if form in Image.OPEN.keys() - _UNREAD}
-    files = sorted(x for x in targets.iterdir() if x.is_file() and x.suffix.lower() in known)
+    files = sorted(x for x in targets.iterdir() if x.is_file() and is_picture(x))
     if not files:
         raise UserError(f"--targets={targets}: the folder has no pictures")
     return files
@@ -227,7 +223,7 @@ def _batches(
     for target in targets:
         try:
             image = read(target)
-        except (ValueError, OSError) as error:
+        except UserError as error:
             failed(target, error)
             continue
         names.append(target)

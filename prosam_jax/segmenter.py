@@ -12,16 +12,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 from PIL import Image
 
-from prosam_jax import inference, resize, trained
+from prosam_jax import inference, model, resize
 from prosam_jax.config import check_at_least
+from prosam_jax.data.annotation import annotated
 from prosam_jax.data.transforms import resize_image
-from prosam_jax.equations import SAMPLERS
+from prosam_jax.equations import SAMPLERS, foreground
 from prosam_jax.errors import UserError
-from prosam_jax.images import mark, read
+from prosam_jax.images import ImageLike, Numbers, read
 from prosam_jax.inference import Prediction, References, Targets
 from prosam_jax.model import ProSAM
-from prosam_jax.sam.transforms import ImageLike, Numbers
 from prosam_jax.types import Posterior
+from prosam_jax.weights import prompt_encoder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ class Segmentation:
 class Segmenter:
     """Finds in pictures what references show.
 
-        seg = Segmenter.load("prosam-shapes")
+        seg = Segmenter.from_pretrained("prosam-shapes")
         seg.set_reference("cat.jpg", mask="cat.png")
         found = seg.segment("other.jpg")
 
@@ -60,37 +61,23 @@ class Segmenter:
     number of references that a class has.
     """
 
-    def __init__(self, model: ProSAM, image_size: int):
+    def __init__(self, prosam: ProSAM, image_size: int):
         """A segmenter of a model that was trained on squares of `image_size` pixels."""
-        self.model = model
+        self.model = prosam
         self.image_size = image_size
         # Flattened once: to walk the modules at every call takes longer than a small decoder.
-        self._leaves, self._tree = jax.tree.flatten(model)
+        self._leaves, self._tree = jax.tree.flatten(prosam)
         square = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-        merged, _ = jax.eval_shape(model.backbone.trunk, square)
+        merged, _ = jax.eval_shape(prosam.backbone.trunk, square)
         self._cells: tuple[int, int] = merged.shape[1:3]
         self._references: dict[str, References] = {}
 
     @classmethod
-    def load(
-        cls,
-        model: str | os.PathLike[str] = trained.DEFAULT,
-        overrides: Mapping[str, Any] | None = None,
+    def from_pretrained(
+        cls, name: str | os.PathLike[str] = prompt_encoder.DEFAULT, **overrides: Any
     ) -> "Segmenter":
-        """Reads a trained model.
-
-        Args:
-            model: A name, such as "prosam-shapes", which comes with the package; a file of a
-                trained prompt encoder (`python -m prosam_jax.prompt_file`); or the folder of a
-                training run, of which the best checkpoint is taken.
-            overrides: Settings that differ from the training's by dotted name, such as
-                {"sam.weights": "elsewhere/sam_vit_h.safetensors", "sam.dtype": "bfloat16"}.
-
-        Raises:
-            ValueError: There is no such model, its frozen weights are missing or others than it
-                was trained on, or a setting is unknown or belongs to the training.
-        """
-        built, cfg = trained.load(model, overrides or {})
+        """A segmenter with a trained model; arguments and errors as of `ProSAM.from_pretrained`."""
+        built, cfg = model.load(name, overrides)
         return cls(built, cfg.data.image_size)
 
     @property
@@ -124,7 +111,8 @@ class Segmenter:
             label: Name of the class.
 
         Raises:
-            ValueError: The picture cannot be read, or the mark is not valid; the message says why.
+            ValueError: The picture cannot be read, or the annotation is not valid; the message says
+                why.
             FileNotFoundError: There is no such file.
         """
         cues = {"mask": mask, "points": points, "box": box, "scribble": scribble}
@@ -222,7 +210,7 @@ class Segmenter:
     def _encoded(self, image: ImageLike, cues: dict[str, Any]) -> References:
         pixels = read(image)
         height, width, _ = pixels.shape
-        marked = mark((height, width), self.image_size, **cues)
+        marked = annotated((height, width), self.image_size, **cues)
         square = resize_image(pixels, self.image_size)
         # Most points and thin strokes would vanish under any other rule.
         rule = "coverage" if cues["mask"] is None and cues["box"] is None else None
@@ -276,10 +264,11 @@ class Segmenter:
         rows, cols = (resize.bilinear_weights(self.image_size, n, align_corners=True) for n in size)
         logits, scores, iou, *uncertainty = found
         logits = rows @ logits @ cols.T
+        masks = foreground(logits)
         return Segmentation(
             classes=self.classes,
-            masks=logits > 0,
-            label_map=np.where((logits > 0).any(0), logits.argmax(0) + 1, 0).astype(np.int32),
+            masks=masks,
+            label_map=np.where(masks.any(0), logits.argmax(0) + 1, 0).astype(np.int32),
             scores=scores,
             predicted_iou=iou,
             uncertainty=np.clip(rows @ uncertainty[0] @ cols.T, 0, 1) if uncertainty else None,
@@ -309,8 +298,8 @@ def _encode_reference(
     size: tuple[int, int],
     downsample: str | None,
 ) -> References:
-    model = jax.tree.unflatten(tree, leaves)
-    return References(*model.encode_references(images, marked, size, downsample))
+    prosam = jax.tree.unflatten(tree, leaves)
+    return References(*prosam.encode_references(images, marked, size, downsample))
 
 
 @functools.partial(jax.jit, static_argnames="tree")
@@ -322,8 +311,8 @@ def _encode_targets(tree: Any, leaves: list[Array], images: UInt8[Array, "b h w 
 def _predict(
     tree: Any, leaves: list[Array], targets: Targets, references: References, side: int
 ) -> Prediction:
-    model = jax.tree.unflatten(tree, leaves)
-    return inference.predict(model, targets, references, (side, side))
+    prosam = jax.tree.unflatten(tree, leaves)
+    return inference.predict(prosam, targets, references, (side, side))
 
 
 @functools.partial(jax.jit, static_argnames=("tree", "side", "samples"))
@@ -335,7 +324,7 @@ def _vary(
     side: int,
     samples: int,
 ) -> Float[Array, "b h w"]:
-    model = jax.tree.unflatten(tree, leaves)
+    prosam = jax.tree.unflatten(tree, leaves)
     return inference.uncertainty(
-        model, embeddings, posterior, (side, side), samples, jax.random.key(0)
+        prosam, embeddings, posterior, (side, side), samples, jax.random.key(0)
     )

@@ -1,46 +1,34 @@
-"""Trained prompt encoders as single files: export from a run, show, share on a hub.
+"""Trained prompt encoders as single files: out of a run, and to and from a hub."""
 
-    python -m prosam_jax.prompt_file export --workdir=runs/x --out=FILE [--checkpoint best]
-    python -m prosam_jax.prompt_file show FILE
-    python -m prosam_jax.prompt_file push FILE --repo USER/NAME [--private]
-    python -m prosam_jax.prompt_file pull USER/NAME --out=FILE [--revision REVISION]
-
-Training begins from such a file with `--config.prompt.weights=FILE`, and
-`evaluate.py --prompt_encoder=FILE` scores it.
-"""
-
-import argparse
 import contextlib
 import json
 import pathlib
 import shutil
-import sys
-from collections.abc import Sequence
 from typing import Any
 
-from absl import logging
 from flax import nnx
 
 import prosam_jax
-from prosam_jax import backbone, model, runs
+from prosam_jax import backbone, model
 from prosam_jax.atomic import replacing
-from prosam_jax.config import PACKAGED, RANDOM, Config, changed, read_config, replaced
+from prosam_jax.config import (
+    CHANGES_NO_NUMBER,
+    OF_AN_EVALUATION,
+    PACKAGED,
+    RANDOM,
+    Config,
+    Role,
+    changed,
+    read_config,
+    recorded,
+    replaced,
+)
+from prosam_jax.config.fields import about, flat
 from prosam_jax.errors import UserError
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.weights import files, hub, prompt_encoder
 from prosam_jax.weights.checkpoint import Checkpoints
 from prosam_jax.weights.prompt_encoder import Trained
-
-# Settings of an evaluation that say nothing about its result.
-SILENT = (
-    "cache.dir",
-    "data.root",
-    "data.test_root",
-    "data.workers",
-    "eval.batch_size",
-    "eval.controls",
-    "eval.pictures",
-)
 
 
 def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained:
@@ -66,14 +54,15 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
     encoder = ReferencePromptEncoder(cfg.prompt, cfg.distribution, channels, rngs=nnx.Rngs(0))
     learned = nnx.Dict(prompt_encoder=encoder)
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        at = runs.find_step(checkpoints, checkpoint, workdir)
-        nnx.update(learned, runs.restore_params(checkpoints, at, cfg, nnx.state(learned)))
+        at = checkpoints.find(checkpoint)
+        nnx.update(learned, checkpoints.restore_params(at, nnx.state(learned)))
     trained = Trained(
         config=_without_paths(cfg),
         merged_channels=channels,
         frozen=prompt_encoder.read_frozen(workdir),
         version=prosam_jax.__version__,
         benchmark=cfg.data.name,
+        dataset=prompt_encoder.read_dataset(workdir),
         fold=cfg.data.fold,
         step=at,
         results=_results(workdir / "results.json", cfg, at),
@@ -83,13 +72,17 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
 
 
 def _without_paths(cfg: Config) -> Config:
-    default = Config()
-    paths = {"cache.dir": "", "data.root": "", "data.test_root": "", "prompt.weights": ""}
-    if cfg.sam.weights not in (RANDOM, PACKAGED):
-        paths["sam.weights"] = default.sam.weights
-    if cfg.backbone.weights not in (RANDOM, PACKAGED):
-        paths["backbone.weights"] = default.backbone.weights
-    return replaced(cfg, paths)
+    """The settings with the default for every path, but for weights that are no file."""
+    kept = (RANDOM, PACKAGED)
+    default = flat(Config())
+    return replaced(
+        cfg,
+        {
+            name: default[name]
+            for name, value in flat(cfg).items()
+            if about(Config, name).role is Role.PATH and value not in kept
+        },
+    )
 
 
 def _results(path: pathlib.Path, run: Config, at: int) -> dict[str, Any] | None:
@@ -99,14 +92,14 @@ def _results(path: pathlib.Path, run: Config, at: int) -> dict[str, Any] | None:
     run = replaced(run, {"prompt.weights": ""})  # as `score` writes it for a checkpoint
     try:
         held = json.loads(path.read_text())
-        scored = Config.from_dict(held["config"])
-        if held["step"] != at or changed(run, scored, runs.FREE):
+        scored = recorded(held["config"])
+        if held["step"] != at or changed(run, scored, OF_AN_EVALUATION):
             return None
         return {name: held[name] for name in prompt_encoder.SCORES} | {
-            "settings": changed(run, scored, SILENT)
+            "settings": changed(run, scored, CHANGES_NO_NUMBER)
         }
     except (KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); run evaluate.py again") from error
+        raise UserError(f"{path} is damaged ({error}); run prosam evaluate again") from error
 
 
 def push(
@@ -190,8 +183,8 @@ prompts a frozen Segment Anything model to segment the same kind of object in ot
 {rows}
 
 ```
-python -m prosam_jax.prompt_file pull {repo} --out FILE.safetensors
-python evaluate.py --prompt_encoder=FILE.safetensors --workdir=DIR{flags}
+prosam weights pull {repo} --out FILE.safetensors
+prosam evaluate --prompt-encoder FILE.safetensors --workdir DIR{flags}
 ```
 """
 
@@ -201,58 +194,3 @@ def describe(path: pathlib.Path, trained: Trained) -> str:
     rows = {"file": f"{path}, {path.stat().st_size:,} bytes"} | prompt_encoder.facts(trained)
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command."""
-    args = _parser().parse_args(argv)
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of reading only what is only read
-    try:
-        if args.command in ("export", "pull") and args.out.exists() and not args.force:
-            raise UserError(f"{args.out} exists already: pass --force, or another --out")
-        if args.command == "export":
-            print(describe(args.out, export(args.workdir, args.checkpoint, args.out)))
-        elif args.command == "show":
-            trained = prompt_encoder.read(args.file)
-            print(describe(args.file, trained))
-            print("settings that differ from the defaults:")
-            for line in changed(Config(), trained.config, ()):
-                print(f"  {line}")
-        elif args.command == "push":
-            print(push(args.file, args.repo, private=args.private))
-        else:
-            print(describe(args.out, pull(args.repo, args.out, revision=args.revision)))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m prosam_jax.prompt_file",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    exporting = commands.add_parser("export", help="write a run's checkpoint to a file")
-    exporting.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run")
-    exporting.add_argument("--out", type=pathlib.Path, required=True, help="the .safetensors file")
-    exporting.add_argument("--checkpoint", default="best", help="best, latest or a step")
-    exporting.add_argument("--force", action="store_true", help="overwrite the file")
-    showing = commands.add_parser("show", help="say what a file is")
-    showing.add_argument("file", type=pathlib.Path)
-    pushing = commands.add_parser("push", help="upload a file to a hub")
-    pushing.add_argument("file", type=pathlib.Path)
-    pushing.add_argument("--repo", required=True, help="USER/NAME, made if it is missing")
-    pushing.add_argument("--private", action="store_true", help="make the repository private")
-    pulling = commands.add_parser("pull", help="download a file from a hub")
-    pulling.add_argument("repo", help="USER/NAME")
-    pulling.add_argument("--out", type=pathlib.Path, required=True, help="the .safetensors file")
-    pulling.add_argument("--revision", help="branch, tag or commit; the newest if not given")
-    pulling.add_argument("--force", action="store_true", help="overwrite the file")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

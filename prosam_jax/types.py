@@ -71,3 +71,8 @@ class Features(NamedTuple):
     target: Taps
     reference: Taps
     reference_mask: Float[Any, "r h w"]
+
+    @property
+    def empty_annotations(self) -> Bool[Any, " r"]:
+        """Of which references nothing annotated is left at this size."""
+        return ~self.reference_mask.any((1, 2))

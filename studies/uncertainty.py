@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from prosam_jax import inference, trained
 from prosam_jax.config import replaced
 from prosam_jax.data.loader import make_loader
+from prosam_jax.equations import foreground
 from prosam_jax.evaluation import evaluate
 from prosam_jax.model import ProSAM
 from prosam_jax.types import Episode
@@ -35,7 +36,7 @@ def judged(model: ProSAM, episode: Episode, samples: int) -> dict[str, Array]:
     assert posterior.log_scale is not None, "a deterministic model has no uncertainty"
     size, truth = episode.target_mask.shape[1:], jnp.asarray(episode.target_mask)
     logits, expected = model.decode_with_iou(features.image_embeddings, posterior.mean, size)
-    mask, p, q = logits > 0, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+    mask, p, q = foreground(logits), jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
     found = {
         "wrong": (mask != truth) & ~episode.target_ignore,
         "iou": (mask & truth).sum((1, 2)) / jnp.maximum((mask | truth).sum((1, 2)), 1),

@@ -1,10 +1,11 @@
-"""The simulated user against statistics of VRP-SAM's code (200 draws for each mask)."""
+"""Users' annotations, and the simulated user against statistics of VRP-SAM's code (200 draws)."""
 
 import json
 
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from PIL import Image
 from scipy import ndimage
 
 from prosam_jax.config import ANNOTATIONS
@@ -124,3 +125,76 @@ def test_marks_are_for_ever(masks):
     x, y = annotation._stroke(Rng(1, 2), 100, 200, annotation.WIDE)[-1]
     assert (len(at), at[:2].tolist()) == (20, [[109, 120], [134, 150]])
     assert (round(x, 6), round(y, 6)) == (157.971433, 26.316291)
+
+
+def _annotated(**given):
+    return annotation.annotated((60, 90), 32, **given)
+
+
+def _dot(x, y):
+    """A mask of 60 x 90 with one pixel set."""
+    mask = np.zeros((60, 90), np.bool_)
+    mask[y, x] = True
+    return mask
+
+
+LABELS = np.arange(5400, dtype=np.uint8).reshape(60, 90) % 7
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "a reference is annotated by nothing: pass one of mask, points, box, scribble"),
+        ({"box": [1, 2, 3, 4], "points": [[1, 2]]}, "is annotated by points and box: pass one of"),
+        ({"mask": np.ones((5, 7), bool)}, "mask is 7 x 5 pixels, the picture 90 x 60"),
+        ({"mask": np.zeros((60, 90))}, "mask is empty: no pixel"),
+        ({"scribble": np.zeros((60, 90), bool)}, "scribble is empty: no pixel"),
+        ({"mask": _dot(1, 1)}, "mask is empty at 32 x 32, the size that the model"),
+        ({"mask": np.arange(5400).reshape(60, 90) % 7}, "mask holds 0, 1, 2, 3, 4, 5, ...: pass"),
+        ({"mask": Image.fromarray(LABELS)}, "mask holds 0, 1, 2, 3, 4, 5, ...: pass the mask of"),
+        ({"mask": np.full((60, 90), -0.5)}, "mask is float64 from -0.5 to -0.5: pass floats in"),
+        ({"mask": np.zeros((60, 90, 3))}, r"mask is float64 \(60, 90, 3\): pass height x width"),
+        ({"mask": np.zeros((60, 90), "U1")}, "mask is <U1: pass bool, integers, or floats"),
+        ({"points": [[5, 5], [90, 3]]}, r"points has \[90.0, 3.0\], outside the picture of 90 x"),
+        ({"points": [[-0.1, 5]]}, "outside the picture"),
+        ({"points": np.zeros((0, 2))}, "points is empty"),
+        ({"points": [1, 2, 3]}, "points is 3: pass N x 2"),
+        ({"points": [[1, np.nan]]}, "points holds NaN or infinity"),
+        ({"box": [10, 5, 91, 40]}, r"box=\[10.0, 5.0, 91.0, 40.0\] must be x0 < x1, y0 < y1"),
+        ({"box": [10, 5, 10, 40]}, "must be x0 < x1"),
+        ({"box": [10, 5, 10]}, "box is 3: pass 4"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)  # fmt: skip
+def test_annotations_that_are_wrong_are_said(given, message):
+    with pytest.raises(ValueError, match=message):
+        _annotated(**given)
+
+
+def test_a_mask_is_shrunk_as_in_training():
+    rows, cols = np.arange(32) * 60 // 32, np.arange(32) * 90 // 32
+    mask = np.random.default_rng(1).random((60, 90)) > 0.5
+    np.testing.assert_array_equal(_annotated(mask=mask), mask[rows[:, None], cols])
+
+
+def test_a_box_is_filled_to_its_last_pixel():
+    square = _annotated(box=[30, 15, 60, 46])
+    rows, cols = (np.flatnonzero(square.any(axis)) for axis in (1, 0))
+    assert (rows[0], rows[-1], cols[0], cols[-1]) == (8, 24, 10, 21)
+    assert square.sum() == len(rows) * len(cols)
+    assert _annotated(box=[89.5, 59.5, 90, 60]).sum() == 1
+
+
+def test_points_and_strokes_are_their_pixels():
+    for seed in range(40):
+        x, y = np.random.default_rng(seed).integers(0, (90, 60))
+        for square in (_annotated(points=[[x + 0.7, y]]), _annotated(scribble=_dot(x, y))):
+            np.testing.assert_array_equal(np.argwhere(square), [[y * 32 // 60, x * 32 // 90]])
+    square = _annotated(points=[[0, 0], [89.9, 0], [1, 59]])
+    np.testing.assert_array_equal(np.argwhere(square), [[0, 0], [0, 31], [31, 0]])
+
+
+def test_strokes_have_no_gaps_in_a_small_picture():
+    strokes = np.eye(5, dtype=np.bool_)
+    square = annotation.annotated((5, 5), 35, scribble=strokes)
+    np.testing.assert_array_equal(square, strokes.repeat(7, 0).repeat(7, 1))

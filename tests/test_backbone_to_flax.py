@@ -129,7 +129,7 @@ def test_every_published_name_has_its_place(model):
     source = {name: np.broadcast_to(np.float32(0), tuple(x.shape)) for name, x in state.items()}
     table = backbone_to_flax.TABLES[model]
     specs = files.leaves(
-        files.abstract(lambda rngs: backbone.build(BackboneConfig(name=model), rngs=rngs))
+        files.abstract(lambda rngs: backbone.build(BackboneConfig.of(name=model), rngs=rngs))
     )
     arrays = engine.convert(source, table.rules, table.ignored, specs)
     assert arrays.keys() == specs.keys()

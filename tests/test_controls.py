@@ -56,7 +56,7 @@ def test_each_control_takes_one_thing_away(compiled):
     plain = prediction.make_predict_step(graph)(params, frozen, _plain(episode))
     np.testing.assert_array_equal(found.mask, plain.mask)
     jax.tree.map(np.testing.assert_array_equal, found.areas, plain.areas)
-    assert found.cueless.shape == plain.cueless.shape == (2, 2)
+    assert found.empty_annotations.shape == plain.empty_annotations.shape == (2, 2)
 
     def differing(changed_params, changed_episode):
         other = run(changed_params, frozen, changed_episode)
@@ -90,7 +90,7 @@ def test_the_baselines_use_the_prior_alone(compiled):
         built = nnx.merge(graph, params, frozen)
         features = built.encode(jax.tree.map(jnp.asarray, _plain(episode)))
         tokens, _ = built.sam.prompt_encoder(points=points, labels=jnp.ones((2, 1), jnp.int32))
-        mask = built.decode(features.image_embeddings, tokens, (64, 64)) >= 0
+        mask = built.decode(features.image_embeddings, tokens, (64, 64)) > 0
         return controls.prior(built, features, (64, 64)), mask
 
     likeness = np.asarray(clicked(jnp.zeros((2, 1, 2)))[0])

@@ -1,265 +1,252 @@
 import dataclasses
+import functools
 import hashlib
 import io
+import multiprocessing
 import os
-import pathlib
 import re
 import shutil
 import socket
+import sys
 import threading
+import time
 
+import fake_hub
+import huggingface_hub
 import numpy as np
 import pytest
 import rich.console
 import safetensors.numpy
-from file_server import (
-    CUT,
-    DATA,
-    DIGEST,
-    OTHER,
-    announcing,
-    cut,
-    failure,
-    fetch,
-    page,
-    published,
-    ranges,
-    serving,
-    status,
-)
+from file_server import CUT, DATA, OTHER, reply, serve, serving
+from huggingface_hub import constants
 
-from prosam_jax.weights import __main__ as command
-from prosam_jax.weights import download, registry
+from prosam_jax import console
+from prosam_jax.weights import download, hub, registry
+
+DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
 @pytest.fixture
 def server():
-    with serving() as served:
-        yield served
+    with serving() as running:
+        yield running
 
 
 @pytest.fixture
 def entry(server):
-    return published(server)
+    """`DATA` at the server, its checksum and size known."""
+    return dataclasses.replace(
+        registry.named("sam_vit_b"),
+        file="x.pth",
+        url=server.url,
+        sha256=DIGEST,
+        size=len(DATA),
+        by_hand="a page links to it",
+    )
 
 
 @pytest.fixture
-def unknown(server):
-    """An entry of which neither checksum nor size are known."""
-    return published(server, sha256=None, size=None)
+def part(tmp_path):
+    return tmp_path / "x.pth.part"
 
 
-def _steps(folder):
-    target = folder / "x.pth"
-    return (
-        f"; to get it by hand, a page links to it; put it at {target}, check it with: python -m "
-        f"prosam_jax.weights verify {target}, then: python convert/sam_to_flax.py --model vit_b "
-        f"--checkpoint {target} --out weights/sam_vit_b.safetensors"
+def _fetch(entry, folder, data=DATA):
+    fetched = download.fetch(entry, folder)
+    assert fetched.path == folder / entry.file
+    assert fetched.path.read_bytes() == data
+    assert os.listdir(folder) == [entry.file]
+    return fetched
+
+
+def _failure(entry, folder, kind=ValueError):
+    """The message, of one line, of a fetch that fails and leaves nothing under the final name."""
+    with pytest.raises(kind) as error:
+        download.fetch(entry, folder)
+    message = str(error.value)
+    assert "\n" not in message
+    assert not {entry.file, f"{entry.file}.lock"} & set(os.listdir(folder))
+    return message
+
+
+def _tells_how_by_hand(message, folder):
+    steps = f"--checkpoint {folder / 'x.pth'} --out weights/sam_vit_b.safetensors"
+    return "a page links to it" in message and message.endswith(steps)
+
+
+def test_a_whole_file_comes_in_one_request_and_is_then_verified_only(server, entry, tmp_path):
+    folder = tmp_path / "new" / "folder"
+    fetched = _fetch(entry, folder)
+    assert DIGEST in fetched.check and not fetched.was_there
+    assert _fetch(entry, folder).was_there
+    assert server.ranges == [None]
+    fetched.path.write_bytes(OTHER)
+    with pytest.raises(UserError, match="delete it and run the same command again"):
+        download.fetch(entry, folder)
+    assert fetched.path.read_bytes() == OTHER
+
+
+def test_broken_and_silent_connections_go_on_where_they_ended(server, entry, tmp_path, monkeypatch):
+    hung_up, ends = threading.Event(), range(300_000, 3_000_000, 300_000)
+    assert len(ends) > 2 * len(download.WAITS)  # progress earns new attempts
+    monkeypatch.setattr(download, "TIMEOUT", 0.5)
+    server.answers.append(serve(upto=ends[0], then=lambda: hung_up.wait(20)))
+    server.answers += [serve(upto=end) for end in ends[1:]]
+    _fetch(entry, tmp_path)
+    hung_up.set()
+    assert server.ranges == [None, *(f"bytes={end}-" for end in ends)]
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_a_busy_server_is_asked_again_and_a_later_call_goes_on(server, entry, tmp_path, part, code):
+    busy = reply(code, Content_Length=0)
+    server.answers += [busy, serve(upto=CUT), *[busy] * 3]
+    message = _failure(entry, tmp_path, OSError)
+    assert f"{CUT:,}" in message and str(code) in message and server.url in message
+    assert part.read_bytes() == DATA[:CUT]
+    assert len(server.ranges) == 5
+    _fetch(entry, tmp_path)
+    assert server.ranges[5:] == [f"bytes={CUT}-"]
+
+
+def test_a_killed_process_is_no_obstacle_and_the_next_goes_on(server, entry, tmp_path, part):
+    ended = threading.Event()
+    server.answers.append(serve(upto=CUT, then=lambda: ended.wait(60)))
+    process = multiprocessing.get_context("spawn").Process(
+        target=download.fetch, args=(entry, tmp_path)
     )
+    process.start()
+    while process.is_alive() and not (part.exists() and part.stat().st_size):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    ended.set()
+    kept = part.stat().st_size
+    assert 0 < kept <= CUT and part.read_bytes() == DATA[:kept]
+    _fetch(entry, tmp_path)
+    assert server.ranges == [None, f"bytes={kept}-"]
 
 
-def test_a_whole_file_comes_in_one_request(server, entry, tmp_path):
-    fetched = fetch(entry, tmp_path / "new" / "folder")
-    assert fetched.check == f"sha256 {DIGEST}, as published"
-    assert not fetched.was_there
-    assert server.requests == [(None, None)]
-    assert server.agents == {"prosam_jax"}
+@pytest.mark.parametrize("status", [200, 206])
+def test_a_server_heedless_of_ranges_is_taken_from_the_start(server, entry, tmp_path, part, status):
+    part.write_bytes(DATA[:CUT])
+    server.answers.append(reply(status, DATA, Content_Length=len(DATA)))
+    _fetch(dataclasses.replace(entry, size=None), tmp_path)
 
 
-def test_a_file_that_is_there_is_verified_and_not_fetched(server, entry, tmp_path):
-    (tmp_path / "x.pth").write_bytes(DATA)
-    assert fetch(entry, tmp_path).was_there
-    (tmp_path / "x.pth").write_bytes(OTHER)
-    message = failure(entry, tmp_path)
-    assert message.endswith(
-        "it is damaged or another file; delete it and run the same command again"
-    )
-    assert (tmp_path / "x.pth").read_bytes() == OTHER
-    assert server.requests == []
+@pytest.mark.parametrize("size", [len(DATA), None])
+@pytest.mark.parametrize("left", [DATA, DATA + b"more", OTHER[:CUT]], ids=["all", "long", "wrong"])
+def test_an_older_part_is_taken_if_it_proves_right(server, entry, tmp_path, part, left, size):
+    part.write_bytes(left)
+    _fetch(dataclasses.replace(entry, size=size), tmp_path)
+    assert (None in server.ranges) == (left != DATA)
 
 
-def test_a_prefix_of_the_checksum_suffices(server, entry, tmp_path):
-    fetched = fetch(dataclasses.replace(entry, sha256=DIGEST[:8], size=None), tmp_path)
-    assert fetched.check == f"sha256 {DIGEST}, as published in its first 8 digits"
-
-
-@pytest.mark.parametrize("code", [429, 500, 503])
-def test_a_busy_server_is_asked_again(server, entry, tmp_path, code):
-    server.answers.append(status(code))
-    fetch(entry, tmp_path)
-    assert len(server.requests) == 2
-
-
-@pytest.mark.parametrize(("code", "reason"), [(404, "Not Found"), (403, "Forbidden")])
-def test_a_refusal_is_final_and_says_what_to_do(server, entry, tmp_path, code, reason):
-    server.answers.append(status(code))
-    assert failure(entry, tmp_path) == f"{server.url} answers {code} {reason}{_steps(tmp_path)}"
-    assert len(server.requests) == 1
-    assert not os.listdir(tmp_path)
-
-
-def test_without_a_network_the_steps_by_hand_are_told(entry, tmp_path):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}/x"
-        message = failure(dataclasses.replace(entry, url=url), tmp_path)
-    assert message.startswith(f"{url} cannot be reached ([Errno ")
-    assert message.endswith(f"Connection refused){_steps(tmp_path)}")
-    assert not os.listdir(tmp_path)
-
-
-@pytest.mark.parametrize("length", [len(DATA) - 999, len(DATA) + 999])
-def test_an_announced_size_other_than_the_published_is_refused(server, entry, tmp_path, length):
-    server.answers.append(announcing(length))
-    expected = f"{server.url} has {length:,} bytes instead of 3,000,017{_steps(tmp_path)}"
-    assert failure(entry, tmp_path) == expected
-    assert len(server.requests) == 1
-    assert not os.listdir(tmp_path)
-
-
-def test_too_long_an_announcement_is_seen_through(server, entry, tmp_path):
-    """The file is whole at the first attempt; the second finds nothing behind it."""
-    server.answers.append(announcing(len(DATA) + 999))
-    fetch(dataclasses.replace(entry, size=None), tmp_path)
-    assert ranges(server) == [None, "bytes=3000017-"]
-
-
-def test_too_short_an_announcement_fails_by_the_checksum(server, entry, tmp_path):
-    server.answers.append(announcing(CUT))
-    message = failure(dataclasses.replace(entry, size=None), tmp_path)
-    short = hashlib.sha256(DATA[:CUT]).hexdigest()
-    assert message.startswith(f"{server.url} gave a wrong file: {tmp_path / 'x.pth.part'} has ")
-    assert f" has sha256 {short}, but sam_vit_b {DIGEST}; to get it by hand" in message
-    assert len(server.requests) == 1
-    assert not os.listdir(tmp_path)
-
-
-def test_wrong_bytes_are_refused_and_not_kept(server, entry, tmp_path):
+def test_wrong_bytes_are_refused_and_not_kept(server, entry, tmp_path, part):
     server.data = OTHER
-    message = failure(entry, tmp_path)
-    assert f"gave a wrong file: {tmp_path / 'x.pth.part'} has sha256 " in message
-    assert message.endswith(_steps(tmp_path))
-    assert len(server.requests) == 1
-    assert not os.listdir(tmp_path)
+    for left in (b"", DATA[:CUT]):
+        part.write_bytes(left)
+        message = _failure(entry, tmp_path)
+        assert hashlib.sha256(OTHER).hexdigest() in message and DIGEST in message
+        assert _tells_how_by_hand(message, tmp_path)
+        assert not os.listdir(tmp_path)
+
+
+def test_without_a_checksum_each_connection_begins_anew(server, entry, tmp_path, part):
+    unknown = dataclasses.replace(entry, sha256=None, size=None)
+    part.write_bytes(OTHER[:CUT])
+    server.answers.append(serve(upto=CUT))
+    _fetch(unknown, tmp_path)
+    assert server.ranges == [None, None]
+    server.data = safetensors.numpy.save({"x": np.ones((300, 7), np.float32)})
+    half = dataclasses.replace(unknown, file="x.safetensors")
+    (tmp_path / "x.pth").unlink()
+    server.answers.append(reply(200, server.data[:5000], Content_Length=5000))
+    assert "is no complete safetensors file" in _failure(half, tmp_path)
+    _fetch(half, tmp_path, server.data)
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "what"),
     [
-        page("text/html; charset=utf-8", b"Log in to this network"),
-        page("application/octet-stream", b"\n<!DOCTYPE html><body>Log in to this network</body>"),
+        (reply(404, Content_Length=0), "404"),
+        (reply(200, b"Log in", Content_Length=6, Content_Type="text/html; charset=x"), "web page"),
+        (reply(200, b"part", Content_Length=4), f"4 bytes instead of {len(DATA):,}"),
     ],
-    ids=["by its type", "by its text"],
+    ids=["status", "page", "size"],
 )
-def test_a_web_page_is_refused_and_the_part_stays(server, entry, tmp_path, answer):
-    entry = dataclasses.replace(entry, size=None)
-    server.answers.append(answer)
-    expected = f"{server.url} gave a web page instead of the file{_steps(tmp_path)}"
-    assert failure(entry, tmp_path) == expected
-    assert not os.listdir(tmp_path)
-    server.answers += [cut(), answer]
-    assert failure(entry, tmp_path) == expected
-    assert (tmp_path / "x.pth.part").read_bytes() == DATA[:CUT]
-
-
-def test_without_a_checksum_half_a_safetensors_file_is_refused(server, unknown, tmp_path):
-    entry = dataclasses.replace(unknown, file="x.safetensors")
-    server.data = safetensors.numpy.save({"x": np.ones((300, 7), np.float32)})
-    server.answers.append(announcing(5000, 5000))
-    assert " is no complete safetensors file (" in failure(entry, tmp_path)
-    assert not os.listdir(tmp_path)
-    assert download.fetch(entry, tmp_path).path.read_bytes() == server.data
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_a_full_disk_is_told_before_anything_is_written(
-    server, entry, tmp_path, monkeypatch, known
+def test_what_is_not_the_file_is_refused_and_the_part_stays(
+    server, entry, tmp_path, part, answer, what
 ):
-    entry = entry if known else dataclasses.replace(entry, size=None)
+    for left in ([], [part.name]):
+        server.answers.append(answer)
+        message = _failure(entry, tmp_path)
+        assert server.url in message and what in message and _tells_how_by_hand(message, tmp_path)
+        assert os.listdir(tmp_path) == left
+        part.write_bytes(DATA[:CUT])
+    assert len(server.ranges) == 2
+
+
+def test_without_a_network_the_steps_by_hand_are_told_at_once(entry, tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/x"
+        message = _failure(dataclasses.replace(entry, url=url), tmp_path)
+    assert url in message and _tells_how_by_hand(message, tmp_path)
+
+
+def test_a_full_disk_is_told_before_anything_is_written(entry, tmp_path, part, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
-    assert failure(entry, tmp_path, OSError) == (
-        f"sam_vit_b takes 3,000,017 more bytes, {tmp_path} has 1,000,000 free; "
-        "make room, or name another folder"
-    )
+    message = _failure(dataclasses.replace(entry, size=None), tmp_path, OSError)
+    assert "3,000,017" in message and "1,000,000" in message
     assert not os.listdir(tmp_path)
-    (tmp_path / "x.pth.part").write_bytes(DATA[:2_500_000])
-    fetch(entry, tmp_path)
-    assert len(server.requests) == 2
+    part.write_bytes(DATA[:2_500_000])
+    _fetch(entry, tmp_path)
 
 
-def test_a_part_that_will_be_dropped_counts_as_room(entry, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1))
-    (tmp_path / "x.pth.part").write_bytes(DATA + b"more")
-    fetch(entry, tmp_path)
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_a_bar_is_shown_on_a_terminal_only(server, entry, tmp_path, monkeypatch, terminal):
-    shown = io.StringIO()
-    console = rich.console.Console(file=shown, force_terminal=terminal, width=100)
-    monkeypatch.setattr(download, "_console", lambda: console)
-    fetch(entry, tmp_path)
-    if terminal:
-        assert re.search(r"x\.pth .*3\.0/3\.0 MB", shown.getvalue())
-    else:
-        assert shown.getvalue() == ""
+def test_a_bar_of_bytes_is_shown_on_a_terminal(entry, tmp_path, monkeypatch):
+    terminal = rich.console.Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(console, "stderr", lambda: terminal)
+    _fetch(entry, tmp_path)
+    assert re.search(r"x\.pth .*3\.0/3\.0 MB", terminal.file.getvalue())
 
 
 def test_two_fetches_of_one_file_do_no_harm(server, entry, tmp_path):
-    halfway, go_on = threading.Event(), threading.Event()
-
-    def slow(handler):
-        handler.start(200, Content_Length=len(DATA))
-        handler.wfile.write(DATA[:CUT])
-        handler.wfile.flush()
-        halfway.set()
-        go_on.wait(20)
-        handler.wfile.write(DATA[CUT:])
-
-    server.answers.append(slow)
-    results = []
+    halfway, go_on, results = threading.Event(), threading.Event(), []
+    server.answers.append(serve(upto=CUT, then=lambda: (halfway.set(), go_on.wait(20))))
     first = threading.Thread(target=lambda: results.append(download.fetch(entry, tmp_path)))
     first.start()
     try:
         assert halfway.wait(20)
-        part, target = tmp_path / "x.pth.part", tmp_path / "x.pth"
-        assert failure(entry, tmp_path) == (
-            f"{part} is in use: another process fetches {target}; wait until it has ended"
-        )
-        assert part.exists()
+        with pytest.raises(UserError, match=f"{tmp_path / 'x.pth'}; wait"):
+            download.fetch(entry, tmp_path)
     finally:
         go_on.set()
         first.join(20)
-    assert len(server.requests) == 1
+    assert server.ranges == [None, f"bytes={CUT}-"]
     assert results[0].path.read_bytes() == DATA
     assert os.listdir(tmp_path) == ["x.pth"]
 
 
-def test_a_part_finished_by_another_process_is_not_written_to(entry, tmp_path, monkeypatch):
-    part, target = tmp_path / "x.pth.part", tmp_path / "x.pth"
-
-    def rename_first(*_):
-        part.rename(target)
-        target.write_bytes(DATA)
-
-    monkeypatch.setattr(download.fcntl, "flock", rename_first)
-    assert failure(entry, tmp_path).startswith(f"{part} is in use")
-    assert target.read_bytes() == DATA
-
-
-def test_the_command_tells_what_comes_next(server, entry, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(registry, "PUBLISHED", (entry,))
-    monkeypatch.chdir(tmp_path)
-    path = pathlib.Path("weights") / "x.pth"
-    for state in ("is fetched", "was there already"):
-        assert command.main(["fetch", "sam_vit_b"]) == 0
-        assert capsys.readouterr() == (
-            f"{path} {state}\nsha256 {DIGEST}, as published\nlicence Apache-2.0, Meta AI\n"
-            "next: python convert/sam_to_flax.py --model vit_b --checkpoint weights/x.pth "
-            "--out weights/sam_vit_b.safetensors\n",
-            "",
-        )
-    assert path.read_bytes() == DATA
-    assert len(server.requests) == 1
+def test_a_file_on_the_hub_comes_through_the_hubs_client(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    entry, folder = registry.named("sam_vit_b_hf"), tmp_path / "weights"
+    folder.mkdir()
+    whole = safetensors.numpy.save({"x": np.ones((300, 7), np.float32)})
+    with fake_hub.running() as running:
+        download_here = functools.partial(hub.download, endpoint=running.url)
+        monkeypatch.setattr(hub, "download", download_here)
+        repository, name = entry.hub
+        running.private[repository], running.files[repository] = False, {name: whole[:-1]}
+        assert "is no complete safetensors file" in _failure(entry, folder)
+        running.files[repository][name] = whole
+        assert not _fetch(entry, folder, whole).was_there
+        assert _fetch(entry, folder, whole).was_there
+        (folder / entry.file).unlink()
+        del running.files[repository][name]
+        message = _failure(entry, folder)
+        assert repository in message and name in message
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        assert "pip install 'prosam_jax[hub]'" in _failure(entry, folder)
+    huggingface_hub.utils.close_session()

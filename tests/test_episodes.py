@@ -225,7 +225,7 @@ def test_a_reference_without_marks_is_redrawn_or_kept():
     entries = {1: ("1", "4", "7"), 2: (), 3: (), 4: (), 5: ()}
     fold = FoldIndex(PASCAL_5I, 0, "test", entries)
     source = EpisodeSource(_Lost(), fold, draw_test, 321, 2, 8, 18)
-    kept = dataclasses.replace(source, cueless="report")
+    kept = dataclasses.replace(source, empty_annotation="report")
     for i in range(len(source)):
         spec = source.spec(i)
         shown = np.array([x == "4" for x in spec.reference_ids])

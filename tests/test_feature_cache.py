@@ -30,6 +30,7 @@ from prosam_jax.feature_cache.build import build, missing
 from prosam_jax.feature_cache.cache import FeatureCache
 from prosam_jax.feature_cache.entries import Entries
 from prosam_jax.feature_cache.packing import Packed, pack, unpack
+from prosam_jax.sam.build_sam import build_sam
 from prosam_jax.sam.model import Sam
 from prosam_jax.weights import files
 
@@ -262,7 +263,7 @@ def test_test_images_may_belong_to_another_dataset(tmp_path, monkeypatch):
     given = types.SimpleNamespace(config=to_dict(cfg))
     monkeypatch.setattr(command, "flags", types.SimpleNamespace(FLAGS=given))
     command.main()
-    cache = FeatureCache(cfg.cache, model.build_sam(cfg))
+    cache = FeatureCache(cfg.cache, build_sam(cfg.sam, cfg.seed))
     train = datasets.episodes(cfg.data, "train", seed=cfg.seed)
     assert missing(cache, train, train.fold.images) == []
     assert missing(cache, test, [test.spec(i).target_id for i in range(len(test))]) == []
@@ -285,7 +286,7 @@ def test_the_command_fills_the_cache_that_training_looks_in(tmp_path):
     ids = {*train.fold.images, *(test.spec(i).target_id for i in range(len(test)))}
     assert f"\n{len(ids)} images, 0 of their entries damaged, {len(ids)} to compute" in done.stdout
     assert done.stdout.endswith(f"the cache is complete with {len(ids)} entries\n")
-    cache = FeatureCache(cfg.cache, model.build_sam(cfg))
+    cache = FeatureCache(cfg.cache, build_sam(cfg.sam, cfg.seed))
     assert missing(cache, train, sorted(ids)) == []
 
 

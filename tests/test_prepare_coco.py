@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prosam_jax import cli
 from prosam_jax.config import DataConfig
 from prosam_jax.data import datasets
 from prosam_jax.data.datasets.coco import find_folder
 from prosam_jax.data.episodes import draw_by_class
 from prosam_jax.data.folds import COCO_20I
-from prosam_jax.data.prepare import benchmarks as prepare
 from prosam_jax.data.prepare import coco as prepare_coco
 from prosam_jax.data.prepare.coco_masks import Annotated, Object, paint, read_annotations
 
@@ -81,7 +81,7 @@ def _small(archive, site, address):
 
 
 def _main(capsys, root, *flags):
-    status = prepare.main(["coco", "--root", str(root), *flags])
+    status = cli.main(["prepare", "coco", "--root", str(root), *flags])
     return status, *capsys.readouterr()
 
 

@@ -10,11 +10,10 @@ from fake_archives import SBD, VOC_TRAIN, VOC_VAL
 from fake_voc import write_voc
 from PIL import Image
 
-from prosam_jax import atomic
+from prosam_jax import atomic, cli
 from prosam_jax.data.datasets.mask_folder import MaskFolder
 from prosam_jax.data.datasets.pascal import find_folder
 from prosam_jax.data.prepare import archives
-from prosam_jax.data.prepare import benchmarks as prepare
 from prosam_jax.data.prepare import pascal as prepare_pascal
 
 POOL = sorted({*VOC_TRAIN, *SBD})
@@ -44,7 +43,7 @@ def masks(tmp_path, monkeypatch):
 
 
 def _main(capsys, root, *flags):
-    status = prepare.main(["pascal", "--root", str(root), *flags])
+    status = cli.main(["prepare", "pascal", "--root", str(root), *flags])
     return status, *capsys.readouterr()
 
 

@@ -130,14 +130,14 @@ def _random_inputs(seed, b=2, h=5, w=7, channels=12):
 
 def _encoder(name, **changes):
     cfg = PromptConfig(dim=16, num_queries=3, num_heads=2, **changes)
-    return ReferencePromptEncoder(cfg, DistributionConfig(name=name), 12, rngs=nnx.Rngs(0))
+    return ReferencePromptEncoder(cfg, DistributionConfig.of(name=name), 12, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_parameter_count_of_the_paper(name):
     model = nnx.eval_shape(
         lambda: ReferencePromptEncoder(
-            PromptConfig(), DistributionConfig(name=name), 1536, rngs=nnx.Rngs(0)
+            PromptConfig(), DistributionConfig.of(name=name), 1536, rngs=nnx.Rngs(0)
         )
     )
     count = sum(x.size for x in jax.tree.leaves(nnx.state(model)))

@@ -19,7 +19,7 @@ from prosam_jax.weights import files, prompt_encoder
 from prosam_jax.weights.checkpoint import Checkpoints
 from prosam_jax.weights.prompt_encoder import Trained
 
-EXPORT = "python -m prosam_jax.prompt_file export"
+EXPORT = "prosam export"
 
 
 @pytest.fixture(scope="module")

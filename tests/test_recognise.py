@@ -149,11 +149,11 @@ def test_the_other_stem_is_explained_both_ways():
 def test_another_kind_gets_its_command():
     assert _message(SAM_B, "backbone", "vgg16") == (
         "a.pth is SAM vit_b in Meta's layout, not backbone vgg16; convert it with "
-        "python convert/sam_to_flax.py --model vit_b, or pass vgg16-397923af.pth"
+        "prosam weights convert sam --model vit_b, or pass vgg16-397923af.pth"
     )
     assert _message(_resnet(), "sam", "vit_b").startswith(
         "a.pth is the deep-stem ResNet-50 (three 3x3 convolutions in its stem), not sam vit_b; "
-        "convert it with python convert/backbone_to_flax.py --model resnet50, or pass "
+        "convert it with prosam weights convert backbone --model resnet50, or pass "
         "sam_vit_b_01ec64.pth"
     )
 

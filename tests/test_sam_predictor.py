@@ -227,6 +227,23 @@ def test_pillow_images_and_files_are_arrays(tmp_path):
         ours.set_image(tmp_path / "absent.png")
 
 
+def test_photos_are_turned_so_that_points_are_those_that_a_viewer_shows(tmp_path):
+    ours = SamPredictor(pair(SQUARE, 0)[1])
+    array = picture(2, 40, 70)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(array).save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.png") as image:
+        ours.set_image_batch([np.rot90(array, -1), tmp_path / "photo.png", image])
+    embeddings = ours.get_image_embedding()
+    for i in (1, 2):
+        np.testing.assert_array_equal(embeddings[i], embeddings[0])
+    masks, *_ = ours.predict_batch()
+    assert [x.shape for x in masks] == [(3, 70, 40)] * 3
+    with pytest.raises(ValueError, match=r"images\[1\] is int64"):
+        ours.set_image_batch([array, array.astype(np.int64)])
+
+
 def test_answers_are_prompts(ready):
     given = prompts(0, (90, 205), ("points",))
     _, iou, low = ready.predict(**given)
@@ -287,24 +304,24 @@ def test_load_reads_the_architecture_from_the_file(tmp_path):
     arrays = {n: np.full(x.shape, i, np.float32) for i, (n, x) in enumerate(specs.items())}
     path = tmp_path / "sam.safetensors"
     files.save(path, arrays, {"kind": "sam", "architecture": "tiny"})
-    loaded = SamPredictor.load(path, dtype="bfloat16").model
+    loaded = SamPredictor.from_pretrained(path, dtype="bfloat16").model
     assert loaded.cfg == dataclasses.replace(SAMConfig.tiny(), dtype="bfloat16")
     for name, x in files.leaves(loaded).items():
         np.testing.assert_array_equal(x, arrays[name])
     with pytest.raises(ValueError, match="dtype='float16' is not known"):
-        SamPredictor.load(path, dtype="float16")
+        SamPredictor.from_pretrained(path, dtype="float16")
 
 
 def test_load_says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="absent is missing; make it with: python convert/sam_to"):
-        SamPredictor.load(tmp_path / "absent")
+        SamPredictor.from_pretrained(tmp_path / "absent")
     (tmp_path / "text").write_text("no weights")
     with pytest.raises(ValueError, match="text is no complete safetensors file"):
-        SamPredictor.load(tmp_path / "text")
+        SamPredictor.from_pretrained(tmp_path / "text")
     other = {"kind": "backbone", "architecture": "resnet50"}
     files.save(tmp_path / "other", {"x": np.zeros(2, np.float32)}, other)
     with pytest.raises(ValueError, match="other holds no weights of SAM; make such"):
-        SamPredictor.load(tmp_path / "other")
+        SamPredictor.from_pretrained(tmp_path / "other")
 
 
 @pytest.mark.slow

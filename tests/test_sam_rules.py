@@ -62,7 +62,7 @@ def both(request, tmp_path_factory):
     oracle = huggingface_sam(request.param)
     oracle.save_pretrained(folder)
     assert convert(folder / "model.safetensors", folder / "sam.safetensors") == 0
-    sam = SamPredictor.load(folder / "sam.safetensors").model
+    sam = SamPredictor.from_pretrained(folder / "sam.safetensors").model
     pixels = np.random.default_rng(2).standard_normal((2, 256, 256, 3)).astype(np.float32)
     expected = oracle.get_image_embeddings(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     got = jax.jit(lambda sam, x: sam.encode_image(x))(sam, pixels)

@@ -65,7 +65,7 @@ def test_missing_weights_get_one_line_and_the_command(tmp_path):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(
-        "error: none.safetensors is missing; make it with: python convert/sam_to_flax.py "
+        "error: none.safetensors is missing; make it with: prosam weights convert sam "
         "--model vit_h --checkpoint CHECKPOINT --out none.safetensors (`python -m prosam_jax."
     )
 
@@ -83,7 +83,7 @@ def test_evaluation_without_a_run_gets_one_line(tmp_path):
     ("arguments", "message"),
     [
         (["--checkpoint=latest"], "--checkpoint picks from a run, --prompt_encoder is a file"),
-        ([], "none.safetensors is missing; make it with: python -m prosam_jax.prompt_file export"),
+        ([], "none.safetensors is missing; make it with: prosam export"),
     ],
     ids=["two", "missing"],
 )

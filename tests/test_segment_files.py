@@ -224,7 +224,7 @@ def test_a_folder_is_segmented(tmp_path):
     assert done.returncode == 1, done.stderr
     assert "wrote 3 masks to out" in done.stdout
     not_read, error = done.stderr.strip().splitlines()[-2:]
-    assert not_read.startswith("not segmented: my photos/broken.jpg cannot be read as a picture: ")
+    assert not_read.startswith("not segmented: cannot read my photos/broken.jpg: ")
     assert error == "error: of 4 targets 1 could not be read"
     names = {"a.jpg.png": (50, 40), "a.png.png": (33, 33), "b ü.png": (30, 61)}  # as turned
     out = tmp_path / "out"

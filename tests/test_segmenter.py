@@ -62,7 +62,7 @@ def seg(file):
     """Two classes, each shown twice; loaded as the default."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(trained.MODELS, "prosam-shapes", str(file))
-        made = Segmenter.load()
+        made = Segmenter.from_pretrained()
     for label, pairs in REFERENCES.items():
         for image, mask in pairs:
             made.add_reference(image, mask=mask, label=label)
@@ -204,7 +204,7 @@ def test_a_run_is_loaded(seg, tmp_path, miou):
     tx = state.optimizer(cfg.train, state.schedule(cfg.train, images=1))
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         checkpoints.save(2, state.create(params, tx), miou=miou)
-    loaded = Segmenter.load(workdir)
+    loaded = Segmenter.from_pretrained(workdir)
     assert loaded.image_size == 64
     theirs = files.leaves(nnx.merge(*parts._replace(params=params)).prompt_encoder)
     for name, x in files.leaves(loaded.model.prompt_encoder).items():
@@ -229,7 +229,7 @@ def test_a_run_is_loaded(seg, tmp_path, miou):
 def test_models_that_are_none_are_said(file, tmp_path, monkeypatch, name, overrides, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as error:
-        Segmenter.load(file if name == "file" else name, overrides)
+        Segmenter.from_pretrained(file if name == "file" else name, overrides)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

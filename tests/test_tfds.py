@@ -76,7 +76,7 @@ def test_wrong_lists_and_folders_are_told_in_one_line(tmp_path, capsys, monkeypa
     tfds.build("pascal", str(root), tmp_path / "tfds", ["val"])
     with pytest.raises(ValueError, match=r"data.train_list='train_aug': .* holds val; build it"):
         datasets.episodes(DataConfig(root=str(tmp_path / "tfds")), "train", seed=0)
-    command = ["pascal", "--root", str(root), "--data_dir", str(tmp_path / "other")]
+    command = ["pascal", "--root", str(root), "--data-dir", str(tmp_path / "other")]
     assert tfds.main([*command, "--lists", "train"]) == 1
     assert "--lists='train': there is no" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)

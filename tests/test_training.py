@@ -210,9 +210,9 @@ def test_lost_points_are_counted_and_coverage_loses_none(finished, capsys):
         points = {"data.annotation": "point", "data.downsample": rule, "eval.pictures": 0}
         found[rule] = runs.score(runs.settings(cfg, points), workdir, "6")
         assert found[rule].references == 3
-    assert found["nearest"].cueless > 0
-    assert found["coverage"].cueless == 0
-    lost = found["nearest"].cueless
+    assert found["nearest"].empty_annotations > 0
+    assert found["coverage"].empty_annotations == 0
+    lost = found["nearest"].empty_annotations
     assert f"{lost} of 3 references had no mark left at the size of" in capsys.readouterr().out
 
 

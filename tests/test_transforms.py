@@ -1,45 +1,8 @@
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from prosam_jax.data.transforms import class_mask, decode, resize_image, resize_mask
-
-
-def _file(image, kind):
-    file = io.BytesIO()
-    image.save(file, kind, **({"quality": 95} if kind == "JPEG" else {}))
-    return file
-
-
-def _decoded(file, size, *, fast=False):
-    with Image.open(file) as image:
-        return resize_image(decode(image, size if fast else 0), size).astype(int)
-
-
-@pytest.mark.parametrize("square", [32, 64, 97])
-def test_fast_decoding_stays_near_the_exact_pixels(square):
-    small = np.random.default_rng(square).integers(0, 256, (29, 37, 3), dtype=np.uint8)
-    file = _file(Image.fromarray(small).resize((523, 411), Image.Resampling.BICUBIC), "JPEG")
-    exact, fast = _decoded(file, square), _decoded(file, square, fast=True)
-    assert fast.shape == (square, square, 3)
-    assert (fast != exact).any()  # 411 is four times each of these sides
-    assert np.abs(fast - exact).mean() < 1
-
-
-def test_fast_decoding_does_not_shift_what_it_shrinks():
-    ramp = np.linspace(0, 255, 517, dtype=np.float32).astype(np.uint8)  # 4 does not divide 517
-    image = Image.fromarray(np.broadcast_to(ramp[None, :, None], (403, 517, 3)).copy())
-    file = _file(image, "JPEG")
-    assert np.abs(_decoded(file, 48, fast=True) - _decoded(file, 48)).max() <= 1
-
-
-@pytest.mark.parametrize("kind, square", [("JPEG", 103), ("PNG", 20)])
-def test_fast_decoding_changes_nothing_of_smaller_pictures_and_other_files(kind, square):
-    rng = np.random.default_rng(3)
-    file = _file(Image.fromarray(rng.integers(0, 256, (411, 523, 3), dtype=np.uint8)), kind)
-    np.testing.assert_array_equal(_decoded(file, square, fast=True), _decoded(file, square))
+from prosam_jax.data.transforms import class_mask, resize_image, resize_mask
 
 
 def test_resize_image_averages_where_it_shrinks():

@@ -11,7 +11,7 @@ from flax import nnx
 
 from prosam_jax.weights import files
 
-MADE_BY = "python convert/sam_to_flax.py --model vit_b"
+MADE_BY = "prosam weights convert sam --model vit_b"
 METADATA = {"kind": "sam", "architecture": "vit_b"}
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from prosam_jax.data.prepare import benchmarks as prepare
+from prosam_jax import cli
 
 WIDTH, HEIGHT = 40, 30
 WHITE = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
@@ -29,7 +29,7 @@ class Case(NamedTuple):
     Attributes:
         what: What is odd.
         change: Changes a good folder of one picture, `images/a.png` and `masks/a.png`.
-        flags: Further flags of `prosam_jax.data.prepare folder`, "{root}" stands for the folder.
+        flags: Further flags of `prosam prepare folder`, "{root}" stands for the folder.
     """
 
     what: str
@@ -169,6 +169,7 @@ BAD = (
     Case("PNG with a flipped byte", _bytes("images/a.png", _flipped)),
     Case("fractions, TIFF", _picture(Image.fromarray(np.ones((9, 9), np.float32)), "a.tif")),
     Case("32 bits, TIFF", _picture(Image.fromarray(np.full((9, 9), 70000, np.int32)), "a.tif")),
+    Case("12 of 16 bits", _picture(Image.fromarray(_DEEP >> 4))),
     Case("200 million pixels", _bytes("images/a.png", _huge)),
     Case("a link to nothing", _linked),
     Case("picture without mask", lambda root: (root / "masks/a.png").unlink()),
@@ -274,7 +275,7 @@ def says(case: Case) -> str:
         case.change(root)
         flags = [flag.replace("{root}", str(root)) for flag in case.flags]
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
-            prepare.main(["folder", "--root", str(root), *flags])
+            cli.main(["prepare", "folder", "--root", str(root), *flags])
         return out.getvalue().replace(str(root), "DIR").strip()
 
 

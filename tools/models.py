@@ -23,13 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from PIL import Image
 
 from prosam_jax import backbone, resize
 from prosam_jax.backbone.efficientnet_lite import EfficientNetLite
 from prosam_jax.config import BackboneConfig, SAMConfig
 from prosam_jax.convert import backbone_to_flax, engine
 from prosam_jax.convert.rules.sam import META_RULES
+from prosam_jax.images import load
 from prosam_jax.sam.model import Sam
 from prosam_jax.weights import download, registry
 from prosam_jax.weights import files as weights_files
@@ -69,7 +69,7 @@ def compare_backbone(name: str) -> str:
     twin = TWINS[name](SEED)
     table = backbone_to_flax.TABLES[name]
     ours = _filled(
-        lambda rngs: backbone.build(BackboneConfig(name=name), rngs=rngs),
+        lambda rngs: backbone.build(BackboneConfig.of(name=name), rngs=rngs),
         twin,
         table.rules,
         table.ignored,
@@ -120,7 +120,7 @@ def classify_pictures(folder: pathlib.Path) -> str:
     paths = sorted(folder.glob("*.jpg"))
     equal, furthest = 0, 0.0
     for path in paths:
-        picture = Image.open(path).convert("RGB").resize((PICTURE_SIZE, PICTURE_SIZE))
+        picture = load(path).resize((PICTURE_SIZE, PICTURE_SIZE))
         pixels = np.asarray(picture)[None]
         with torch.no_grad():
             wanted = twin(efficientnet_lite.normalized(pixels)).numpy()
@@ -220,7 +220,7 @@ Made by `python -m tools.models --pictures VOC2012/JPEGImages` on
 
 Differences are the largest over all outputs, at random weights that went through the converter's
 rules: both taps for backbones; image embedding, mask logits and expected IoU of a click for SAM.
-"Relative" is over the largest value of the array. `python -m prosam_jax.weights list` shows sizes
+"Relative" is over the largest value of the array. `prosam weights list` shows sizes
 and checksums, `fetch NAME` fetches a checkpoint, checks it and says how to convert it.
 
 | model | parameters | checkpoints | licence | input | max. difference | relative |

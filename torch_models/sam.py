@@ -94,7 +94,7 @@ def _fit_positions(encoder: modeling.ImageEncoderViT, cfg: SAMConfig) -> None:
 
 @torch.no_grad()
 def draw(sam: torch.nn.Module, seed: int) -> None:
-    """Rng every parameter of a SAM from `seed`, so that no activation vanishes or explodes."""
+    """Draws every parameter of a SAM from `seed`, so that no activation vanishes or explodes."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = {m.weight for m in sam.modules() if isinstance(m, torch.nn.Embedding)}
     buffers = [(n, x) for n, x in sam.named_buffers() if n.endswith("gaussian_matrix")]

@@ -1,7 +1,7 @@
 """Frozen semantic backbones and the one interface that the prompt encoder sees."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -10,6 +10,7 @@ from prosam_jax import resize
 from prosam_jax.backbone import dinov2, efficientnet_lite, resnet, vgg
 from prosam_jax.config import BackboneConfig
 from prosam_jax.types import Taps
+from prosam_jax.weights import files
 
 
 @runtime_checkable
@@ -45,6 +46,22 @@ def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:
         "tiny": resnet.tiny,
     }
     return builders[cfg.name](rngs=rngs)
+
+
+def load(cfg: BackboneConfig, seed: int = 0) -> Backbone:
+    """The backbone that settings name, with the weights of their file; "random" ones from a seed.
+
+    Raises:
+        UserError: The file is missing, damaged or of another backbone; the message names the
+            command that makes it.
+    """
+    return files.frozen(
+        lambda rngs: cast(Any, build(cfg, rngs=rngs)),
+        cfg.weight_file(),
+        seed,
+        kind="backbone",
+        architecture=cfg.name,
+    )
 
 
 def target_taps(backbone: Backbone, images: Float[Array, "b H W 3"]) -> Taps:

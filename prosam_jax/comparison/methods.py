@@ -1,4 +1,4 @@
-"""A run of one method: trained as by train.py, scored with controls, and kept.
+"""A run of one method: trained as any other, scored with controls, and kept.
 
 A finished run is not done again: its folder holds `results.json` of just these settings and
 frozen weights. An unfinished one goes on where it was.
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from prosam_jax import runs
-from prosam_jax.config import Config, changed, replaced
+from prosam_jax.config import CHANGES_NO_NUMBER, Config, changed, recorded, replaced
 from prosam_jax.data import datasets
 from prosam_jax.errors import UserError
 from prosam_jax.evaluation import controls
@@ -31,16 +31,15 @@ TITLES = {
 """What the methods are called, by `distribution.name`."""
 
 
+MOVED = ("cache.dir",)
+"""Settings that may have changed since a run was finished."""
+
 OF_THE_METHOD = (controls.UNTRAINED, controls.WRONG)
 """Controls that each method has for itself; all others are the same for all."""
 
 
 SETTINGS = {"train.eval_every": -1, "eval.controls": True}
 """No checkpoint is chosen by its score on the test list: the last one counts."""
-
-
-MOVED = ("cache.dir",)
-"""Settings that may have changed since a run was finished."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,10 +111,10 @@ def results(run: Run) -> dict[str, Any] | None:
     """`results.json` of a finished run, None if it is not finished or is another one."""
     try:
         held = json.loads((run.workdir / "results.json").read_text())
-        cfg, step, _ = Config.from_dict(held["config"]), held["step"], held["device"]
+        cfg, step, _ = recorded(held["config"]), held["step"], held["device"]
     except (OSError, KeyError, ValueError):
         return None
-    if changed(cfg, run.cfg, MOVED) or step != _last_step(run.cfg):
+    if changed(cfg, run.cfg, CHANGES_NO_NUMBER) or step != _last_step(run.cfg):
         return None
     pictured = not run.cfg.eval.pictures or (run.workdir / "examples.npz").is_file()
     frozen = prompt_encoder.frozen_weights(run.cfg)

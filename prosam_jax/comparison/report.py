@@ -103,9 +103,7 @@ def _facts(
             "controls, compilation included"
         )
     for run in runs:
-        facts[f"{run.title} again"] = (
-            f"python evaluate.py --workdir={run.workdir} --checkpoint=latest"
-        )
+        facts[f"{run.title} again"] = f"prosam evaluate --workdir {run.workdir} --checkpoint latest"
     return facts
 
 

@@ -1,9 +1,9 @@
 r"""Converts a semantic backbone's torch checkpoint to the weight file of `prosam_jax.backbone`.
 
-    python convert/backbone_to_flax.py --model resnet50 \
+    prosam weights convert backbone --model resnet50 \
         --checkpoint resnet50_v2.pth --out weights/resnet50.safetensors
 
-`python -m prosam_jax.weights list` says which checkpoint belongs to which model. "resnet50" and
+`prosam weights list` says which checkpoint belongs to which model. "resnet50" and
 "resnet101" have three 3x3 convolutions in their stem; semseg publishes them as resnet50_v2.pth and
 resnet101_v2.pth, and few-shot segmentation (PFENet, VRP-SAM) builds on them. A VRP-SAM checkpoint
 holds its backbone under other names and is taken as well.
@@ -60,15 +60,17 @@ def convert(model: str, checkpoint: pathlib.Path, out: pathlib.Path) -> None:
         out,
         kind="backbone",
         architecture=model,
-        build=lambda rngs: cast(nnx.Module, backbone.build(BackboneConfig(name=model), rngs=rngs)),
+        build=lambda rngs: cast(
+            nnx.Module, backbone.build(BackboneConfig.of(name=model), rngs=rngs)
+        ),
         rules=table.rules,
         ignored=table.ignored,
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Runs the command."""
-    parser = command.parser(__doc__)
+    parser = command.parser(__doc__, prog)
     parser.add_argument("--model", required=True, help=f"one of {', '.join(MODELS)}")
     args = parser.parse_args(argv)
     return command.exit_status(lambda: convert(args.model, args.checkpoint, args.out))

@@ -16,10 +16,10 @@ from prosam_jax.errors import UserError
 from prosam_jax.weights import files
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
+def parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser:
     """Flags `--checkpoint` and `--out`, and the module docstring as the help."""
     made = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--checkpoint", type=pathlib.Path, required=True, help="torch's file")
     made.add_argument("--out", type=pathlib.Path, required=True, help="the .safetensors file")
@@ -30,7 +30,7 @@ def exit_status(convert: Callable[[], None]) -> int:
     """Runs a conversion; an error of the user or the disk becomes a message and status 1."""
     try:
         convert()
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

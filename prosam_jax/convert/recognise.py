@@ -12,9 +12,9 @@ from prosam_jax.weights import registry
 
 Tensors = Mapping[str, np.ndarray]
 COMMANDS = {
-    "sam": "python convert/sam_to_flax.py --model {}",
-    "backbone": "python convert/backbone_to_flax.py --model {}",
-    "prompt_encoder": "python convert/vrp_sam_to_flax.py",
+    "sam": "prosam weights convert sam --model {}",
+    "backbone": "prosam weights convert backbone --model {}",
+    "prompt_encoder": "prosam weights convert vrp-sam",
 }
 UNPUBLISHED = {"prompt_encoder": "VRP-SAM or ProSAM"}
 RESNET_BLOCKS: dict[tuple[int, ...], str] = {

@@ -1,6 +1,6 @@
 r"""Converts a checkpoint of SAM to the weight file of `prosam_jax.sam`.
 
-    python convert/sam_to_flax.py --model vit_h \
+    prosam weights convert sam --model vit_h \
         --checkpoint sam_vit_h_4b8939.pth --out weights/sam_vit_h.safetensors
 
 Meta's checkpoints are at https://dl.fbaipublicfiles.com/segment_anything/ under the names
@@ -58,9 +58,9 @@ def _copies(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> list[Ignor
     return [Ignored(re.escape(other), f"the same numbers as {one}")]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Runs the command."""
-    parser = command.parser(__doc__)
+    parser = command.parser(__doc__, prog)
     parser.add_argument("--model", required=True, help=f"one of {', '.join(SAM_MODELS)}")
     args = parser.parse_args(argv)
     return command.exit_status(lambda: convert(args.model, args.checkpoint, args.out))

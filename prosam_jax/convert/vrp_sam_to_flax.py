@@ -1,13 +1,13 @@
 r"""Converts a checkpoint of VRP-SAM, or of ProSAM on top of it, to a prompt encoder's file.
 
-    python convert/vrp_sam_to_flax.py --checkpoint vrp_sam_resnet50.pt --out vrp.safetensors
-    python convert/vrp_sam_to_flax.py --checkpoint prosam.pt --out prosam.safetensors \
+    prosam weights convert vrp-sam --checkpoint vrp_sam_resnet50.pt --out vrp.safetensors
+    prosam weights convert vrp-sam --checkpoint prosam.pt --out prosam.safetensors \
         --distribution student_t --mean-head MODULE --scale-head MODULE
 
-The result is what `evaluate.py --prompt_encoder` and the setting `prompt.weights` take. The
+The result is what `prosam evaluate --prompt-encoder` and the setting `prompt.weights` take. The
 number of prompts is read from the checkpoint, and so is the backbone if it is in there; its
-weights are converted by convert/backbone_to_flax.py. Fold, steps and scores of the training stay
-unknown. ProSAM's authors have published no checkpoint, so the names of the heads must be given.
+weights are converted by `prosam weights convert backbone`. Fold, steps and scores of the training
+stay unknown. ProSAM's authors have published no checkpoint, so the heads must be named.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ RULES = (
     *(rule for source, target in BLOCKS.items() for rule in _block(source, target)),
 )
 IGNORED = (
-    Ignored(r"layer[0-4]\..*", "the frozen backbone, which convert/backbone_to_flax.py takes"),
+    Ignored(r"layer[0-4]\..*", "the frozen backbone, for `prosam weights convert backbone`"),
 )
 
 
@@ -128,10 +128,10 @@ def convert(
     queries, dim = source.tensors[QUERIES].shape
     try:
         cfg = Config(
-            sam=SAMSettings(model=sam),
-            backbone=BackboneConfig(name=name),
+            sam=SAMSettings.of(model=sam),
+            backbone=BackboneConfig.of(name=name),
             prompt=PromptConfig(num_queries=queries, dim=dim),
-            distribution=DistributionConfig(name=distribution),
+            distribution=DistributionConfig.of(name=distribution),
         )
     except ValueError as error:
         raise UserError(f"{checkpoint} is of a size unknown here: {error}") from error
@@ -190,7 +190,7 @@ def _channels(path: pathlib.Path, tensors: Mapping[str, np.ndarray], name: str) 
 
 @functools.cache
 def _merged_channels(name: str) -> int:
-    cfg = BackboneConfig(name=name)
+    cfg = BackboneConfig.of(name=name)
     return nnx.eval_shape(lambda: backbone.build(cfg, rngs=nnx.Rngs(0))).merged_channels
 
 
@@ -238,9 +238,9 @@ def _linear_layers(tensors: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     return tuple(module for module in modules if f"{module}.bias" in tensors)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Runs the command."""
-    parser = command.parser(__doc__)
+    parser = command.parser(__doc__, prog)
     parser.add_argument(
         "--distribution", default="vrp", help=f"one of {', '.join(DISTRIBUTIONS)} (vrp)"
     )

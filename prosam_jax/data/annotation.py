@@ -1,6 +1,7 @@
-"""How a user marks the object of a reference: its mask, its box, scribbles or points.
+"""How the object of a reference is annotated: by its mask, its box, scribbles or points.
 
-The simulated user is that of VRP-SAM's code (arXiv 2402.17726), as distributions; its random
+`annotated` takes what a user gives; `annotate` draws it of an object's mask, for episodes. That
+simulated user is that of VRP-SAM's code (arXiv 2402.17726), as distributions; its random
 numbers are others. Sizes are in pixels of the square that images are brought to, meant for 512.
 """
 
@@ -13,6 +14,12 @@ from PIL import Image, ImageDraw
 
 from prosam_jax.config import ANNOTATIONS, check_choice
 from prosam_jax.data.rng import Rng
+from prosam_jax.data.transforms import resize_mask
+from prosam_jax.errors import UserError
+from prosam_jax.images import ImageLike, Numbers, numbers, read_mask
+
+KINDS = ("mask", "points", "box", "scribble")
+"""What `annotated` takes."""
 
 MOST = 20
 """Most points or strokes of one annotation."""
@@ -48,6 +55,58 @@ BEND = 0.5
 """By how much, in radians, the heading may change from one piece of a stroke to the next."""
 
 
+def annotated(
+    size: tuple[int, int],
+    side: int,
+    *,
+    mask: ImageLike | None = None,
+    points: Numbers | None = None,
+    box: Numbers | None = None,
+    scribble: ImageLike | None = None,
+) -> Bool[np.ndarray, "{side} {side}"]:
+    """A user's annotation of a reference, brought to the model's square.
+
+    As in training a mask is shrunk by `resize_mask`, a box is filled, and points are single
+    pixels. Of a scribble every pixel counts, however thin it gets.
+
+    Args:
+        size: (height, width) of the picture.
+        side: Side of the square in pixels.
+        mask: See `images.read_mask`; as large as the picture.
+        points: N x 2, x and y in pixels of the picture.
+        box: x0, y0, x1, y1 in pixels of the picture; the last two are those after the box.
+        scribble: The strokes, given like a mask.
+
+    Raises:
+        ValueError: Not one kind is given, or it marks nothing, or lies outside, or is not valid.
+    """
+    given = dict(zip(KINDS, (mask, points, box, scribble), strict=True))
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        held = " and ".join(names) or "nothing"
+        raise UserError(f"a reference is annotated by {held}: pass one of {', '.join(KINDS)}")
+    if mask is not None:
+        square = resize_mask(_fitting(mask, size, "mask"), side)
+        if not square.any():
+            raise UserError(
+                f"mask is empty at {side} x {side}, the size that the model sees: annotate a "
+                "larger object, or cut the picture to it"
+            )
+        return square
+    if box is not None:
+        return _filled(box, size, side)
+    square = np.zeros((side, side), np.bool_)
+    if points is not None:
+        rows, cols = _pixels(points, size)
+    else:
+        strokes = _fitting(scribble, size, "scribble")
+        rows, cols = np.nonzero(strokes)
+        if side > min(size):  # a pixel becomes several
+            square = resize_mask(strokes, side)
+    square[rows * side // size[0], cols * side // size[1]] = True
+    return square
+
+
 def annotate(
     kind: str, mask: Bool[np.ndarray, "h w"], draws: Rng, *, training: bool
 ) -> Bool[np.ndarray, "h w"]:
@@ -71,6 +130,50 @@ def annotate(
     if kind == "box":
         return _box(mask)
     return (_points if kind == "point" else _scribble)(mask, draws, training)
+
+
+def _fitting(mask: ImageLike | None, size: tuple[int, int], name: str) -> Bool[np.ndarray, "h w"]:
+    assert mask is not None
+    array = read_mask(mask, name)
+    if array.shape != size:
+        held, wanted = (f"{width} x {height}" for height, width in (array.shape, size))
+        raise UserError(f"{name} is {held} pixels, the picture {wanted}: they must be the same")
+    if not array.any():
+        raise UserError(f"{name} is empty: no pixel of it is set (in files, white on black)")
+    return array
+
+
+def _pixels(points: Numbers, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels in which the points lie."""
+    xy = numbers("points", points, (None, 2))
+    height, width = size
+    if not len(xy):
+        raise UserError("points is empty: pass at least one x, y")
+    outside = ~((xy >= 0) & (xy < [[width, height]])).all(1)
+    if outside.any():
+        raise UserError(
+            f"points has {xy[outside][0].tolist()}, outside the picture of {width} x {height} "
+            "pixels: pass x, y in pixels of the picture"
+        )
+    x, y = xy.astype(np.int64).T
+    return y, x
+
+
+def _filled(box: Numbers, size: tuple[int, int], side: int) -> Bool[np.ndarray, "{side} {side}"]:
+    x0, y0, x1, y1 = numbers("box", box, (4,)).tolist()
+    height, width = size
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise UserError(
+            f"box={[x0, y0, x1, y1]} must be x0 < x1, y0 < y1 inside the picture of {width} x "
+            f"{height} pixels"
+        )
+    square = np.zeros((side, side), np.bool_)
+    rows, cols = (
+        slice(int(low * side / whole), int(np.ceil(high * side / whole)))
+        for low, high, whole in ((y0, y1, height), (x0, x1, width))
+    )
+    square[rows, cols] = True
+    return square
 
 
 def _box(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

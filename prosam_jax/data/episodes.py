@@ -52,7 +52,7 @@ class EpisodeSpec:
 
 
 def draw_train(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
-    """Rng a training episode; every pass over the targets has an order of its own.
+    """Draws a training episode; every pass over the targets has an order of its own.
 
     Class and references are uniform over those possible, and references may repeat, as in
     VRP-SAM's code (arXiv 2402.17726; its random numbers are others).
@@ -69,7 +69,7 @@ def draw_train(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpe
 
 
 def draw_test(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
-    """Rng a test episode; the targets take turns in the order of their ids.
+    """Draws a test episode; the targets take turns in the order of their ids.
 
     All else is as in `draw_train`.
     """
@@ -78,7 +78,7 @@ def draw_test(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec
 
 
 def draw_shuffled(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
-    """Rng a test episode as `draw_test`, the targets in a fixed shuffled order.
+    """Draws a test episode as `draw_test`, the targets in a fixed shuffled order.
 
     For folders whose names begin with the class: the first targets show all classes.
     """
@@ -87,7 +87,7 @@ def draw_shuffled(fold: FoldIndex, seed: int, index: int, shots: int) -> Episode
 
 
 def draw_by_class(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
-    """Rng an episode that begins with its class, for training or testing by the fold's split.
+    """Draws an episode that begins with its class, for training or testing by the fold's split.
 
     Class, target and references are each uniform over those possible, and all may come again, as
     in VRP-SAM's code on COCO-20i; there every GPU draws the same episodes, here no index has
@@ -185,7 +185,8 @@ class EpisodeSource:
         size: Side in pixels of the square that everything is brought to.
         length: Number of episodes.
         annotation: How references are marked, one of `config.ANNOTATIONS`.
-        cueless: What becomes of a reference without a marked pixel, one of `config.CUELESS`.
+        empty_annotation: What becomes of a reference without an annotated pixel, as
+            `data.empty_annotation`.
         wrong: Whether the references are followed by as many of a wrong class (`draw_wrong`).
     """
 
@@ -197,7 +198,7 @@ class EpisodeSource:
     size: int
     length: int
     annotation: str = "mask"
-    cueless: str = "redraw"
+    empty_annotation: str = "redraw"
     wrong: bool = False
 
     def __len__(self) -> int:
@@ -238,7 +239,7 @@ class EpisodeSource:
         training = self.fold.split == "train"
         stream = _TRAIN_MARKS if training else _TEST_MARKS
         image_id, found = spec.reference_ids[shot], []
-        for attempt in range(_ATTEMPTS if self.cueless == "redraw" else 1):
+        for attempt in range(_ATTEMPTS if self.empty_annotation == "redraw" else 1):
             draws = Rng(self.seed, stream, spec.index, shot, attempt)
             image, mask, _ = self._read(image_id, spec.class_id)
             marked = annotate(self.annotation, mask, draws, training=training)
@@ -271,11 +272,5 @@ def episode_source(
         size=cfg.image_size,
         length=len(fold.images) if length is None else length,
         annotation=cfg.annotation,
-        cueless=cfg.cueless,
+        empty_annotation=cfg.empty_annotation,
     )
-
-
-if __name__ == "__main__":
-    from prosam_jax.data import episode_list
-
-    episode_list.run()

@@ -8,22 +8,6 @@ IGNORE = 255
 """Label of pixels that belong to no class, such as the rims of objects."""
 
 
-def decode(image: Image.Image, square: int = 0) -> Image.Image:
-    """Decodes an opened image to RGB.
-
-    Args:
-        image: As `Image.open` returns it.
-        square: 0 decodes every pixel. Otherwise a JPEG is brought to a square of this side, and
-            one of four times that or more is decoded at 1/2, 1/4 or 1/8 of its size, the smallest
-            of twice the square or more: within 1 of 255 levels of the exact pixels in the mean.
-    """
-    drafted = image.draft(None, (2 * square, 2 * square)) if square else None
-    if drafted is None:  # no JPEG
-        return image.convert("RGB")
-    _, box = drafted  # what the pixels show: sizes that 8 does not divide are rounded up
-    return image.convert("RGB").resize((square, square), Image.Resampling.BILINEAR, box)
-
-
 def resize_image(
     image: Image.Image | UInt8[np.ndarray, "h w 3"], size: int
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:

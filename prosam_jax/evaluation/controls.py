@@ -16,9 +16,10 @@ from jaxtyping import Array, Float
 
 from prosam_jax import inference, resize
 from prosam_jax.config import Config
+from prosam_jax.equations import foreground
 from prosam_jax.evaluation import metrics, prediction
 from prosam_jax.evaluation.results import Result
-from prosam_jax.model import ProSAM
+from prosam_jax.model import ProSAM, stream
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.types import Features
 
@@ -82,16 +83,16 @@ def make_step(graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0) -> Pre
         }
         prompts = jnp.stack(list(named.values()))
         if samples:
-            key = model.stream(0, "uncertainty")
+            key = stream(0, "uncertainty")
             drawn = inference.sampled_prompts(model, posterior, samples, key)
             prompts = jnp.concatenate([prompts, drawn])
         embeddings = right.image_embeddings
         logits = jax.vmap(lambda p: model.decode(embeddings, p, size))(prompts)
-        masks = {name: logits[i] >= 0 for i, name in enumerate(named)}
+        masks = {name: foreground(logits[i]) for i, name in enumerate(named)}
         likeness = prior(model, right, size)
         none = jnp.zeros((len(target), 0, prompts.shape[-1]))
-        masks[EMPTY] = model.decode(embeddings, none, size) >= 0
-        masks[CLICK] = model.decode(embeddings, _click(model, likeness), size) >= 0
+        masks[EMPTY] = foreground(model.decode(embeddings, none, size))
+        masks[CLICK] = foreground(model.decode(embeddings, _click(model, likeness), size))
         masks[EVERYTHING] = jnp.ones_like(target)
         areas = {name: metrics.areas(mask, target, ignore) for name, mask in masks.items()}
         cut = jax.vmap(lambda t: metrics.areas(likeness > t, target, ignore))(jnp.array(THRESHOLDS))
@@ -99,7 +100,7 @@ def make_step(graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0) -> Pre
         return prediction.Prediction(
             areas=areas.pop(RESULT),
             mask=masks.pop(RESULT),
-            cueless=model.cueless(right).reshape(len(target), -1),
+            empty_annotations=right.empty_annotations.reshape(len(target), -1),
             controls=areas,
             control_masks=masks,
             uncertainty=inference.disagreement(logits[len(named) :]) if samples else None,

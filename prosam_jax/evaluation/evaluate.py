@@ -55,7 +55,7 @@ def evaluate(
         on_batch: Called with the number of episodes done so far.
     """
     start = time.monotonic()
-    kept, done, references, cueless = [], 0, 0, 0
+    kept, done, references, empty_annotations = [], 0, 0, 0
     ious: dict[str, IoU] = collections.defaultdict(IoU)
     batch_size = -(-batch_size // mesh.size) * mesh.size
     with contextlib.closing(make_loader(source, batch_size=batch_size, workers=workers)) as loader:
@@ -67,8 +67,8 @@ def evaluate(
             for name, areas in {"": found.areas, **found.controls}.items():
                 ious[name].add(Areas(*(x[valid] for x in areas)), episode.class_id[valid])
             done += int(valid.sum())
-            references += found.cueless[valid].size
-            cueless += int(found.cueless[valid].sum())
+            references += found.empty_annotations[valid].size
+            empty_annotations += int(found.empty_annotations[valid].sum())
             for i in range(min(examples - len(kept), int(valid.sum()))):
                 name = source.images.class_name(int(episode.class_id[i]))
                 mask, masks, uncertainty = jax.tree.map(
@@ -88,6 +88,6 @@ def evaluate(
         seconds=time.monotonic() - start,
         examples=kept,
         references=references,
-        cueless=cueless,
+        empty_annotations=empty_annotations,
         controls=scores,
     )

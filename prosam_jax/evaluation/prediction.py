@@ -7,8 +7,8 @@ import jax
 from flax import nnx
 from jaxtyping import Bool, Float
 
+from prosam_jax.equations import foreground
 from prosam_jax.evaluation import metrics
-from prosam_jax.model import cueless
 
 
 class Prediction(NamedTuple):
@@ -17,7 +17,7 @@ class Prediction(NamedTuple):
     Attributes:
         areas: To be added up to scores.
         mask: The predicted masks.
-        cueless: References of which no mark is left at the size of the features.
+        empty_annotations: References of which no mark is left at the size of the features.
         controls: Areas of what the result is measured against, by name (`training.controls`).
         control_masks: Their masks, where they have one.
         uncertainty: How far masks of sampled prompts disagree, if that was asked for.
@@ -25,7 +25,7 @@ class Prediction(NamedTuple):
 
     areas: metrics.Areas
     mask: Bool[Any, "b h w"]
-    cueless: Bool[Any, "b s"]
+    empty_annotations: Bool[Any, "b s"]
     controls: dict[str, metrics.Areas]
     control_masks: dict[str, Bool[Any, "b h w"]]
     uncertainty: Float[Any, "b h w"] | None
@@ -43,12 +43,12 @@ def make_predict_step(
     def predict_step(params, frozen, episode, image_embeddings=None):
         model = nnx.merge(graph, params, frozen)
         features = model.encode(episode, image_embeddings)
-        mask = model.segment(features, episode.target_mask.shape[1:]) >= 0
+        mask = foreground(model.segment(features, episode.target_mask.shape[1:]))
         areas = metrics.areas(mask, episode.target_mask, episode.target_ignore)
         return Prediction(
             areas,
             mask,
-            cueless(features).reshape(len(mask), -1),
+            features.empty_annotations.reshape(len(mask), -1),
             controls={},
             control_masks={},
             uncertainty=None,

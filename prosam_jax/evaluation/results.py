@@ -49,7 +49,7 @@ class Result:
         seconds: Wall time, compilation included.
         examples: The first episodes, for pictures.
         references: How many references were shown.
-        cueless: Of how many of them no mark was left at the size of the features.
+        empty_annotations: Of how many of them no mark was left at the size of the features.
         controls: Scores of what this one is measured against, by name (`training.controls`).
         prior_threshold: Where the cosine prior was cut for them.
     """
@@ -61,7 +61,7 @@ class Result:
     seconds: float
     examples: list[Example]
     references: int
-    cueless: int
+    empty_annotations: int
     controls: dict[str, Scores]
     prior_threshold: float | None = None
 
@@ -91,7 +91,7 @@ def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int | N
         "per_class": {result.classes[c]: 100 * iou for c, iou in scores.per_class.items()},
         "episodes": result.episodes,
         "references": result.references,
-        "cueless_references": result.cueless,
+        "empty_annotations": result.empty_annotations,
         "episode_list_sha256": result.digest,
         "seconds": round(result.seconds, 2),
         "step": step,

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from prosam_jax.config import CacheConfig
 from prosam_jax.feature_cache.entries import Entries, size
 from prosam_jax.feature_cache.packing import Packed, pack, unpack
-from prosam_jax.model import embed
+from prosam_jax.sam.build_sam import embed
 from prosam_jax.sam.model import Sam
 from prosam_jax.weights import files
 

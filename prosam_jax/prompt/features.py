@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from prosam_jax import equations, layers, resize
+from prosam_jax import equations, equations_fast, layers, resize
 from prosam_jax.config import PromptConfig
 from prosam_jax.types import Taps
 
@@ -36,7 +36,7 @@ class FeatureAugmentation(nnx.Module):
             query: Features of the targets.
             support: Features of the references (`backbone.reference_taps`).
             mask: Annotation at feature size, weights in [0, 1].
-            dropout_key: Rng the dropped channels in training; None keeps them all.
+            dropout_key: Draws the dropped channels in training; None keeps them all.
 
         Returns:
             F'_t and F'_r, the enhanced target and reference features.
@@ -68,7 +68,7 @@ class FeatureAugmentation(nnx.Module):
         """Where the target looks like the annotated region, brought to the mask's size."""
         (_, h, w), (_, i, j, _) = mask.shape, support.prior.shape
         weight = resize.bilinear(mask[..., None], (i, j), align_corners=True)[..., 0]
-        prior = equations.cosine_prior(query.prior, support.prior, weight)
+        prior = equations_fast.cosine_prior(query.prior, support.prior, weight)
         if self.normalize_prior:
             prior = equations.min_max(prior)
         return resize.bilinear(prior[..., None], (h, w), align_corners=True)[..., 0]

@@ -13,7 +13,7 @@ MARK = (1.0, 0.75, 0.0)
 
 
 def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
-    """Rng one row per episode: reference with its annotation, target, prediction, truth."""
+    """Draws one row per episode: reference with its annotation, target, prediction, truth."""
     import matplotlib.figure  # here, because it takes a second of every command's start
 
     figure = matplotlib.figure.Figure(figsize=(2.5 * 4, 2.6 * len(examples)), layout="constrained")

@@ -48,8 +48,8 @@ def print_scores(result: Result) -> None:
     for name, scores in result.controls.items():
         table.add_row(f"mIoU of {name}", f"{100 * scores.miou:.2f}")
     rich.console.Console().print(table)
-    if result.cueless:
+    if result.empty_annotations:
         print(
-            f"{result.cueless} of {result.references} references had no mark left at the size of "
-            "the features (data.downsample=coverage keeps every mark)"
+            f"of {result.empty_annotations} of {result.references} references nothing annotated is "
+            "left at the size of the features (data.downsample=coverage keeps every annotation)"
         )

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from prosam_jax import resize
 from prosam_jax.config import SAMConfig
+from prosam_jax.equations import foreground
 from prosam_jax.errors import UserError
 from prosam_jax.sam.image_encoder import ImageEncoderViT
 from prosam_jax.sam.mask_decoder import MaskDecoder
@@ -73,7 +74,7 @@ class Sam(nnx.Module):
         logits, iou = self.decode(embeddings, sparse, dense, multimask_output=multimask_output)
         size = images.shape[1], images.shape[2]
         resized = self.postprocess_masks(logits, size, original_size or size)
-        return SamOutput(resized > 0, iou, logits)
+        return SamOutput(foreground(resized), iou, logits)
 
     def preprocess(self, images: Real[Array, "b h w 3"]) -> Float[Array, "b H W 3"]:
         """Normalises RGB images of 0-255, then pads them with zeros to `cfg.image_size`.

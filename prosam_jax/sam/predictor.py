@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +15,21 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from prosam_jax.config import (
     PACKAGED,
     SAM_MODELS,
-    SAMConfig,
+    SAMSettings,
     check_at_least,
     check_choice,
-    packaged,
+    check_setting,
+    flat_mapping,
 )
+from prosam_jax.equations import foreground
 from prosam_jax.errors import UserError
+from prosam_jax.images import ImageLike, Numbers, read
+from prosam_jax.sam.build_sam import build_sam
 from prosam_jax.sam.model import Sam
-from prosam_jax.sam.transforms import ImageLike, Numbers, Prompts, ResizeLongestSide, rgb, stack
-from prosam_jax.weights import files
+from prosam_jax.sam.transforms import Prompts, ResizeLongestSide, stack
+from prosam_jax.weights import files, prompt_encoder
+
+MADE_BY = "prosam weights convert sam --model MODEL --checkpoint FILE --out OUT"
 
 
 class SamPredictor:
@@ -43,45 +50,39 @@ class SamPredictor:
         self.reset_image()
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, dtype: str = "float32") -> "SamPredictor":
-        """Reads a weight file of `convert/sam_to_flax.py`; the file says which SAM it is.
+    def from_pretrained(cls, name: str | os.PathLike[str], **overrides: Any) -> "SamPredictor":
+        """A predictor with trained weights.
 
         Args:
-            path: The `.safetensors` file, or "packaged" for the small SAM of generated shapes
-                that comes with the package.
-            dtype: Type of the activations, "float32" or "bfloat16".
+            name: "sam_vit_b", "sam_vit_l" or "sam_vit_h", whose file is looked for where the
+                settings have it (`weights/`); "sam_shapes", which comes with the package and
+                knows generated shapes; a weight file of a SAM (`prosam weights convert`); or
+                whatever names a trained model (`ProSAM.from_pretrained`), for the SAM that it
+                stands on.
+            overrides: Groups of settings that differ, here `sam` alone, such as
+                `sam={"dtype": "bfloat16"}`.
 
         Raises:
-            ValueError: The file is missing, damaged or not of a SAM, or `dtype` is unknown.
+            UserError: There is no such model, its file is missing, damaged or not of a SAM, or a
+                setting is unknown or not SAM's.
         """
-        path = packaged("sam", "shapes") if path == PACKAGED else path
-        published = "|".join(name for name in SAM_MODELS if name.startswith("vit"))
-        made_by = files.made_by("sam", published, path)
-        found = files.metadata(path, made_by=made_by)
-        if found.get("kind") != "sam":
-            raise UserError(f"{path} holds no weights of SAM; make such a file with: {made_by}")
-        architecture = found["architecture"]
-        cfg = dataclasses.replace(SAMConfig.named(architecture), dtype=dtype)
-        sam = files.load(
-            lambda rngs: Sam(cfg, rngs=rngs),
-            path,
-            kind="sam",
-            architecture=architecture,
-            made_by=files.made_by("sam", architecture, path),
-        )
-        return cls(sam)
+        changes = flat_mapping(overrides)
+        if other := [x for x in changes if not x.startswith("sam.")]:
+            raise UserError(f"{', '.join(other)}: SamPredictor reads settings of sam alone")
+        return cls(build_sam(_settings(name, changes)))
 
     def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
         """Embeds an image, to which `predict` then refers.
 
         Args:
-            image: H x W x 3 array of uint8, 0-255, or a Pillow image or the path of one, whose
-                EXIF orientation is not applied.
+            image: An array of height x width, or height x width x 1, 3 or 4 (alpha is left out),
+                of uint8 or of floats in 0-1; a Pillow image or the path of one, whose EXIF
+                rotation is applied, so that points and boxes are those that a viewer shows.
             image_format: "RGB" or "BGR", the order of an array's channels.
 
         Raises:
-            ValueError: The array has another shape or type, or the format is unknown.
-            OSError: The path leads to no image.
+            ValueError: The image cannot be read, or the format is unknown.
+            FileNotFoundError: There is no such file.
         """
         self.set_image_batch([image], image_format)
 
@@ -102,7 +103,7 @@ class SamPredictor:
 
         Raises:
             ValueError: As for `set_image`; no images; or `micro_batch` is less than 1.
-            OSError: A path leads to no image.
+            FileNotFoundError: There is no such file.
         """
         check_choice("image_format", image_format, ("RGB", "BGR"))
         if not images:
@@ -115,7 +116,8 @@ class SamPredictor:
         )
         sizes = np.zeros((len(squares), 2), np.int32)
         for i, image in enumerate(images):
-            pixels = rgb(image, image_format)
+            name = "image" if len(images) == 1 else f"images[{i}]"
+            pixels = read(image, name, order=image_format)
             frames.append(ResizeLongestSide.fit((pixels.shape[0], pixels.shape[1]), self.model.cfg))
             height, width = sizes[i] = frames[i].inner
             squares[i, :height, :width] = frames[i].scaled(pixels)
@@ -229,8 +231,30 @@ class SamPredictor:
         logits, iou = map(np.array, found)
         masks = [frame.masks(x) for frame, x in zip(self._frames, logits, strict=True)]
         if not return_logits:
-            masks = [x > 0 for x in masks]
+            masks = [foreground(x) for x in masks]
         return masks, list(iou), list(logits)
+
+
+def _settings(name: str | os.PathLike[str], changes: Mapping[str, Any]) -> SAMSettings:
+    text = os.fspath(name)
+    given = {x.removeprefix("sam."): value for x, value in changes.items()}
+    model = text.removeprefix("sam_")
+    if text.startswith("sam_") and model in SAM_MODELS:
+        weights = {"weights": PACKAGED} if model == "shapes" else {}
+        return _replaced(SAMSettings.of(model=model), weights | given)
+    path = pathlib.Path(text)
+    if not path.is_file() or files.metadata(path, made_by=MADE_BY).get("kind") != "sam":
+        trained = prompt_encoder.settings_of(prompt_encoder.find(name))
+        return prompt_encoder.usable(trained, changes).sam
+    architecture = files.metadata(path, made_by=MADE_BY)["architecture"]
+    check_choice("architecture", architecture, SAM_MODELS)
+    return _replaced(SAMSettings.of(model=architecture), {"weights": text} | given)
+
+
+def _replaced(cfg: SAMSettings, changes: Mapping[str, Any]) -> SAMSettings:
+    for name in changes:
+        check_setting(f"sam.{name}")
+    return dataclasses.replace(cfg, **changes)
 
 
 @functools.partial(jax.jit, static_argnames="tree")

@@ -1,7 +1,6 @@
-"""Between the pixels of a user's image and SAM's input: images, prompts and masks in NumPy."""
+"""SAM's geometry: between the pixels of an image and the encoder's input, in NumPy."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +11,7 @@ from PIL import Image
 from prosam_jax import resize
 from prosam_jax.config import SAMConfig
 from prosam_jax.errors import UserError
-
-ImageLike = np.ndarray | Image.Image | str | os.PathLike[str]
-Numbers = np.ndarray | Sequence[Any]
+from prosam_jax.images import Numbers, numbers
 
 LEAST_POINTS = 8
 
@@ -142,28 +139,6 @@ class ResizeLongestSide:
         return (xy * np.array([factors[::-1]])).astype(np.float32)
 
 
-def rgb(image: ImageLike, image_format: str) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of an array, of a Pillow image or of a file.
-
-    Raises:
-        ValueError: The array is not H x W x 3 of uint8.
-        OSError: The file is missing or no image.
-    """
-    if isinstance(image, str | os.PathLike):
-        with Image.open(image) as file:
-            return rgb(file, image_format)
-    if isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):  # Pillow would clip them to white
-            raise UserError(f"image has mode {image.mode}, 16 or 32 bits: bring it to 8 bits")
-        return np.array(image.convert("RGB"))
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise UserError(
-            f"image is {image.dtype} {image.shape}: pass uint8, height x width x 3, values 0-255"
-        )
-    return np.ascontiguousarray(image if image_format == "RGB" else image[..., ::-1])
-
-
 def stack(prompts: Sequence[Prompt], mask_size: tuple[int, int]) -> Prompts:
     """Pads prompts to a batch; its shape depends on the number of points alone.
 
@@ -185,26 +160,3 @@ def stack(prompts: Sequence[Prompt], mask_size: tuple[int, int]) -> Prompts:
         if prompt.mask is not None:
             masks[i, ..., 0] = prompt.mask
     return Prompts(points, labels, boxes, token_mask, masks, has_mask)
-
-
-def numbers(name: str, value: Numbers, shape: tuple[int | None, ...]) -> Float[np.ndarray, "..."]:
-    """Finite numbers of a shape, in which None is any length; an axis of 1 before it is cut.
-
-    Raises:
-        ValueError: `value` has another shape, or holds something else; the message calls it `name`.
-    """
-    wanted = " x ".join("N" if side is None else str(side) for side in shape)
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name} must be {wanted} numbers: {error}") from error
-    inner = array[0] if array.ndim == len(shape) + 1 and len(array) == 1 else array
-    fits = inner.ndim == len(shape) and all(
-        side in (None, held) for side, held in zip(shape, inner.shape, strict=True)
-    )
-    if not fits:
-        held = " x ".join(map(str, array.shape)) or "a single number"
-        raise UserError(f"{name} is {held}: pass {wanted}")
-    if not np.isfinite(inner).all():
-        raise UserError(f"{name} holds NaN or infinity: pass finite numbers")
-    return inner

@@ -11,7 +11,15 @@ import numpy as np
 from flax import nnx
 
 from prosam_jax import console, model, sharding
-from prosam_jax.config import Config, changed, read_config, replaced, write_config
+from prosam_jax.config import (
+    CHANGES_NO_NUMBER,
+    Config,
+    Role,
+    changed,
+    read_config,
+    replaced,
+    write_config,
+)
 from prosam_jax.data import datasets, folds
 from prosam_jax.data.loader import make_loader
 from prosam_jax.errors import UserError
@@ -24,26 +32,6 @@ from prosam_jax.training import state, step
 from prosam_jax.training.signals import Interrupted, Signals, Stopped
 from prosam_jax.weights import prompt_encoder
 from prosam_jax.weights.checkpoint import Checkpoints
-
-# A run may go on with other values of these; all else must be as it was at the start.
-FREE = (
-    "cache.dir",
-    "cache.dtype",
-    "data.bad_files",
-    "data.root",
-    "data.test_root",
-    "data.workers",
-    "distribution.sample_group",
-    "eval.batch_size",
-    "eval.controls",
-    "eval.pictures",
-    "train.checkpoint_every",
-    "train.eval_every",
-    "train.log_every",
-)
-
-
-LENGTH = ("train.epochs", "train.steps")  # free as well, unless the schedule depends on them
 
 
 def train(cfg: Config, workdir: pathlib.Path) -> None:
@@ -68,6 +56,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     write_config(cfg, workdir / "config.json")
     if not goes_on:
         prompt_encoder.write_frozen(cfg, workdir)
+        prompt_encoder.write_dataset(trainer.source.fold.rule.dataset, workdir)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = checkpoints.latest or 0
         if start:
@@ -95,8 +84,10 @@ def _has_checkpoint(workdir: pathlib.Path) -> bool:
 def _check_run(cfg: Config, workdir: pathlib.Path) -> Config:
     """The settings that the run in `workdir` began with; ValueError if `cfg` is another run's."""
     began = read_config(workdir / "config.json")
-    free = FREE if cfg.train.schedule == "cosine" else (*FREE, *LENGTH)
-    if differences := changed(began, cfg, free):
+    may = CHANGES_NO_NUMBER
+    if cfg.train.schedule != "cosine":  # which depends on the length
+        may |= {Role.LENGTH}
+    if differences := changed(began, cfg, may):
         raise UserError(
             f"{workdir} holds a run with other settings ({'; '.join(differences)}): "
             "choose another --workdir, or the old settings to go on with it"
@@ -112,6 +103,8 @@ class Trainer:
     def __init__(self, cfg: Config):
         self.cfg = cfg
         source = datasets.episodes(cfg.data, "train", seed=cfg.seed)
+        if cfg.prompt.weights:
+            prompt_encoder.check_unseen(cfg.prompt.weights, cfg, source.fold.rule.dataset)
         images = len(source.fold.images)
         self.total = state.total_steps(cfg.train, images)
         self.eval_every = cfg.train.eval_every or state.steps_per_epoch(cfg.train, images)

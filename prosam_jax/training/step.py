@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from prosam_jax.model import cueless, stream
+from prosam_jax.model import stream
 from prosam_jax.training.state import TrainState
 
 
@@ -35,7 +35,7 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         logs = {"loss": value, "grad_norm": optax.tree.norm(grads), **aux}
-        logs["cueless"] = cueless(features).mean()
+        logs["empty_annotations"] = features.empty_annotations.mean()
         return TrainState(params, opt_state, state.step + 1), logs
 
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -76,20 +76,54 @@ class Checkpoints:
         Raises:
             ValueError: The stored tree differs from `like` in names or shapes.
         """
-        self._check(step, like)
+        self._check(step, like, self._manager.item_metadata(step).tree)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
-    def _check(self, step: int, like: Any) -> None:
-        stored = _shapes(self._manager.item_metadata(step).tree)
-        wanted = _shapes(like)
-        wrong = sorted(name for name in stored | wanted if stored.get(name) != wanted.get(name))
+    def restore_params(self, step: int, like: Any) -> Any:
+        """Reads the parameters of `step` into the structure of `like`, on one device.
+
+        Raises:
+            UserError: The stored parameters differ from `like` in names or shapes.
+        """
+        stored = self._manager.item_metadata(step).tree
+        self._check(step, {"params": like}, {"params": stored["params"]})
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        whole = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), stored
+        )
+        found = _leaves(self._manager.restore(step, args=ocp.args.StandardRestore(whole))["params"])
+        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in _leaves(like)])
+
+    def find(self, name: str) -> int:
+        """The step that "best", "latest" or a number means.
+
+        Raises:
+            UserError: There is no such checkpoint.
+        """
+        known = self.steps
+        step_of = {"best": self.best, "latest": self.latest} | {str(step): step for step in known}
+        if (found := step_of.get(name)) is not None:
+            return found
+        if name == "best" and known:
+            raise UserError(
+                f"{self._folder.parent} has no best checkpoint, because it was never validated: "
+                "pass --checkpoint=latest"
+            )
+        kept = ", ".join(map(str, known)) or "none"
+        raise UserError(
+            f"--checkpoint={name}: {self._folder.parent} has no such checkpoint (steps kept: "
+            f"{kept}); pass best, latest or one of these steps, or train first with: prosam train"
+        )
+
+    def _check(self, step: int, like: Any, stored: Any) -> None:
+        held, wanted = _shapes(stored), _shapes(like)
+        wrong = sorted(name for name in held | wanted if held.get(name) != wanted.get(name))
         if wrong:
-            lines = [
-                f"  {name}: stored {stored.get(name, 'nothing')}, "
-                f"wanted {wanted.get(name, 'nothing')}"
-                for name in wrong[:8]
+            pairs = [
+                (name, held.get(name, "nothing"), wanted.get(name, "nothing")) for name in wrong
             ]
+            lines = [f"  {name}: stored {one}, wanted {other}" for name, one, other in pairs[:8]]
             raise UserError(
                 f"checkpoint {self._folder / str(step)} differs from the model in "
                 f"{len(wrong)} arrays:\n" + "\n".join(lines)
@@ -106,8 +140,9 @@ def _miou(metrics: dict[str, float]) -> float:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in _leaves(tree).items()}
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

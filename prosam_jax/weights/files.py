@@ -1,6 +1,6 @@
 """Weight files: safetensors whose keys are NNX paths, written atomically and read strictly.
 
-torch is not needed here; `convert/` makes such files from torch's.
+torch is not needed here; `prosam_jax.convert` makes such files from torch's.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from safetensors.numpy import save_file
 
 from prosam_jax.atomic import replacing
+from prosam_jax.config import RANDOM
 from prosam_jax.errors import UserError
 
 FORMAT = "prosam_jax 1"
@@ -198,6 +199,20 @@ def load(
         return fill(module, file.get_tensor)
 
 
+def frozen(
+    build: Callable[[nnx.Rngs], Module], file: str, seed: int, *, kind: str, architecture: str
+) -> Module:
+    """A frozen network as the settings name its weights: of a file, or "random" from a seed.
+
+    Raises:
+        UserError: As `load`.
+    """
+    if file == RANDOM:
+        return random(build, seed)
+    command = made_by(kind, architecture, file)
+    return load(build, file, kind=kind, architecture=architecture, made_by=command)
+
+
 def made_by(kind: str, architecture: str, out: str | os.PathLike[str]) -> str:
     """The command that makes the weight file `out` of a frozen network, for messages."""
     if architecture == "shapes":
@@ -208,8 +223,8 @@ def made_by(kind: str, architecture: str, out: str | os.PathLike[str]) -> str:
     if architecture == "tiny":
         return f"--config.{kind}.weights=random, which needs no file"
     return (
-        f"python convert/{kind}_to_flax.py --model {architecture} --checkpoint CHECKPOINT "
-        f"--out {out} (`python -m prosam_jax.weights list` knows the checkpoints)"
+        f"prosam weights convert {kind} --model {architecture} --checkpoint CHECKPOINT "
+        f"--out {out} (`prosam weights list` knows the checkpoints)"
     )
 
 

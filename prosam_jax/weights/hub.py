@@ -1,4 +1,4 @@
-"""Files on a Hugging Face hub: one prompt encoder and a model card per repository.
+"""Files on a Hugging Face hub; of trained prompt encoders one and a model card per repository.
 
 Needs the package `huggingface_hub`, which the extra `hub` installs. The hub is that of the
 environment variable HF_ENDPOINT, https://huggingface.co if there is none.
@@ -37,7 +37,7 @@ def upload(
     hub, api = _client(endpoint)
     if hub.get_token() is None:
         raise UserError(f"not logged in to {api.endpoint}; {LOG_IN}, or set HF_TOKEN")
-    with _one_line(hub, api.endpoint, repo, "main"):
+    with _one_line(hub, api.endpoint, repo, "main", FILE):
         api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.model_info(repo).private:
             raise UserError(
@@ -51,12 +51,13 @@ def upload(
 
 
 def download(
-    repo: str, *, revision: str | None = None, endpoint: str | None = None
+    repo: str, file: str = FILE, *, revision: str | None = None, endpoint: str | None = None
 ) -> pathlib.Path:
-    """Downloads `FILE` of a repository to the hub client's cache.
+    """Downloads a file of a repository to the hub client's cache.
 
     Args:
         repo: "user/name".
+        file: Its name there.
         revision: Branch, tag or commit; None for the newest.
         endpoint: Address of another hub.
 
@@ -65,10 +66,10 @@ def download(
             repository, revision or file; one line each.
     """
     hub, api = _client(endpoint)
-    with _one_line(hub, api.endpoint, repo, revision or "main"):
+    with _one_line(hub, api.endpoint, repo, revision or "main", file):
         # Asked for first, because the download would retry an unreachable hub for half a minute.
         commit = api.model_info(repo, revision=revision).sha
-        return pathlib.Path(api.hf_hub_download(repo, FILE, revision=commit))
+        return pathlib.Path(api.hf_hub_download(repo, file, revision=commit))
 
 
 def _client(endpoint: str | None) -> tuple[Any, Any]:
@@ -82,7 +83,7 @@ def _client(endpoint: str | None) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _one_line(hub: Any, endpoint: str, repo: str, revision: str) -> Iterator[None]:
+def _one_line(hub: Any, endpoint: str, repo: str, revision: str, file: str) -> Iterator[None]:
     """Turns the client's errors into ValueErrors of one line that say what to do."""
     errors = hub.errors
     try:
@@ -90,9 +91,8 @@ def _one_line(hub: Any, endpoint: str, repo: str, revision: str) -> Iterator[Non
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{repo} at {endpoint} has no revision {revision!r}") from error
     except errors.RemoteEntryNotFoundError as error:
-        raise UserError(
-            f"{repo} at {endpoint} has no file {FILE}: no prompt encoder was pushed there"
-        ) from error
+        pushed = ": no prompt encoder was pushed there" if file == FILE else ""
+        raise UserError(f"{repo} at {endpoint} has no file {file}{pushed}") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):

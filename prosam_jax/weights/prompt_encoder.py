@@ -5,24 +5,38 @@ It is a weight file of kind "prompt_encoder" whose metadata holds the fields of 
 
 import dataclasses
 import json
-import operator
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtyping import Array
 
-from prosam_jax.config import RANDOM, Config
+from prosam_jax.config import (
+    OF_AN_EVALUATION,
+    RANDOM,
+    Config,
+    Role,
+    changed,
+    check_choice,
+    flat_mapping,
+    packaged,
+    read_config,
+    recorded,
+    replaced,
+)
+from prosam_jax.config.fields import about, flat
 from prosam_jax.errors import UserError
-from prosam_jax.weights import files
+from prosam_jax.weights import files, hub
 
 KIND = "prompt_encoder"
-MADE_BY = (
-    "python -m prosam_jax.prompt_file export --workdir=RUN --out=FILE (or pull, or "
-    "convert/vrp_sam_to_flax.py)"
-)
+MADE_BY = "prosam export --workdir=RUN --out=FILE (or pull, or convert/vrp_sam_to_flax.py)"
+DEFAULT = "prosam-shapes"
+# They come with the package. This one knows generated shapes: on photos it is a toy.
+PACKAGED_ENCODERS = {DEFAULT: pathlib.Path(packaged("prompt_encoder", "shapes"))}
 FROZEN = "frozen.json"
+DATASET = "dataset.json"
 SCORES = ("miou", "fb_iou", "per_class", "episodes", "episode_list_sha256")
 
 
@@ -48,16 +62,6 @@ NEEDED: dict[str, Callable[[Any], bool]] = {
     "results": _names_scores,
     "step": lambda value: value is None or isinstance(value, int),
 }
-# Parameters that were learned under one value of these mean something else under another.
-BOUND = (
-    "distribution.name",
-    "prompt.dim",
-    "prompt.num_queries",
-    "prompt.num_heads",
-    "prompt.normalize_prior",
-    "backbone.name",
-    "sam.model",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +69,14 @@ class Trained:
     """What a file says of its prompt encoder; None stands for what nobody wrote down.
 
     Attributes:
-        config: Settings of the training; of a converted checkpoint no more is known than those of
-            `BOUND`, and the others are the defaults.
+        config: Settings of the training; of a converted checkpoint only the architecture is known,
+            and the others are the defaults.
         merged_channels: Channels of the backbone's merged features.
         frozen: By "sam" and "backbone", the weights that the training stood on: "architecture",
             and "arrays_sha256" (of their names and numbers) or, for random ones, "seed".
         version: The version of this library that wrote the file.
         benchmark: `data.name` of the training.
+        dataset: What its dataset is known by (`data.folds.FoldRule.dataset`).
         fold: Fold whose classes were kept for testing.
         step: Training steps taken.
         results: Scores of these very parameters, named as in `results.json`; "settings" lists
@@ -85,11 +90,78 @@ class Trained:
     frozen: dict[str, dict[str, Any]]
     version: str
     benchmark: str | None = None
+    dataset: str | None = None
     fold: int | None = None
     step: int | None = None
     results: dict[str, Any] | None = None
     source_name: str | None = None
     source_sha256: str | None = None
+
+
+def find(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The file or the run's folder that a name stands for.
+
+    Args:
+        name: A name of `PACKAGED_ENCODERS`; a path; or "user/name", a repository of a hub, whose
+            file is brought to the hub client's cache.
+
+    Raises:
+        UserError: There is nothing of that name.
+    """
+    if (text := os.fspath(name)) in PACKAGED_ENCODERS:
+        return PACKAGED_ENCODERS[text]
+    path = pathlib.Path(text).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"{path} is not the folder of a run: it has no config.json")
+    if path.exists() or path.suffix:
+        return path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.parent.is_dir():
+        return hub.download(text)
+    if len(path.parts) > 1:
+        raise UserError(f"{path}: there is no such file, nor a run's folder")
+    check_choice("prompt encoder", text, PACKAGED_ENCODERS)
+    return path
+
+
+def settings_of(path: pathlib.Path) -> Config:
+    """The settings of a run's folder or of a file, in which `prompt.weights` is then the file.
+
+    Raises:
+        UserError: It is missing, damaged or something else.
+    """
+    if path.is_dir():
+        return replaced(read_config(path / "config.json"), {"prompt.weights": ""})
+    return replaced(read(path).config, {"prompt.weights": str(path)})
+
+
+def usable(trained: Config, overrides: Mapping[str, Any]) -> Config:
+    """The settings of a training, changed for a model that is used elsewhere.
+
+    Args:
+        trained: Settings of the training.
+        overrides: Other values by dotted name or nested in groups: of SAM's and the backbone's
+            settings those that are not of the architecture, and `data.downsample`.
+
+    Raises:
+        UserError: A setting is unknown, not valid, or not one of these.
+    """
+    changes = flat_mapping(overrides)
+    cfg = replaced(trained, changes)
+    unused = [
+        name
+        for name in changes
+        if name.partition(".")[0] not in ("sam", "backbone") and name != "data.downsample"
+    ]
+    if differences := changed(trained, cfg, OF_AN_EVALUATION):
+        raise UserError(
+            f"these settings belong to the training and cannot be changed: {'; '.join(differences)}"
+        )
+    if unused:
+        raise UserError(
+            f"{', '.join(unused)}: a trained model does not read that; it reads data.downsample "
+            "and the settings of sam and backbone"
+        )
+    return cfg
 
 
 def frozen_weights(cfg: Config) -> dict[str, dict[str, Any]]:
@@ -115,6 +187,26 @@ def frozen_weights(cfg: Config) -> dict[str, dict[str, Any]]:
 def write_frozen(cfg: Config, workdir: pathlib.Path) -> None:
     """Keeps in a run's folder which frozen weights it stands on."""
     (workdir / FROZEN).write_text(json.dumps(frozen_weights(cfg), indent=2) + "\n")
+
+
+def write_dataset(dataset: str, workdir: pathlib.Path) -> None:
+    """Keeps in a run's folder what its dataset is known by."""
+    (workdir / DATASET).write_text(json.dumps({"dataset": dataset}, indent=2) + "\n")
+
+
+def read_dataset(workdir: pathlib.Path) -> str | None:
+    """What the dataset of a run is known by; None for runs of older versions, which do not say.
+
+    Raises:
+        UserError: The file that says so is damaged.
+    """
+    path = workdir / DATASET
+    try:
+        return json.loads(path.read_text())["dataset"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): restore it, or delete it") from error
 
 
 def read_frozen(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -159,7 +251,7 @@ def read(path: str | os.PathLike[str]) -> Trained:
             f"{path} does not say its {', '.join(missing)}; make it again with: {MADE_BY}"
         )
     try:
-        cfg = Config.from_dict(held["config"])
+        cfg = recorded(held["config"])
     except ValueError as error:
         raise UserError(f"{path} was trained with settings unknown here: {error}") from error
     names = ({field.name for field in dataclasses.fields(Trained)} & held.keys()) - {"config"}
@@ -167,36 +259,46 @@ def read(path: str | os.PathLike[str]) -> Trained:
 
 
 def check_fit(path: str | os.PathLike[str], cfg: Config) -> None:
-    """Raises ValueError, in one line, unless the file means under `cfg` what it was trained for.
+    """Raises UserError, in one line, unless the file means under `cfg` what it was trained for.
 
-    The settings of `BOUND` must be the training's, and the frozen weights too, where both sides
-    know them.
+    The settings of the architecture must be the training's, and the frozen weights too, where both
+    sides know them.
     """
     trained = read(path)
-    pairs = {
-        name: (operator.attrgetter(name)(trained.config), operator.attrgetter(name)(cfg))
-        for name in BOUND
-    }
-    differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    before, after = flat(trained.config), flat(cfg)
+    of_role = (x for x in before if about(Config, x).role is Role.ARCHITECTURE)
+    differing = [name for name in of_role if before[name] != after[name]]
     if differing:
-        held, wanted = (
-            ", ".join(f"{name}={pair[i]}" for name, pair in differing.items()) for i in (0, 1)
-        )
+        held, wanted = (", ".join(f"{x}={y[x]}" for x in differing) for y in (before, after))
         raise UserError(
             f"{path} was trained with {held}, but the settings say {wanted}; set {held}"
         )
-    if trained.benchmark == cfg.data.name and trained.fold != cfg.data.fold:
+    check_frozen(path, trained.frozen, frozen_weights(cfg))
+
+
+def check_unseen(path: str | os.PathLike[str], cfg: Config, dataset: str | None) -> None:
+    """Raises UserError, in one line, if the file has been trained on classes that `cfg` tests.
+
+    Args:
+        path: The file.
+        cfg: Settings of a training that begins from it, or of its evaluation.
+        dataset: What the dataset of `cfg` is known by (`FoldRule.dataset`).
+    """
+    trained = read(path)
+    if trained.fold is None or trained.benchmark != cfg.data.name:
+        return
+    if trained.dataset is not None and trained.dataset != dataset:
+        return  # another folder of somebody's own
+    if trained.fold != cfg.data.fold:
         raise UserError(
             f"{path} was trained on fold {trained.fold} of {trained.benchmark} and has seen the "
             f"test classes of fold {cfg.data.fold}; set data.fold={trained.fold}"
         )
-    novel = trained.config.data.novel
-    if trained.benchmark == cfg.data.name and trained.fold is not None and novel != cfg.data.novel:
+    if (novel := trained.config.data.novel) != cfg.data.novel:
         raise UserError(
             f"{path} was trained with data.novel={novel!r} and may have seen the test classes of "
             f"data.novel={cfg.data.novel!r}; set data.novel={novel!r}"
         )
-    check_frozen(path, trained.frozen, frozen_weights(cfg))
 
 
 def _check_origin(what: object, setting: str, held: dict[str, Any], given: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ class Remote:
         licence: SPDX name of its licence.
         by_hand: How a person gets it.
         url: Its address, None if no program can fetch it from one.
+        hub: Its repository on the Hugging Face hub and its name there, if it is fetched from there.
         package: pip requirement of the package that holds the file instead.
         sha256: Its checksum in hexadecimal or the beginning of it, None if none is known.
         size: Its bytes, None if unknown.
@@ -43,6 +44,7 @@ class Remote:
     licence: str
     by_hand: str
     url: str | None = None
+    hub: tuple[str, str] | None = None
     package: str | None = None
     sha256: str | None = None
     size: int | None = None
@@ -67,7 +69,7 @@ class Published(Remote):
 
     def steps_by_hand(self, target: pathlib.Path) -> str:
         """What to do with the file once a person has got it from somewhere."""
-        check = shlex.join(["python", "-m", "prosam_jax.weights", "verify", str(target)])
+        check = shlex.join(["prosam", "weights", "verify", str(target)])
         return f"put it at {target}, check it with: {check}, then: {convert_command(self, target)}"
 
 
@@ -87,7 +89,6 @@ def _sam(model: str, file: str, sha256: str, size: int) -> Published:
 
 
 def _sam_hugging_face(model: str, repository: str) -> Published:
-    page = f"https://huggingface.co/facebook/{repository}"
     return Published(
         name=f"sam_{model}_hf",
         kind="sam",
@@ -95,8 +96,8 @@ def _sam_hugging_face(model: str, repository: str) -> Published:
         file=f"sam_{model}_hf.safetensors",
         publisher="Meta AI, Hugging Face",
         licence="Apache-2.0",
-        by_hand=f"{page} has it as model.safetensors",
-        url=f"{page}/resolve/main/model.safetensors",
+        by_hand=f"https://huggingface.co/facebook/{repository} has it as model.safetensors",
+        hub=(f"facebook/{repository}", "model.safetensors"),
     )
 
 
@@ -260,9 +261,8 @@ def verify(entry: Remote, path: pathlib.Path, digest: str = "") -> str:
 def convert_command(entry: Published, checkpoint: pathlib.Path) -> str:
     """The command that makes a weight file of a checkpoint, where the settings look for it."""
     if entry.kind == "sam":
-        out = SAMSettings(model=entry.architecture).weight_file()
+        out = SAMSettings.of(model=entry.architecture).weight_file()
     else:
-        out = BackboneConfig(name=entry.architecture).weight_file()
-    script = f"convert/{entry.kind}_to_flax.py"
+        out = BackboneConfig.of(name=entry.architecture).weight_file()
     arguments = ["--model", entry.architecture, "--checkpoint", str(checkpoint), "--out", out]
-    return shlex.join(["python", script, *arguments])
+    return shlex.join(["prosam", "weights", "convert", entry.kind, *arguments])

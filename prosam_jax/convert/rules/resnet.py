@@ -24,7 +24,7 @@ RULES = (
 COUNTERS = Ignored(r".*\.num_batches_tracked", "a counter of training that no prediction reads")
 LEARNED = Ignored(
     r"(downsample_query|merge_1|transformer_decoder)\..*",
-    "VRP-SAM's learned part, which convert/vrp_sam_to_flax.py takes",
+    "VRP-SAM's learned part, which `prosam weights convert vrp-sam` takes",
 )
 IGNORED = (
     COUNTERS,

@@ -1,4 +1,4 @@
-"""COCO 2014 as `prosam_jax.data.prepare` leaves it; ids are such as "val2014/COCO_val2014_0...42".
+"""COCO 2014 as `prosam prepare` leaves it; ids are such as "val2014/COCO_val2014_0...42".
 
 ```
 <id>.jpg                           train2014/COCO_train2014_<number>.jpg and so on
@@ -36,7 +36,7 @@ def find_folder(root: str) -> MaskFolder:
     """
     wanted = (
         f"it must be the folder of COCO 2014 that holds {', '.join(OWN_LISTS)} and {LISTS}; "
-        f"make it with: python -m prosam_jax.data.prepare coco --root {root or 'FOLDER'} --download"
+        f"make it with: prosam prepare coco --root {root or 'FOLDER'} --download"
     )
     if not root:
         raise UserError(f"data.root is not set: pass --config.data.root=FOLDER; {wanted}")

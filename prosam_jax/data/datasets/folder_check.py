@@ -14,12 +14,11 @@ import numpy as np
 from prosam_jax import console
 from prosam_jax.atomic import writing
 from prosam_jax.data.datasets.folder_files import IMAGES, MASKS, Folder, pictures, stem
-from prosam_jax.data.files import BadFile
 from prosam_jax.data.transforms import IGNORE
 from prosam_jax.errors import UserError
 
 CHECKED = "checked.json"
-"""What was found, kept in the folder by `prosam_jax.data.prepare`."""
+"""What was found, kept in the folder by `prosam prepare`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +80,12 @@ def _read(folder: Folder, image_id: str) -> dict[str, Any]:
     path = folder.image_path(image_id)
     try:
         if not _is_utf8(image_id):
-            raise BadFile(f"{path} has a name that is not UTF-8; rename it")
+            raise UserError(f"{path} has a name that is not UTF-8; rename it")
         if not folder.masks[image_id]:
-            raise BadFile(f"{path} has no mask in {folder.path / MASKS}")
+            raise UserError(f"{path} has no mask in {folder.path / MASKS}")
         labels = folder.labels(image_id)
         folder.image(image_id)
-    except BadFile as fault:
+    except UserError as fault:
         return {"fault": str(fault)}
     counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)[:IGNORE]
     classes = [c for c in np.flatnonzero(counts).tolist() if c > 0]

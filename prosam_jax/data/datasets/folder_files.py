@@ -1,7 +1,7 @@
 """The layout of a user's own folder, and its pictures and masks.
 
 ```
-images/<any folders>/<name>.jpg        or .png, .tif, ...
+images/<any folders>/<name>.jpg        or .png, .tif, ..., whatever Pillow reads
 masks/<the same folders>/<name>.png    class numbers 0 (background), 1, 2, ...; 255 is ignored
 classes.txt                            names of classes 1, 2, ..., one in a line
 <list>.txt                             for data.train_list and data.val_list, a picture in a line
@@ -17,8 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from prosam_jax.data import files
-from prosam_jax.data.files import BadFile
+from prosam_jax import images
 from prosam_jax.data.transforms import IGNORE
 from prosam_jax.errors import UserError
 
@@ -50,22 +49,22 @@ class Folder:
         return self.path / MASKS / self.masks[image_id]
 
     def image(self, image_id: str) -> Image.Image:
-        """The picture, RGB; BadFile if it cannot be read or does not fit its mask."""
-        size = files.stored_size(self.mask_path(image_id))
-        return files.read_image(self.image_path(image_id), size, self.square)
+        """The picture, RGB; ValueError if it cannot be read or does not fit its mask."""
+        size = images.size(self.mask_path(image_id), turn=False)
+        return images.load(self.image_path(image_id), fit=size, square=self.square)
 
     def labels(self, image_id: str) -> UInt8[np.ndarray, "h w"]:
-        """The mask's class numbers; BadFile if it cannot be read or holds other numbers."""
+        """The mask's class numbers; ValueError if it cannot be read or holds other numbers."""
         path, most = self.mask_path(image_id), len(self.class_names)
-        labels = files.read_mask(path)
+        labels = images.read_labels(path)
         held = np.flatnonzero(np.bincount(labels.ravel())).tolist()
         if strange := [number for number in held if most < number < IGNORE]:
-            raise BadFile(
+            raise UserError(
                 f"{path} holds the number {strange[0]}; {CLASSES} names classes 1-{most}, and 255 "
                 "is ignored"
             )
         if held in ([0, IGNORE], [IGNORE]):
-            raise BadFile(
+            raise UserError(
                 f"{path} holds only 0 and 255, which is ignored; write class numbers, or list "
                 "such masks with their class in a table"
             )
@@ -90,8 +89,8 @@ def find_folder(root: str) -> Folder:
         raise UserError(f"data.root={root!r}: there is no {path / IMAGES}; {wanted}")
     if lacking := [name for name in (MASKS, CLASSES) if not (path / name).exists()]:
         raise UserError(
-            f"data.root={root!r}: there is no {path / lacking[0]}; {wanted}; `python -m "
-            "prosam_jax.data.prepare folder --annotations SOURCE` makes them of a CSV, of COCO's "
+            f"data.root={root!r}: there is no {path / lacking[0]}; {wanted}; `prosam "
+            "prepare folder --annotations SOURCE` makes them of a CSV, of COCO's "
             "JSON or of labelme's files"
         )
     masks = {stem(name): name for name in pictures(path / MASKS)}
@@ -117,7 +116,7 @@ def pictures(folder: pathlib.Path) -> list[str]:
         pathlib.Path(place, name).relative_to(folder).as_posix()
         for place, _, names in os.walk(folder, onerror=_raise)
         for name in names
-        if name.lower().endswith(files.SUFFIXES) and not name.startswith(".")
+        if images.is_picture(name) and not name.startswith(".")
     )
 
 

@@ -1,28 +1,28 @@
 """A folder of images and of masks that hold class numbers, as Pascal's and COCO's are kept.
 
-Counting the pixels of every mask takes minutes for COCO, so that `prosam_jax.data.prepare` keeps
+Counting the pixels of every mask takes minutes for COCO, so that `prosam prepare` keeps
 the counts in `pixel_counts.npz`. They hold for a mask as long as its size in bytes and its time of
 change are what they were; other masks are counted anew.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import itertools
 import pathlib
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from prosam_jax import images
 from prosam_jax.atomic import replacing
 from prosam_jax.config import DataConfig
 from prosam_jax.data.datasets.tfds import TfdsMasks
 from prosam_jax.data.episodes import EpisodeSource, episode_source
 from prosam_jax.data.folds import FoldRule
-from prosam_jax.data.transforms import IGNORE, decode
+from prosam_jax.data.transforms import IGNORE
 from prosam_jax.errors import UserError
 
 COUNTS = "pixel_counts.npz"
@@ -68,8 +68,7 @@ class MaskFolder:
         Raises:
             ValueError: The file cannot be read.
         """
-        with _opened(self.image_path(image_id)) as image:
-            return decode(image, self.square)
+        return images.load(self.image_path(image_id), turn=False, square=self.square)
 
     def labels(self, image_id: str) -> UInt8[np.ndarray, "h w"]:
         """The mask's class numbers, 255 for pixels to ignore.
@@ -77,8 +76,7 @@ class MaskFolder:
         Raises:
             ValueError: The file cannot be read.
         """
-        with _opened(self.mask_path(image_id)) as mask:
-            return np.array(mask)
+        return images.read_labels(self.mask_path(image_id))
 
     def class_name(self, class_id: int) -> str:
         """Name of class 1, 2, ..."""
@@ -98,8 +96,8 @@ class MaskFolder:
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "no list at all"
             raise UserError(
-                f"{setting}={name!r}: there is no {path}; the folder holds {known}; `python -m "
-                "prosam_jax.data.prepare` writes the benchmark's own lists"
+                f"{setting}={name!r}: there is no {path}; the folder holds {known}; `prosam "
+                "prepare` writes the benchmark's own lists"
             )
         ids = list(dict.fromkeys(path.read_text().split()))
         if not ids:
@@ -166,28 +164,16 @@ class MaskFolder:
     def _count(self, image_id: str) -> list[int]:
         path, image_path = self.mask_path(image_id), self.image_path(image_id)
         classes = 1 + len(self.rule.class_names)
-        with _opened(path) as mask:
-            mask.load()
-        if mask.mode not in ("P", "L"):
-            raise UserError(
-                f"{path} is of mode {mask.mode}; a mask has one channel (mode P or L) of class "
-                f"numbers 0-{classes - 1} and 255"
-            )
+        mask = Image.fromarray(images.read_labels(path))
         counts = mask.histogram()
         strange = [value for value in range(classes, IGNORE) if counts[value]]
         if strange:
             raise UserError(
-                f"{path} holds the value {strange[0]}; a mask holds 0-{classes - 1} and 255"
+                f"{path} holds the number {strange[0]}; a mask of {self.rule.name} holds "
+                f"0-{classes - 1} and 255"
             )
-        with _opened(image_path) as image:
-            image_size = image.size
-            image.draft(None, (1, 1))  # a JPEG is read to its end, and 1/64 of it is computed
-            image.load()
-        if image_size != mask.size:
-            raise UserError(
-                f"{path} has (width, height) {mask.size} and {image_path} {image_size}; an image "
-                "and its mask must have one size"
-            )
+        # A JPEG is read to its end, and 1/64 of it is computed.
+        images.load(image_path, turn=False, fit=mask.size, square=1)
         return counts[:classes]
 
 
@@ -228,12 +214,3 @@ def folder_episodes(
 def _stamp(path: pathlib.Path) -> _Stamp:
     found = path.stat()
     return found.st_size, found.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
-        raise UserError(f"cannot read {path}: {error}; copy the file again") from error

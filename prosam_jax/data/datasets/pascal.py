@@ -52,7 +52,7 @@ def find_folder(root: str, setting: str = "data.root") -> MaskFolder:
     Raises:
         ValueError: It is in none of them, or in several.
     """
-    command = f"python -m prosam_jax.data.prepare pascal --root {root or 'FOLDER'}"
+    command = f"prosam prepare pascal --root {root or 'FOLDER'}"
     if not root:
         raise UserError(
             f"{setting} is not set: pass --config.{setting}=FOLDER; it {_WANTED}; make it with: "

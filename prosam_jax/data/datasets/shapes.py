@@ -182,7 +182,7 @@ def _renderer(size: int) -> Callable[[int, str], tuple[np.ndarray, np.ndarray]]:
 def scene(
     key: tuple[int, ...], kinds: Sequence[Kind], size: int
 ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
-    """Rng objects of given kinds as every picture of the benchmark is drawn.
+    """Draws objects of given kinds as every picture of the benchmark is drawn.
 
     Args:
         key: Names the streams of bits; equal keys and kinds make equal pictures.

@@ -1,4 +1,4 @@
-"""Images and masks of a benchmark from TFDS, as `prosam_jax.data.tfds_build` keeps them there.
+"""Images and masks of a benchmark from TFDS, as `prosam prepare tfds` keeps them there.
 
 They are read by `tfds.data_source`, for which TensorFlow need not be installed. A record holds an
 image's file as it is, its class numbers as PNG and its id. The ids of each list and the pixels
@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from prosam_jax import images
 from prosam_jax.data.folds import FoldRule
-from prosam_jax.data.transforms import decode
 from prosam_jax.errors import UserError
 
 VERSION = "1.0.0"
@@ -38,14 +38,13 @@ class TfdsMasks:
     square: int = 0
 
     def image(self, image_id: str) -> Image.Image:
-        """The image, RGB."""
-        with Image.open(io.BytesIO(self._record(image_id)["image"])) as image:
-            return decode(image, self.square)
+        """The image, RGB, its stored pixels."""
+        file, name = self._file(image_id, "image")
+        return images.load(file, name, turn=False, square=self.square)
 
     def labels(self, image_id: str) -> UInt8[np.ndarray, "h w"]:
         """The mask's class numbers, 255 for pixels to ignore."""
-        with Image.open(io.BytesIO(self._record(image_id)["labels"])) as labels:
-            return np.array(labels)
+        return images.read_labels(*self._file(image_id, "labels"))
 
     def class_name(self, class_id: int) -> str:
         """Name of class 1, 2, ..."""
@@ -64,7 +63,7 @@ class TfdsMasks:
         if name not in self._lists:
             raise UserError(
                 f"{setting}={name!r}: {self.path} holds {', '.join(self._lists)}; build it with "
-                "that list: python -m prosam_jax.data.tfds_build"
+                "that list: prosam prepare tfds"
             )
         return list(self._lists[name]["ids"])
 
@@ -74,6 +73,9 @@ class TfdsMasks:
         for kept in self._lists.values():
             counts |= dict(zip(kept["ids"], kept["counts"], strict=True))
         return np.array([counts[image_id] for image_id in ids], np.int32)
+
+    def _file(self, image_id: str, part: str) -> tuple[io.BytesIO, str]:
+        return io.BytesIO(self._record(image_id)[part]), f"{part} of {image_id} in {self.path}"
 
     def _record(self, image_id: str) -> dict[str, Any]:
         name, place = self._places[image_id]

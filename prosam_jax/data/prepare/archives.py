@@ -19,6 +19,8 @@ import rich.progress
 from prosam_jax import console
 from prosam_jax.atomic import writing
 from prosam_jax.errors import UserError
+from prosam_jax.weights.download import fetch
+from prosam_jax.weights.registry import Remote
 
 _T = TypeVar("_T")
 
@@ -93,10 +95,6 @@ def obtain(archives: Iterable[Archive], root: pathlib.Path, *, download: bool) -
         ways = "; ".join(f"{archive.file}: {archive.by_hand}" for archive in missing)
         raise UserError(f"add --download, or get by hand and put into {root}: {ways}")
     for archive in missing:
-        # Not at the top: it imports JAX, and its file locks are POSIX's.
-        from prosam_jax.weights import download as downloads
-        from prosam_jax.weights.registry import Remote
-
         remote = Remote(
             name=archive.name,
             file=archive.file,
@@ -107,7 +105,7 @@ def obtain(archives: Iterable[Archive], root: pathlib.Path, *, download: bool) -
             sha256=archive.sha256 or None,
             size=archive.size if archive.sha256 else None,
         )
-        downloads.fetch(remote, root)
+        fetch(remote, root)
 
 
 @contextlib.contextmanager

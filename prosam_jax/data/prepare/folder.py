@@ -13,6 +13,7 @@ by COCO's ids or in alphabetical order.
 """
 
 import csv
+import importlib.util
 import json
 import math
 import pathlib
@@ -25,10 +26,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from prosam_jax import console
+from prosam_jax import console, images
 from prosam_jax.atomic import writing
 from prosam_jax.config import check_choice
-from prosam_jax.data import files
 from prosam_jax.data.datasets.folder_check import check
 from prosam_jax.data.datasets.folder_files import (
     CLASSES,
@@ -39,12 +39,11 @@ from prosam_jax.data.datasets.folder_files import (
     read_classes,
     stem,
 )
-from prosam_jax.data.files import BadFile
 from prosam_jax.data.folds import named
 from prosam_jax.data.prepare.coco_masks import Object, paint
 from prosam_jax.errors import UserError
 
-# Paints the mask of a picture; raises BadFile.
+# Paints the mask of a picture; raises UserError if its file or its outlines are bad.
 Painter = Callable[[], UInt8[np.ndarray, "h w"]]
 
 
@@ -86,7 +85,7 @@ def prepare(
     )
     if not bad:
         path = shlex.quote(str(folder.path))
-        print(f"train with: --config configs/folder.py --config.data.root={path}")
+        print(f"train with: prosam train --config folder --config.data.root={path} --workdir DIR")
     return bad
 
 
@@ -119,7 +118,7 @@ def make_masks(root: pathlib.Path, source: pathlib.Path, *, force: bool = False)
     for name, painter in console.track(painters.items(), len(painters), "painting masks"):
         try:
             mask = painter()
-        except BadFile as fault:
+        except UserError as fault:
             faults[name] = str(fault)
             continue
         path = root / MASKS / f"{stem(name)}.png"
@@ -132,8 +131,8 @@ def make_masks(root: pathlib.Path, source: pathlib.Path, *, force: bool = False)
 
 def _holds(path: pathlib.Path, mask: UInt8[np.ndarray, "h w"]) -> bool:
     try:
-        return np.array_equal(files.read_mask(path), mask)
-    except BadFile:  # what an interrupted copy left is not this mask
+        return np.array_equal(images.read_labels(path), mask)
+    except UserError:  # what an interrupted copy left is not this mask
         return False
 
 
@@ -169,22 +168,24 @@ def _of_table(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> dic
 def _joined(parts: Sequence[tuple[pathlib.Path, int]]) -> UInt8[np.ndarray, "h w"]:
     labels = None
     for path, class_id in parts:
-        mask = files.read_mask(path)
+        mask = images.read_labels(path)
         labels = np.zeros_like(mask) if labels is None else labels
         if mask.shape != labels.shape:
-            raise BadFile(f"{path} has another size than the picture's first mask {parts[0][0]}")
+            raise UserError(f"{path} has another size than the picture's first mask {parts[0][0]}")
         labels = np.where(mask > 0, class_id or mask, labels).astype(np.uint8)
     assert labels is not None
     return labels
 
 
 def _of_coco(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> dict[str, Painter]:
+    if importlib.util.find_spec("pycocotools") is None:
+        raise UserError("pycocotools is not installed; run: pip install 'prosam_jax[prepare]'")
     try:
         held = json.loads(source.read_bytes())
         categories = {c["id"]: c["name"] for c in sorted(held["categories"], key=lambda c: c["id"])}
-        images = {image["id"]: image for image in held["images"]}
-        sizes = {i: (int(image["height"]), int(image["width"])) for i, image in images.items()}
-        file_names = {i: image["file_name"] for i, image in images.items()}
+        entries = {entry["id"]: entry for entry in held["images"]}
+        sizes = {i: (int(entry["height"]), int(entry["width"])) for i, entry in entries.items()}
+        file_names = {i: entry["file_name"] for i, entry in entries.items()}
         objects: dict[Any, list[Any]] = defaultdict(list)
         for a in held["annotations"]:
             crowd, category = bool(a.get("iscrowd", 0)), categories[a["category_id"]]
@@ -207,15 +208,13 @@ def _painted(
     source: pathlib.Path, name: str, objects: Sequence[Object], height: int, width: int
 ) -> UInt8[np.ndarray, "h w"]:
     if not all(item.segmentation for item in objects):
-        raise BadFile(f"{source} has an object without an outline on {name}; boxes are not enough")
+        raise UserError(
+            f"{source} has an object without an outline on {name}; boxes are not enough"
+        )
     try:
         return paint(objects, height, width)
-    except ImportError:
-        raise UserError(
-            "pycocotools is not installed; run: pip install 'prosam_jax[prepare]'"
-        ) from None
     except Exception as error:  # pycocotools raises all kinds on broken outlines
-        raise BadFile(f"{source} has a broken outline on {name}: {error}") from error
+        raise UserError(f"{source} has a broken outline on {name}: {error}") from error
 
 
 def _of_labelme(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> dict[str, Painter]:
@@ -254,14 +253,14 @@ def _of_labelme(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> d
 def _drawn(
     image: pathlib.Path, path: pathlib.Path, shapes: Iterable[Any], classes: dict[str, int]
 ) -> UInt8[np.ndarray, "h w"]:
-    canvas = Image.new("L", files.upright_size(image))
+    canvas = Image.new("L", images.size(image))
     pen = ImageDraw.Draw(canvas)
     for label, kind, points in shapes:
         fewest = {"polygon": 3, "rectangle": 2, "circle": 2}.get(kind)
         if fewest is None:
-            raise BadFile(f"{path} holds a {kind}; polygons, rectangles and circles are read")
+            raise UserError(f"{path} holds a {kind}; polygons, rectangles and circles are read")
         if points.ndim != 2 or points.shape[1] != 2 or len(points) < fewest:
-            raise BadFile(f"{path} holds a {kind} of {len(points)} points; it takes {fewest}")
+            raise UserError(f"{path} holds a {kind} of {len(points)} points; it takes {fewest}")
         if kind == "polygon":
             pen.polygon([tuple(p) for p in points.tolist()], fill=classes[label])
         elif kind == "rectangle":
@@ -312,6 +311,6 @@ class _Finder:
 
 def _failing(line: str) -> Painter:
     def painter() -> UInt8[np.ndarray, "h w"]:
-        raise BadFile(line)
+        raise UserError(line)
 
     return painter

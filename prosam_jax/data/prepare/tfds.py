@@ -1,15 +1,10 @@
 """Copies a benchmark's folder into a TFDS data directory, from which training reads as well.
 
-    python -m prosam_jax.data.tfds_build pascal --root VOC2012 --data_dir ~/tensorflow_datasets
-    python train.py --config configs/pascal.py --config.data.root=~/tensorflow_datasets ...
-
-The folder must be as `python -m prosam_jax.data.prepare` leaves it. The episodes are the same to
-the last bit. Needs `pip install 'prosam_jax[tfds]'` and no TensorFlow.
+The folder must be as `prosam prepare` leaves it. The episodes are the same to the last bit. Needs
+`pip install 'prosam_jax[tfds]'` and no TensorFlow.
 """
 
-import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from prosam_jax.data.datasets import coco, pascal
@@ -52,27 +47,3 @@ def build(name: str, root: str, data_dir: pathlib.Path, lists: Sequence[str] = (
     builder.download_and_prepare()
     splits = ", ".join(f"{x.num_examples:,} in {name}" for name, x in builder.info.splits.items())
     return f"{path}: {splits}, {builder.info.dataset_size:,} bytes"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m prosam_jax.data.tfds_build",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("benchmark", choices=_FOLDERS)
-    parser.add_argument("--root", required=True, help="folder of the benchmark")
-    parser.add_argument("--data_dir", type=pathlib.Path, required=True, help="where TFDS keeps all")
-    parser.add_argument("--lists", nargs="+", default=(), help="lists of ids (the benchmark's own)")
-    args = parser.parse_args(argv)
-    try:
-        print(build(args.benchmark, args.root, args.data_dir, args.lists))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

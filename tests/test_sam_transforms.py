@@ -1,10 +1,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 from sam_pairs import CFG, pair
 
-from prosam_jax.sam.transforms import ResizeLongestSide, rgb, stack
+from prosam_jax.sam.transforms import ResizeLongestSide, stack
 
 FRAME = ResizeLongestSide.fit((90, 205), CFG)
 NAMES = "point_coords", "point_labels", "box", "mask_input"
@@ -63,32 +62,3 @@ def test_points_are_padded_to_few_sizes(clicks, with_box, places):
 def test_wrong_prompts_are_named(given, words):
     with pytest.raises(ValueError, match=words):
         FRAME.prompt(*(given.get(name) for name in NAMES))
-
-
-@pytest.mark.parametrize(
-    ("image", "words"),
-    [
-        (np.zeros((5, 6, 3), np.float32), r"image is float32 \(5, 6, 3\): pass uint8"),
-        (np.zeros((5, 6), np.uint8), r"image is uint8 \(5, 6\)"),
-        (np.zeros((3, 5, 6), np.uint8), r"image is uint8 \(3, 5, 6\)"),
-        (np.zeros((5, 0, 3), np.uint8), r"image is uint8 \(5, 0, 3\)"),
-    ],
-)
-def test_wrong_images_are_named(image, words):
-    with pytest.raises(ValueError, match=words):
-        rgb(image, "RGB")
-
-
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_images_of_more_than_8_bits_are_refused_not_clipped(tmp_path, mode):
-    deep = Image.new(mode, (5, 4))
-    with pytest.raises(ValueError, match=f"mode {mode}, 16 or 32 bits: bring it to 8 bits"):
-        rgb(deep, "RGB")
-    deep.save(tmp_path / "deep.tif")
-    with pytest.raises(ValueError, match="bring it to 8 bits"):
-        rgb(tmp_path / "deep.tif", "RGB")
-
-
-def test_what_is_no_image_array_is_named():
-    with pytest.raises(ValueError, match=r"image is int64 \(2, 2\): pass uint8"):
-        rgb(np.array([[1, 2], [3, 4]]), "RGB")

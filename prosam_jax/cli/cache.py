@@ -1,30 +1,46 @@
-"""Fills the feature cache with SAM's embeddings of all target images of a run.
+"""Computes SAM's embeddings of all target images of a run ahead of it.
 
-    python -m prosam_jax.feature_cache build --config configs/pascal.py \
-        --config.data.root=DIR --config.data.fold=0 --config.cache.dir=DIR
+    prosam cache build --config pascal --config.data.root=VOC2012 --config.data.fold=0 \
+        --config.cache.dir=cache
 
 What is there is checked and left; what is missing or damaged is computed, `eval.batch_size` images
 at once. Stopped and started again it goes on, and several may run at once, on one machine or on
 several that see the folder.
 """
 
-from absl import flags
-from ml_collections import config_flags
+import argparse
 
-from prosam_jax import cli, console, model, sharding
+from prosam_jax.cli import settings
 from prosam_jax.config import Config
-from prosam_jax.data import datasets, folds
 from prosam_jax.errors import UserError
-from prosam_jax.evaluation import evaluate, results
-from prosam_jax.feature_cache.build import build, missing
-from prosam_jax.feature_cache.cache import FeatureCache
-from prosam_jax.feature_cache.entries import size
-from prosam_jax.report import scores
 
 
-def main() -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this verb."""
+    what = parser.add_subparsers(metavar="WHAT", required=True)
+    build = what.add_parser(
+        "build", help="fill the cache", description=__doc__, formatter_class=parser.formatter_class
+    )
+    settings.add_arguments(build, "without it the paper's recipe for Pascal-5i")
+    build.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fills the cache that the settings name."""
+    fill(settings.config(args))
+
+
+def fill(cfg: Config) -> None:
     """Looks, says what is missing and what it takes, and computes it."""
-    cfg = Config.from_dict(flags.FLAGS.config)
+    from prosam_jax import console, sharding
+    from prosam_jax.data import datasets, folds
+    from prosam_jax.evaluation import evaluate, results
+    from prosam_jax.feature_cache.build import build, missing
+    from prosam_jax.feature_cache.cache import FeatureCache
+    from prosam_jax.feature_cache.entries import size
+    from prosam_jax.report import scores
+    from prosam_jax.sam.build_sam import build_sam
+
     if not cfg.cache.dir:
         raise UserError("cache.dir is not set; pass --config.cache.dir=DIR")
     train = datasets.episodes(cfg.data, "train", seed=cfg.seed)
@@ -32,7 +48,7 @@ def main() -> None:
     queries = dict.fromkeys(test.spec(i).target_id for i in range(len(test)))
     of = [(train, train.fold.images), (test, tuple(queries))]  # maybe pictures of two datasets
     mesh = sharding.make_mesh(cfg.eval.batch_size)
-    sam = sharding.replicate(model.build_sam(cfg), mesh)
+    sam = sharding.replicate(build_sam(cfg.sam, cfg.seed), mesh)
     cache = FeatureCache(cfg.cache, sam, lambda x: sharding.split_batch(x, mesh))
     entries = cache.entries
     for line in (
@@ -42,16 +58,15 @@ def main() -> None:
         folds.describe(test.fold),
         f"feature cache: {entries.folder}",
     ):
-        print(line, flush=True)
+        console.note(line)
     todo = []
     for source, ids in of:
         with console.counting("looking", len(ids)) as count:
             todo.append((source, missing(cache, source, ids, count)))
     images, lacking = (sum(len(ids) for _, ids in x) for x in (of, todo))
-    print(
+    console.note(
         f"{images:,} images, {len(entries.damaged):,} of their entries damaged, {lacking:,} to "
-        f"compute: {size(lacking * entries.nbytes)} of {size(entries.free())} free",
-        flush=True,
+        f"compute: {size(lacking * entries.nbytes)} of {size(entries.free())} free"
     )
     entries.check_space(lacking)
     computed = 0
@@ -59,8 +74,3 @@ def main() -> None:
         with console.counting("computing", len(ids)) as count:
             computed += build(cache, source, ids, batch_size=cfg.eval.batch_size, on_image=count)
     print(f"computed {computed:,}; the cache is complete with {entries.count():,} entries")
-
-
-if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "A file of configs/, pascal.py if none.")
-    cli.run(main, command="build")

@@ -1,0 +1,109 @@
+"""The command `prosam`: one verb a module, and what all of them share.
+
+Results go to stdout, progress and errors to stderr. The exit status is 0 for done, 1 for what a
+user can mend (told in one line), 2 for a command line that is not understood, 128 + N where signal
+N ended it. A bug keeps its traceback.
+"""
+
+import argparse
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Sequence
+
+import prosam_jax
+from prosam_jax.cli import settings
+from prosam_jax.errors import UserError
+
+VERBS = {
+    "segment": "find in your pictures what one of them shows",
+    "train": "train a prompt encoder",
+    "evaluate": "score a trained prompt encoder on classes it has not seen",
+    "export": "write a run's prompt encoder to one file",
+    "prepare": "bring a benchmark's files, or your own, into the form that training reads",
+    "weights": "list, fetch, convert, verify and share weight files",
+    "cache": "compute SAM's embeddings of a run's pictures ahead of it",
+    "episodes": "print a benchmark's episodes",
+    "demo": "train and compare methods on generated pictures",
+}
+
+EXAMPLES = """examples:
+  prosam segment --reference cat.jpg --mask cat.png --targets photos/ --out masks/
+  prosam train --config pascal --config.data.root=VOC2012 --config.data.fold=1 --workdir runs/p1
+  prosam evaluate --workdir runs/p1
+  prosam weights list
+
+`prosam VERB --help` has more."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line (without the program's name); returns the exit status."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read stdout has gone, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (UserError, FloatingPointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(argv: list[str]) -> int:
+    rest, given = settings.split(argv)
+    verb = next((x for x in rest if not x.startswith("-")), None)
+    args = _parser(verb).parse_args(rest)
+    if given and not getattr(args, "takes_settings", False):
+        args.parser.error(f"unrecognized arguments: {' '.join(given)}")
+    args.overrides = settings.parse(given)
+    _quiet()
+    return args.run(args) or 0
+
+
+def _quiet() -> None:
+    from absl import logging
+
+    # Orbax warns at every checkpoint without a metric, of which there are many on purpose.
+    logging.set_verbosity(logging.ERROR)
+
+
+def _parser(verb: str | None) -> argparse.ArgumentParser:
+    """The parser, with the flags of one verb; the others only have their names."""
+    parser = argparse.ArgumentParser(
+        prog="prosam",
+        description="Visual reference segmentation with probabilistic prompts (ProSAM).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print versions and end")
+    verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
+    for name, what in VERBS.items():
+        module = importlib.import_module(f"prosam_jax.cli.{name}") if name == verb else None
+        doc = module.__doc__ if module else None
+        one = verbs.add_parser(
+            name,
+            help=what,
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        one.set_defaults(parser=one)
+        if module:
+            module.add_arguments(one)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import flax
+        import jax
+
+        print(
+            f"prosam_jax {prosam_jax.__version__}, jax {jax.__version__}, flax {flax.__version__}, "
+            f"Python {platform.python_version()}, {platform.platform()}"
+        )
+        parser.exit()

@@ -1,0 +1,141 @@
+"""Trains VRP-SAM and ProSAM on generated pictures and compares them on classes never seen.
+
+    prosam demo
+    prosam demo --full --jobs 2 --annotation mask --workdir runs/full
+
+The first form takes a few minutes, ends with a table and writes report.html into the workdir. The
+second does all folds, annotations, methods and seeds, which takes hours, and writes tables into a
+document and every number, as JSON, into a file beside it; numbers of other runs that are there
+stay, so that --config.seed=324 adds seeds. Either goes on where it was when it is started again.
+On a CPU a run gets one core and as many go on at a time as there are cores: two cores do not make
+one small run much faster.
+"""
+
+import argparse
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from prosam_jax.cli import settings
+from prosam_jax.config import ANNOTATIONS, Config, check_at_least
+from prosam_jax.errors import UserError
+
+METHODS = ("vrp", "student_t")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this verb."""
+    parser.add_argument("--workdir", help="folder of the runs: runs/demo or runs/full if not given")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time")
+    parser.add_argument(
+        "--full", action="store_true", help="every fold, annotation, method and seed"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="with --full: seeds of each run (3)"
+    )
+    parser.add_argument(
+        "--annotation",
+        action="append",
+        choices=ANNOTATIONS,
+        help="with --full: one of the annotations; may be repeated (all)",
+    )
+    parser.add_argument(
+        "--results", default="docs/results.md", help="with --full: the document (docs/results.md)"
+    )
+    settings.add_arguments(parser, "without it shapes")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the demo, or all of it."""
+    from prosam_jax.training.signals import Stopped
+
+    for flag in ("jobs", "seeds"):
+        if getattr(args, flag) is not None:
+            check_at_least(f"--{flag}", getattr(args, flag), 1)
+    base = settings.config(args, "shapes")
+    compare, name = (full, "runs/full") if args.full else (demo, "runs/demo")
+    try:
+        compare(base, pathlib.Path(args.workdir or name).expanduser(), args)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signum
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def demo(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
+    """Two runs, a table and a report."""
+    from prosam_jax import console
+    from prosam_jax.comparison import methods, report, sweep, tables
+
+    _refuse(args, {*methods.SETTINGS, "distribution.name"})
+    check_at_least("eval.pictures", base.eval.pictures, 1)
+    start = time.monotonic()
+    methods.share_compiled(workdir)
+    runs = [
+        methods.run_of(base, workdir, method, {"distribution.name": method}) for method in METHODS
+    ]
+    todo = [run for run in runs if methods.results(run) is None]
+    jobs = _jobs(args, runs)
+    if todo and jobs > 1:
+        titles = " and ".join(run.title for run in todo)
+        console.note(f"training {titles}, {jobs} at a time")
+        sweep.finish(todo, jobs=jobs, shared=workdir)
+    held: dict[str, Any] = {}
+    for run in runs:
+        if jobs == 1 and run in todo:
+            console.note(f"\n{run.title}")
+        held[run.title] = methods.finish(run)
+    print()
+    tables.print_table(tables.rows(held), f"novel classes of fold {base.data.fold}")
+    path = workdir / "report.html"
+    report.write(path, runs, shlex.join(["prosam", *sys.argv[1:]]))
+    took = console.clock(time.monotonic() - start)
+    print(f"{took}; the report, for any browser: {path.resolve()}")
+
+
+def full(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
+    """All runs and their tables."""
+    from prosam_jax import console
+    from prosam_jax.comparison import methods, sweep, tables
+
+    _refuse(args, {*methods.SETTINGS, *sweep.SET})
+    start = time.monotonic()
+    runs = sweep.runs(base, workdir, args.seeds, args.annotation or ANNOTATIONS)
+    todo = [run for run in runs if methods.results(run) is None]
+    jobs = _jobs(args, runs)
+    console.note(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time")
+    sweep.finish(todo, jobs=jobs, shared=workdir)
+    path = pathlib.Path(args.results)
+    numbers = path.with_suffix(".json")
+    found = tables.together(tables.numbers(base, runs), numbers)
+    table = tables.markdown(found.scores, tables.note(found))
+    tables.write_markdown(path, table)
+    tables.write_numbers(numbers, found)
+    took = console.clock(time.monotonic() - start)
+    print(f"{table}\n\n{took}; wrote {path} and {numbers}")
+
+
+def _refuse(args: argparse.Namespace, fixed: set[str]) -> None:
+    if given := fixed & args.overrides.keys():
+        raise UserError(
+            f"{', '.join(sorted(given))}: set by the comparison itself; for one run of your own "
+            "settings take prosam train"
+        )
+
+
+def _jobs(args: argparse.Namespace, runs: Sequence[Any]) -> int:
+    """How many runs go on at a time."""
+    import jax
+
+    from prosam_jax.comparison import sweep
+
+    if args.jobs:
+        return args.jobs
+    return min(len(runs), len(sweep.cores()) or 1) if jax.default_backend() == "cpu" else 1

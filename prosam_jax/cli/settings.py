@@ -1,0 +1,140 @@
+"""Settings on the command line: `--config NAME` or FILE, and `--config.GROUP.NAME=VALUE`."""
+
+import argparse
+import pathlib
+import re
+import runpy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import prosam_jax
+from prosam_jax.config import Config, check_setting, flat_mapping, replaced
+from prosam_jax.config.checks import nearest
+from prosam_jax.config.fields import choices, hints_of
+from prosam_jax.errors import UserError
+
+_SETTING = re.compile(r"--?(no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
+_WORDS = {"true": True, "t": True, "1": True, "yes": True}
+_WORDS |= {"false": False, "f": False, "0": False, "no": False}
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments that are no settings, and those that are, each as `--config.NAME=VALUE`."""
+    rest, given = [], []
+    i = 0
+    while i < len(argv):
+        match = _SETTING.fullmatch(argv[i])
+        if match is None:
+            rest.append(argv[i])
+        else:
+            no, name, value = match.groups()
+            check_setting(name)
+            if value is None and hints_of(Config)[name] is bool:
+                value = "false" if no else "true"
+            elif no:
+                raise UserError(f"{argv[i]}: only a setting that is true or false takes `no`")
+            elif value is None:  # in an argument of its own
+                i += 1
+                if i == len(argv):
+                    raise UserError(f"{argv[i - 1]} has no value: pass {argv[i - 1]}=VALUE")
+                value = argv[i]
+            given.append(f"--config.{name}={value}")
+        i += 1
+    return rest, given
+
+
+def parse(given: Sequence[str]) -> dict[str, Any]:
+    """Values by dotted name, of the types that the settings have.
+
+    Raises:
+        UserError: A value is not of its setting's type.
+    """
+    found = {}
+    for argument in given:
+        name, _, text = argument.removeprefix("--config.").partition("=")
+        found[name] = _value(name, text)
+    return found
+
+
+def _value(name: str, text: str) -> Any:
+    kind = hints_of(Config)[name]
+    if known := choices(kind):
+        kind = type(known[0])
+    if kind is str:
+        return text
+    try:
+        return _WORDS[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise UserError(f"{name}={text!r} must be of type {kind.__name__}") from None
+
+
+def add_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds `--config`, and lets the verb take settings."""
+    parser.add_argument(
+        "--config",
+        metavar="RECIPE",
+        help=f"a recipe by name ({', '.join(recipes())}) or a file of your own; {default}",
+    )
+    parser.add_argument(
+        "--config.GROUP.NAME",
+        dest="_shown",
+        metavar="VALUE",
+        help="any setting, such as --config.data.fold=1; docs/settings.md has all of them",
+    )
+    parser.set_defaults(takes_settings=True)
+
+
+def recipes() -> dict[str, pathlib.Path]:
+    """The recipes that come with the library, by name."""
+    package = pathlib.Path(prosam_jax.__file__).parent
+    # In an installed package they lie in it, in a clone beside it.
+    folder = next(x for x in (package / "configs", package.parent / "configs") if x.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """What a recipe sets, by dotted name.
+
+    Args:
+        name: A name of `recipes`, or the path of a Python file with a function `get_config` that
+            returns a dict or ConfigDict of groups of settings.
+
+    Raises:
+        UserError: There is no such recipe, or it has no `get_config`, or a setting is unknown.
+    """
+    known = recipes()
+    path = known.get(name, pathlib.Path(name).expanduser())
+    if not path.is_file():
+        raise UserError(f"--config={name}: there is no such recipe or file{nearest(name, known)}")
+    held = runpy.run_path(str(path))
+    if not callable(held.get("get_config")):
+        raise UserError(f"--config={name}: {path} has no function get_config()")
+    found = held["get_config"]()
+    if not (isinstance(found, Mapping) or hasattr(found, "items")):
+        raise UserError(
+            f"--config={name}: get_config() returns {type(found).__name__}: return a dict"
+        )
+    values = flat_mapping(found)
+    for setting in values:
+        check_setting(setting)
+    return values
+
+
+def changes(args: argparse.Namespace) -> dict[str, Any]:
+    """What the recipe and the command line set, by dotted name; the command line has its way."""
+    return (recipe(args.config) if args.config else {}) | args.overrides
+
+
+def config(args: argparse.Namespace, default: str = "") -> Config:
+    """The settings of a recipe, changed by the command line.
+
+    Args:
+        args: The parsed command line.
+        default: The recipe where none is named; "" for the defaults of the settings.
+
+    Raises:
+        UserError: A setting is unknown, not valid, or not read with the others.
+    """
+    name = args.config or default
+    base = replaced(Config(), recipe(name)) if name else Config()
+    return replaced(base, args.overrides)

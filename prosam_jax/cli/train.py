@@ -1,0 +1,43 @@
+"""Trains a prompt encoder, or goes on with the run in a folder.
+
+    prosam train --config pascal --config.data.root=VOC2012 --config.data.fold=1 --workdir runs/p1
+    prosam train --config my_recipe.py --prompt-encoder pascal1.safetensors --workdir runs/tuned
+
+Started again with the same --workdir it goes on where it was. Ctrl-C and SIGTERM save first.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from prosam_jax.cli import settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this verb."""
+    parser.add_argument(
+        "--workdir", required=True, help="folder of the run: a new one, or one to go on with"
+    )
+    parser.add_argument(
+        "--prompt-encoder",
+        metavar="FILE",
+        help="trained prompt encoder to begin from (the setting prompt.weights)",
+    )
+    settings.add_arguments(parser, "without it the paper's recipe for Pascal-5i")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains."""
+    from prosam_jax.training import loop
+    from prosam_jax.training.signals import Stopped
+
+    if args.prompt_encoder:
+        args.overrides.setdefault("prompt.weights", args.prompt_encoder)
+    cfg = settings.config(args)
+    try:
+        loop.train(cfg, pathlib.Path(args.workdir).expanduser())
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signum
+    return 0

@@ -1,0 +1,185 @@
+"""Lists, fetches, converts, verifies and shares weight files.
+
+    prosam weights list
+    prosam weights fetch sam_vit_h
+    prosam weights convert sam --model vit_h --checkpoint weights/sam_vit_h_4b8939.pth \
+        --out weights/sam_vit_h.safetensors
+    prosam weights verify weights/sam_vit_h_4b8939.pth
+    prosam weights show pascal1.safetensors
+    prosam weights push pascal1.safetensors --repo USER/NAME --private
+    prosam weights pull USER/NAME --out pascal1.safetensors
+
+A fetch that was interrupted goes on where it ended when the same command is run again. Converting
+needs torch: pip install 'prosam_jax[convert]'; push and pull need 'prosam_jax[hub]'.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+
+from prosam_jax.cli.export import check_free
+from prosam_jax.errors import UserError
+from prosam_jax.weights import registry
+
+CONVERTERS = {"sam": "sam_to_flax", "backbone": "backbone_to_flax", "vrp-sam": "vrp_sam_to_flax"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this verb."""
+    what = parser.add_subparsers(metavar="WHAT", required=True)
+    listing = what.add_parser("list", help="what is published")
+    listing.set_defaults(run=lambda args: print(table()))
+    fetching = what.add_parser("fetch", help="fetch a checkpoint, or verify the one there")
+    fetching.add_argument("name", help="one of those that list shows")
+    fetching.add_argument("--to", type=pathlib.Path, default="weights", help="folder (weights)")
+    fetching.set_defaults(run=lambda args: print(fetch(args.name, args.to)))
+    converting = what.add_parser(
+        "convert", help="turn a checkpoint of torch into a weight file", add_help=False
+    )
+    converting.add_argument("kind", choices=CONVERTERS)
+    converting.add_argument("rest", nargs=argparse.REMAINDER, help="its flags; --help shows them")
+    converting.set_defaults(run=convert)
+    verifying = what.add_parser("verify", help="say what a file is, and whether it is whole")
+    verifying.add_argument("file", type=pathlib.Path)
+    verifying.set_defaults(run=lambda args: print(identify(args.file)))
+    showing = what.add_parser("show", help="say what a trained prompt encoder is")
+    showing.add_argument("file", help="file, name or USER/NAME")
+    showing.set_defaults(run=show)
+    pushing = what.add_parser("push", help="upload a trained prompt encoder to a hub")
+    pushing.add_argument("file", type=pathlib.Path)
+    pushing.add_argument("--repo", required=True, help="USER/NAME, made if it is missing")
+    pushing.add_argument("--private", action="store_true", help="make the repository private")
+    pushing.set_defaults(run=push)
+    pulling = what.add_parser("pull", help="download a trained prompt encoder from a hub")
+    pulling.add_argument("repo", help="USER/NAME")
+    pulling.add_argument("--out", type=pathlib.Path, required=True, help="the .safetensors file")
+    pulling.add_argument("--revision", help="branch, tag or commit; the newest if not given")
+    pulling.add_argument("--force", action="store_true", help="overwrite the file")
+    pulling.set_defaults(run=pull)
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Runs a converter, whose flags are those of the script of its name in `convert/`."""
+    import importlib
+
+    converter = importlib.import_module(f"prosam_jax.convert.{CONVERTERS[args.kind]}")
+    return converter.main(args.rest, prog=f"prosam weights convert {args.kind}")
+
+
+def show(args: argparse.Namespace) -> None:
+    """Prints what a prompt encoder's file says."""
+    from prosam_jax import share
+    from prosam_jax.config import Config, changed
+    from prosam_jax.weights import prompt_encoder
+
+    path = prompt_encoder.find(args.file)
+    if path.is_dir():
+        raise UserError(f"{path} is the folder of a run: export it first with: prosam export")
+    trained = prompt_encoder.read(path)
+    print(share.describe(path, trained))
+    print("settings that differ from the defaults:")
+    for line in changed(Config(), trained.config):
+        print(f"  {line}")
+
+
+def push(args: argparse.Namespace) -> None:
+    """Uploads a prompt encoder."""
+    from prosam_jax import share
+
+    print(share.push(args.file, args.repo, private=args.private))
+
+
+def pull(args: argparse.Namespace) -> None:
+    """Downloads a prompt encoder."""
+    from prosam_jax import share
+
+    check_free(args.out, force=args.force)
+    print(share.describe(args.out, share.pull(args.repo, args.out, revision=args.revision)))
+
+
+def table() -> str:
+    """The published checkpoints, one line each."""
+    rows = [("name", "size", "licence", "checksum", "publisher")]
+    for entry in registry.PUBLISHED:
+        size = "-" if entry.size is None else f"{entry.size / 1e6:,.0f} MB"
+        checksum = "yes" if entry.sha256 else "no"
+        rows.append((entry.name, size, entry.licence, checksum, entry.publisher))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{name:{widths[0]}}  {size:>{widths[1]}}  {licence:{widths[2]}}  "
+        f"{checksum:{widths[3]}}  {publisher}"
+        for name, size, licence, checksum, publisher in rows
+    ]
+    return "\n".join(lines)
+
+
+def fetch(name: str, folder: pathlib.Path) -> str:
+    """Fetches a checkpoint and says what it is and which command takes it."""
+    from prosam_jax.weights import download
+
+    entry = registry.named(name)
+    path, check, was_there = download.fetch(entry, folder)
+    note = f"; {entry.note}" if entry.note else ""
+    return (
+        f"{path} {'was there already' if was_there else 'is fetched'}\n{check}\n"
+        f"licence {entry.licence}, {entry.publisher}{note}\n"
+        f"next: {registry.convert_command(entry, path)}"
+    )
+
+
+def identify(path: pathlib.Path) -> str:
+    """Says what a file is: a published checkpoint, or a weight file made of one.
+
+    Raises:
+        ValueError: It is missing, damaged or something else.
+    """
+    from prosam_jax.weights.files import check_whole
+
+    if not path.is_file():
+        raise UserError(f"{path} does not exist or is no file")
+    if metadata := _metadata(path):
+        with safetensors.safe_open(path, framework="numpy") as file:
+            check_whole(file, path, made_by="what made it, or fetch it anew")
+        return (
+            f"{path} is a weight file: kind {metadata.get('kind')}, architecture "
+            f"{metadata.get('architecture')}\n{_origin(metadata)}"
+        )
+    digest = registry.sha256(path)
+    entry = registry.with_checksum(digest) or registry.with_file(path.name)
+    if entry is None:
+        raise UserError(
+            f"{path} is neither a published checkpoint nor a complete weight file; sha256 {digest}"
+        )
+    try:
+        check = registry.verify(entry, path, digest)
+    except ValueError as error:
+        raise UserError(f"{error}: damaged, or another file of that name") from error
+    known = "is" if entry.sha256 else "is called like"
+    return f"{path} {known} {entry.name}\n{check}\nnext: {registry.convert_command(entry, path)}"
+
+
+def _origin(metadata: Mapping[str, Any]) -> str:
+    name, digest = metadata.get("source_name"), metadata.get("source_sha256")
+    if not name or not digest:
+        return "trained with this library, not converted from a checkpoint"
+    published, namesake = registry.with_checksum(digest), registry.with_file(name)
+    if published:
+        known = f"which is the published {published.name}"
+    elif namesake and namesake.sha256 is None:
+        known = f"called like the published {namesake.name}, whose checksum is not known"
+    else:
+        known = "which is no published checkpoint known here"
+    return f"made of {name}, sha256 {digest}, {known}"
+
+
+def _metadata(path: pathlib.Path) -> dict[str, Any]:
+    from prosam_jax.weights.files import read_metadata
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return read_metadata(file)
+    except (safetensors.SafetensorError, OSError):
+        return {}

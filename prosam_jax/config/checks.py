@@ -1,0 +1,28 @@
+"""Checks of single values, with messages that name the value and the nearest known ones."""
+
+import difflib
+from collections.abc import Iterable
+
+from prosam_jax.errors import UserError
+
+
+def check_choice(setting: str, value: object, known: Iterable[object]) -> None:
+    """Raises UserError, naming the nearest known values, unless `value` is one of `known`."""
+    known = tuple(known)
+    if value not in known:
+        raise UserError(f"{setting}={value!r} is not known{nearest(str(value), map(str, known))}")
+
+
+def check_at_least(setting: str, value: float, least: float) -> None:
+    """Raises UserError unless `value >= least`."""
+    if not value >= least:
+        raise UserError(f"{setting}={value!r} must be at least {least}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: those that it is most like, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return f"; nearest: {', '.join(near)}"
+    return f"; known: {', '.join(known)}" if known else ""

@@ -1,0 +1,188 @@
+"""A field of the settings says what it is: its role, its range, and with what it is read.
+
+What may change when a run goes on, when it is scored, when its prompt encoder is used elsewhere or
+when runs are compared follows from the roles alone.
+"""
+
+import dataclasses
+import enum
+import functools
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from prosam_jax.config.checks import check_choice
+from prosam_jax.errors import UserError
+
+
+class Role(enum.Enum):
+    """What a setting is for."""
+
+    ARCHITECTURE = "the shape of the learned parameters, and what they mean"
+    BENCHMARK = "which classes are trained on, and which are kept for testing"
+    TRAINING = "how the parameters are learned"
+    LENGTH = "for how long"
+    PROTOCOL = "how episodes are made and scored"
+    PATH = "where files lie"
+    SPEED = "time and memory"
+    REPORT = "what is logged, kept and drawn"
+
+
+CHANGES_NO_NUMBER = frozenset({Role.PATH, Role.SPEED, Role.REPORT})
+"""Roles whose settings may differ between two runs with the same result."""
+
+OF_AN_EVALUATION = CHANGES_NO_NUMBER | {Role.PROTOCOL}
+"""Roles whose settings may differ from the training's when its parameters are scored or used."""
+
+ReadWith = tuple[str, tuple[object, ...] | None]
+"""A setting's name and the values with which another one is read; None for any but ""."""
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a field says of itself.
+
+    Attributes:
+        role: What it is for.
+        least: Least value.
+        above: Value that it must lie above.
+        below: Value that it must lie below.
+        read_with: The setting and its values with which this one is read; None for always.
+    """
+
+    role: Role
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    read_with: ReadWith | None = None
+
+
+def setting(default: Any, role: Role, **about: Any) -> Any:
+    """A field with a default; `about` is as in `About`."""
+    return dataclasses.field(default=default, metadata={"about": About(role, **about)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A group of settings; types, choices and ranges are checked when it is made."""
+
+    PREFIX: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a value is of another type than its field, or out of its range."""
+        for field in dataclasses.fields(self):
+            kind = hints(type(self))[field.name]
+            if dataclasses.is_dataclass(kind):
+                continue
+            name, value = self.PREFIX + field.name, getattr(self, field.name)
+            checked = _typed(name, value, kind)
+            if checked is not value:
+                object.__setattr__(self, field.name, checked)
+            if about := field.metadata.get("about"):
+                _check_range(name, checked, about)
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """A group of values whose types are known only when this runs."""
+        return cls(**values)
+
+
+@functools.cache
+def hints(cls: type) -> Mapping[str, Any]:
+    """The types of a dataclass's fields by name."""
+    return typing.get_type_hints(cls)
+
+
+def choices(kind: Any) -> tuple[Any, ...]:
+    """The values of a `Literal` type; empty for other types."""
+    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+
+
+def flat(group: Group) -> dict[str, Any]:
+    """The values of a group and of the groups in it, by dotted name."""
+    found = {}
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        if isinstance(value, Group):
+            found |= flat(value)
+        else:
+            found[group.PREFIX + field.name] = value
+    return found
+
+
+@functools.cache
+def leaves(cls: type[Group]) -> Mapping[str, dataclasses.Field[Any]]:
+    """The fields of a group and of the groups in it, by dotted name."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        kind = hints(cls)[field.name]
+        found |= (
+            leaves(kind) if dataclasses.is_dataclass(kind) else {cls.PREFIX + field.name: field}
+        )
+    return found
+
+
+def hints_of(cls: type[Group]) -> dict[str, Any]:
+    """The types of all settings by dotted name."""
+    found = {}
+    for name, kind in hints(cls).items():
+        if name == "PREFIX":
+            continue
+        inner = dataclasses.is_dataclass(kind)
+        found |= hints_of(typing.cast(type, kind)) if inner else {cls.PREFIX + name: kind}
+    return found
+
+
+def about(cls: type[Group], name: str) -> About:
+    """What the field of a dotted name says of itself."""
+    return leaves(cls)[name].metadata["about"]
+
+
+def unread(cls: type[Group], values: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that differ from their defaults and are not read with the others: why, by name.
+
+    Args:
+        cls: The whole of the settings.
+        values: All of them by dotted name.
+    """
+    found = {}
+    for name, field in leaves(cls).items():
+        read_with = field.metadata["about"].read_with
+        if read_with is None or values[name] == field.default:
+            continue
+        other, needed = read_with
+        if values[other] not in needed if needed is not None else not values[other]:
+            wanted = "set" if needed is None else " or ".join(map(str, needed))
+            found[name] = (
+                f"{name}={values[name]!r} is read only with {other}={wanted}, and {other} is "
+                f"{values[other]!r}: leave {name} out, or change {other}"
+            )
+    return found
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    if known := choices(kind):
+        if type(value) is not type(known[0]):
+            value_type, wanted = type(value).__name__, type(known[0]).__name__
+            raise UserError(f"{name}={value!r} must be of type {wanted}, not {value_type}")
+        check_choice(name, value, known)
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in (bool, int, float, str) and type(value) is not kind:
+        raise UserError(
+            f"{name}={value!r} must be of type {kind.__name__}, not {type(value).__name__}"
+        )
+    return value
+
+
+def _check_range(name: str, value: Any, about: About) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}={value!r} must be a finite number")
+    if about.least is not None and value < about.least:
+        raise UserError(f"{name}={value!r} must be at least {about.least}")
+    if about.above is not None and value <= about.above:
+        raise UserError(f"{name}={value!r} must be above {about.above}")
+    if about.below is not None and value >= about.below:
+        raise UserError(f"{name}={value!r} must be below {about.below}")

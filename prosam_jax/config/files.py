@@ -1,0 +1,138 @@
+"""Settings in files and on command lines: reading, writing, changing, comparing."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from prosam_jax.atomic import replacing
+from prosam_jax.config.checks import nearest
+from prosam_jax.config.fields import Role, about, flat, leaves, unread
+from prosam_jax.config.settings import RANDOM, Config
+from prosam_jax.errors import UserError
+
+RENAMED = {"data.cueless": "data.empty_annotation"}
+"""Settings of older files by the names that they have now."""
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The settings as nested plain dicts, the inverse of `Config.from_dict`."""
+    return dataclasses.asdict(config)
+
+
+def write_config(cfg: Config, path: pathlib.Path) -> None:
+    """Keeps a run's settings as JSON."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+
+
+def read_config(path: pathlib.Path) -> Config:
+    """The settings of a run, from `config.json` of its working directory.
+
+    Raises:
+        UserError: There is no such file, or its settings are not valid.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: --workdir must name the workdir of a training run")
+    try:
+        return recorded(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it or begin a new run") from error
+
+
+def recorded(settings: Mapping[str, Any]) -> Config:
+    """Settings that this or an older version wrote.
+
+    Older names become those of today, and what was set but not read becomes its default.
+
+    Raises:
+        UserError: As `Config.from_dict`.
+    """
+    values = {RENAMED.get(name, name): value for name, value in flat_mapping(settings).items()}
+    known = {name: value for name, value in values.items() if name in leaves(Config)}
+    everything = flat(Config()) | known
+    for name in unread(Config, everything):
+        values[name] = leaves(Config)[name].default
+    return Config.from_dict(nested(values))
+
+
+def replaced(cfg: Config, overrides: Mapping[str, Any]) -> Config:
+    """The settings with new values by dotted name, such as {"eval.episodes": 10}.
+
+    What is not read any more with the new values, and is none of them, becomes its default.
+
+    Raises:
+        UserError: A name is unknown, or a new value is not valid or not read.
+    """
+    for name in overrides:
+        check_setting(name)
+    values = flat(cfg) | dict(overrides)
+    for name in unread(Config, values):
+        if name not in overrides:
+            values[name] = leaves(Config)[name].default
+    return Config.from_dict(nested(values))
+
+
+def changed(old: Config, new: Config, may: Collection[Role] = ()) -> list[str]:
+    """Settings in which two configurations differ and must not.
+
+    Args:
+        old: Settings of a run.
+        new: Settings that it is to go on or to be scored with.
+        may: Roles of settings that may differ. A file of weights may lie elsewhere then, but random
+            weights do not become those of a file, nor does a run come to begin from a file.
+
+    Returns:
+        Such settings as "name: old -> new".
+    """
+    before, after = flat(old), flat(new)
+    return [
+        f"{name}: {before[name]} -> {after[name]}"
+        for name in before
+        if before[name] != after[name]
+        and not (about(Config, name).role in may and _same_kind(name, before[name], after[name]))
+    ]
+
+
+def _same_kind(name: str, before: Any, after: Any) -> bool:
+    return not (name.endswith(".weights") and {RANDOM, ""} & {before, after})
+
+
+def names_of(roles: Collection[Role]) -> str:
+    """The settings of some roles, for messages."""
+    return ", ".join(name for name in leaves(Config) if about(Config, name).role in roles)
+
+
+def check_setting(name: str) -> None:
+    """Raises UserError, naming the nearest known names, unless `name` is a setting's."""
+    if name in leaves(Config):
+        return
+    if name in RENAMED:
+        raise UserError(f"unknown setting {name}: it is called {RENAMED[name]} now")
+    group = name.rpartition(".")[0]
+    known = [x for x in leaves(Config) if x.rpartition(".")[0] == group] or list(leaves(Config))
+    raise UserError(f"unknown setting {name}{nearest(name, known)}")
+
+
+def flat_mapping(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) or hasattr(value, "items"):
+            found |= flat_mapping(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name as nested dicts."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        *groups, leaf = name.split(".")
+        place = found
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[leaf] = value
+    return found

@@ -1,0 +1,389 @@
+"""Every setting of a run, as frozen dataclasses whose fields say what they are."""
+
+import dataclasses
+import pathlib
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from prosam_jax.config.checks import nearest
+from prosam_jax.config.fields import Group, Role, flat, hints, setting, unread
+from prosam_jax.config.sam import Attention, DType, SAMConfig, SAMModel
+from prosam_jax.errors import UserError
+
+Backbone = Literal[
+    "resnet50",
+    "resnet101",
+    "resnet50_torchvision",
+    "resnet101_torchvision",
+    "vgg16",
+    "vgg16_bn",
+    "dinov2_vits14",
+    "dinov2_vitb14",
+    "efficientnet_lite0",
+    "shapes",
+    "tiny",
+]
+Distribution = Literal["vrp", "vrp_2linear", "gaussian", "student_t", "t3vae"]
+Dataset = Literal["pascal", "coco", "shapes", "folder"]
+Annotation = Literal["mask", "box", "scribble", "point"]
+CacheDType = Literal["float32", "bfloat16", "int8"]
+
+BACKBONES: tuple[str, ...] = typing.get_args(Backbone)
+DISTRIBUTIONS: tuple[str, ...] = typing.get_args(Distribution)
+DATASETS: tuple[str, ...] = typing.get_args(Dataset)
+ANNOTATIONS: tuple[str, ...] = typing.get_args(Annotation)
+CACHE_DTYPES: tuple[str, ...] = typing.get_args(CacheDType)
+
+RANDOM = "random"
+PACKAGED = "packaged"
+
+_SAMPLED = ("distribution.name", ("gaussian", "student_t", "t3vae"))
+_HEAVY_TAILED = ("distribution.name", ("student_t", "t3vae"))
+_FROM_FILES = ("data.name", ("pascal", "coco", "folder"))
+_OWN_FOLDER = ("data.name", ("folder",))
+
+
+def packaged(kind: str, name: str) -> str:
+    """The weight file of a network that comes with the package."""
+    return str(pathlib.Path(__file__).parents[1] / "pretrained" / f"{kind}_{name}.safetensors")
+
+
+def _check_packaged(setting: str, value: str, owner: str, name: str) -> None:
+    if value == PACKAGED and name != "shapes":
+        raise UserError(
+            f"{setting}={PACKAGED} needs {owner}=shapes, not {name}: no other weights come with "
+            "the package"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SAMSettings(Group):
+    """Which SAM is used; frozen in training.
+
+    Attributes:
+        model: The size: "vit_b", "vit_l" or "vit_h" as published, "shapes" small and in the
+            package, "tiny" for tests and trials.
+        weights: A `.safetensors` file of `prosam weights convert` (`{model}` stands for the
+            model's name), "packaged" for the file that comes with the package (model "shapes"
+            only), or "random".
+        image_size: Side in pixels of the square that target images are brought to; 0 for the
+            model's own. Published weights know 1024 only.
+        dtype: Type of SAM's activations.
+        attention: How its ViT attends: "plain" on any device, or "cudnn" through cuDNN's flash
+            attention, which needs "bfloat16" and a GPU of Hopper's generation or a later one.
+    """
+
+    PREFIX: ClassVar[str] = "sam."
+
+    model: SAMModel = setting("vit_h", Role.ARCHITECTURE)
+    weights: str = setting("weights/sam_{model}.safetensors", Role.PATH)
+    image_size: int = setting(0, Role.ARCHITECTURE, least=0)
+    dtype: DType = setting("float32", Role.PROTOCOL)
+    attention: Attention = setting("plain", Role.PROTOCOL)
+
+    def __post_init__(self) -> None:
+        """Checks what ranges do not say."""
+        super().__post_init__()
+        if self.image_size % 16:
+            raise UserError(f"sam.image_size={self.image_size} must be 0 or a multiple of 16")
+        _check_packaged("sam.weights", self.weights, "sam.model", self.model)
+
+    def weight_file(self) -> str:
+        """The file that `weights` stands for."""
+        if self.weights == PACKAGED:
+            return packaged("sam", self.model)
+        return self.weights.replace("{model}", self.model)
+
+    def architecture(self) -> SAMConfig:
+        """The architecture that these settings name."""
+        cfg = SAMConfig.named(self.model)
+        size = (self.image_size, self.image_size) if self.image_size else cfg.image_size
+        return dataclasses.replace(cfg, image_size=size, dtype=self.dtype, attention=self.attention)
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig(Group):
+    """Which semantic backbone feeds the prompt encoder; frozen in training.
+
+    Attributes:
+        name: "resnet50" and "resnet101" have the deep stem of semseg's and PFENet's checkpoints,
+            the paper's; "shapes" is small and comes with the package; "tiny" is for tests and
+            trials.
+        weights: A `.safetensors` file of `prosam weights convert` (`{name}` stands for the
+            backbone's name), "packaged" for the file that comes with the package (name "shapes"
+            only), or "random".
+    """
+
+    PREFIX: ClassVar[str] = "backbone."
+
+    name: Backbone = setting("resnet50", Role.ARCHITECTURE)
+    weights: str = setting("weights/{name}.safetensors", Role.PATH)
+
+    def __post_init__(self) -> None:
+        """Checks what ranges do not say."""
+        super().__post_init__()
+        _check_packaged("backbone.weights", self.weights, "backbone.name", self.name)
+
+    def weight_file(self) -> str:
+        """The file that `weights` stands for."""
+        if self.weights == PACKAGED:
+            return packaged("backbone", self.name)
+        return self.weights.replace("{name}", self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig(Group):
+    """The learned prompt encoder (paper, sections 3.2 and 8; VRP-SAM, arXiv 2402.17726).
+
+    Attributes:
+        dim: Width of features, queries and prompts; SAM's prompts are 256 wide.
+        num_queries: Prompts per shot.
+        num_heads: Attention heads of the query decoder.
+        dropout: Share of reduced feature channels dropped in training, in [0, 1).
+        normalize_prior: Whether the pseudo mask is min-max normalised per image; VRP-SAM's
+            code does not, the paper's text admits it.
+        weights: The trained prompt encoder that training begins from, a file of `prosam export`;
+            "" begins from the seed.
+    """
+
+    PREFIX: ClassVar[str] = "prompt."
+
+    dim: int = setting(256, Role.ARCHITECTURE, least=4)
+    num_queries: int = setting(50, Role.ARCHITECTURE, least=1)
+    num_heads: int = setting(4, Role.ARCHITECTURE, least=1)
+    dropout: float = setting(0.5, Role.TRAINING, least=0, below=1)
+    normalize_prior: bool = setting(False, Role.ARCHITECTURE)
+    weights: str = setting("", Role.PATH)
+
+    def __post_init__(self) -> None:
+        """Checks what ranges do not say."""
+        super().__post_init__()
+        if self.dim % 4 or self.dim % self.num_heads:
+            raise UserError(
+                f"prompt.dim={self.dim} must be a multiple of 4 and of "
+                f"prompt.num_heads={self.num_heads}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributionConfig(Group):
+    """The distribution over prompts (Eq. 5-10).
+
+    Attributes:
+        name: "vrp" (deterministic, VRP-SAM), "vrp_2linear" (VRP-SAM with two more linear layers,
+            Table 7), "gaussian" (Table 4), "student_t" (Eq. 5-7) or "t3vae" (arXiv 2312.01133).
+        nu: Degrees of freedom of the t-distributions.
+        samples: K of Eq. 10, Monte Carlo samples per training step.
+        sample_group: Samples that are decoded at once; 0 for two on a CPU, where more are slower,
+            and for all of them elsewhere. Memory grows with it, the result does not change.
+        init_scale: Scale sigma that the log-scale head is centred on at the start; 1 is the
+            paper's. On Shapes-5i nothing is learned from 1, and 0.03 trains.
+        min_scale: Floor that is added to sigma; 0 is the paper's.
+        entropy_weight: Weight of the mean log-scale that is subtracted from the loss; 0 is the
+            paper's.
+    """
+
+    PREFIX: ClassVar[str] = "distribution."
+
+    name: Distribution = setting("student_t", Role.ARCHITECTURE)
+    nu: float = setting(5.0, Role.TRAINING, above=0, read_with=_HEAVY_TAILED)
+    samples: int = setting(10, Role.TRAINING, least=1, read_with=_SAMPLED)
+    sample_group: int = setting(0, Role.SPEED, least=0, read_with=_SAMPLED)
+    init_scale: float = setting(1.0, Role.TRAINING, above=0, read_with=_SAMPLED)
+    min_scale: float = setting(0.0, Role.TRAINING, least=0, read_with=_SAMPLED)
+    entropy_weight: float = setting(0.0, Role.TRAINING, least=0, read_with=_SAMPLED)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Group):
+    """The benchmark and how its files are read.
+
+    Attributes:
+        name: "pascal" (Pascal-5i), "coco" (COCO-20i), "shapes" (the generated Shapes-5i) or
+            "folder" (a folder of one's own).
+        root: Folder of the dataset, for Pascal the one that holds `JPEGImages`, for COCO the one
+            that holds `train2014`, or a TFDS data directory that `prosam prepare tfds` filled.
+        fold: The fold whose classes are kept for testing.
+        shots: Reference images per episode.
+        image_size: Side in pixels of the square that images are brought to.
+        train_list: Name of the id list of the training pool, without `.txt`; "" for the
+            benchmark's own, "train_aug" for Pascal and "train2014" for COCO.
+        val_list: Name of the id list of the testing pool; "" for "val" or "val2014".
+        test: What a model that is trained on COCO is tested on. "pascal_disjoint" are VOC's
+            classes that are novel in the fold of COCO-20i, "pascal_standard" those that are novel
+            in the same fold of Pascal-5i, of which COCO has shown most.
+        test_root: Folder of Pascal VOC for these tests.
+        novel: For a folder of one's own the names of the classes kept for testing, with commas
+            between; "" for every fourth, from class 1 + fold.
+        bad_files: What becomes of files in it that cannot be used: "stop" names them, "skip"
+            leaves them out and counts them.
+        workers: Processes that read episodes; 0 reads in the main one.
+        decode: "exact" decodes every pixel of a file, as VRP-SAM does; "fast" decodes JPEGs of four
+            times `image_size` or more at a part of their size.
+        annotation: How references are annotated.
+        downsample: How an annotation is brought to the size of the features: "nearest" takes the
+            top left pixel of each cell (VRP-SAM; most points vanish), "coverage" weighs each cell
+            by how much of it is annotated. With `data.annotation=point` take "coverage".
+        empty_annotation: What becomes of a reference of which no pixel is annotated: "redraw"
+            annotates it anew, or takes another if the object itself is lost at this size;
+            "report" keeps it. Those that stay are counted.
+    """
+
+    PREFIX: ClassVar[str] = "data."
+
+    name: Dataset = setting("pascal", Role.BENCHMARK)
+    root: str = setting("", Role.PATH, read_with=_FROM_FILES)
+    fold: Literal[0, 1, 2, 3] = setting(0, Role.BENCHMARK)
+    shots: int = setting(1, Role.PROTOCOL, least=1)
+    image_size: int = setting(512, Role.BENCHMARK, least=32)
+    train_list: str = setting("", Role.BENCHMARK, read_with=_FROM_FILES)
+    val_list: str = setting("", Role.PROTOCOL, read_with=_FROM_FILES)
+    test: Literal["own", "pascal_disjoint", "pascal_standard"] = setting(
+        "own", Role.PROTOCOL, read_with=("data.name", ("coco",))
+    )
+    test_root: str = setting(
+        "", Role.PATH, read_with=("data.test", ("pascal_disjoint", "pascal_standard"))
+    )
+    novel: str = setting("", Role.BENCHMARK, read_with=_OWN_FOLDER)
+    bad_files: Literal["stop", "skip"] = setting("stop", Role.PROTOCOL, read_with=_OWN_FOLDER)
+    workers: int = setting(0, Role.SPEED, least=0)
+    decode: Literal["exact", "fast"] = setting("exact", Role.PROTOCOL, read_with=_FROM_FILES)
+    annotation: Annotation = setting("mask", Role.PROTOCOL)
+    downsample: Literal["nearest", "coverage"] = setting("nearest", Role.PROTOCOL)
+    empty_annotation: Literal["redraw", "report"] = setting("redraw", Role.PROTOCOL)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Group):
+    """Optimiser, schedule and length of a training run (paper, section 5.1).
+
+    Attributes:
+        epochs: Passes over the fold's training images.
+        steps: Training steps, 0 to count in epochs.
+        batch_size: Episodes per step, over all devices and hosts.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Its weight decay.
+        schedule: "warm_restarts" (cosine from the peak to 0, again and again; the paper's) or
+            "cosine" (once; VRP-SAM's code).
+        restart_epochs: Epochs from one warm restart to the next.
+        log_every: Steps between two lines of the log.
+        checkpoint_every: Steps between two checkpoints.
+        eval_every: Steps between two validations, 0 for once an epoch, and at the end; -1 for
+            none at all, which chooses no checkpoint by its score on the test list.
+    """
+
+    PREFIX: ClassVar[str] = "train."
+
+    epochs: int = setting(100, Role.LENGTH, least=1, read_with=("train.steps", (0,)))
+    steps: int = setting(0, Role.LENGTH, least=0)
+    batch_size: int = setting(2, Role.TRAINING, least=1)
+    learning_rate: float = setting(1e-4, Role.TRAINING, least=0)
+    weight_decay: float = setting(1e-6, Role.TRAINING, least=0)
+    schedule: Literal["warm_restarts", "cosine"] = setting("warm_restarts", Role.TRAINING)
+    restart_epochs: int = setting(
+        15, Role.TRAINING, least=1, read_with=("train.schedule", ("warm_restarts",))
+    )
+    log_every: int = setting(10, Role.REPORT, least=1)
+    checkpoint_every: int = setting(500, Role.REPORT, least=1)
+    eval_every: int = setting(0, Role.REPORT, least=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig(Group):
+    """The evaluation protocol.
+
+    Attributes:
+        episodes: Episodes of novel classes in the fixed list.
+        seed: Seed of that list; the same for every training seed.
+        batch_size: Episodes decoded at once; it does not change the result.
+        pictures: Episodes drawn in the picture.
+        controls: Whether an evaluation also scores what the result is to be measured against
+            (`prosam_jax.evaluation.controls`).
+    """
+
+    PREFIX: ClassVar[str] = "eval."
+
+    episodes: int = setting(1000, Role.PROTOCOL, least=1)
+    seed: int = setting(321, Role.PROTOCOL, least=0, below=2**32)
+    batch_size: int = setting(2, Role.SPEED, least=1)
+    pictures: int = setting(6, Role.REPORT, least=0)
+    controls: bool = setting(False, Role.REPORT)
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheConfig(Group):
+    """SAM's embeddings of target images on disk (`prosam_jax.feature_cache`).
+
+    Attributes:
+        dir: Folder of the cache; "" for none.
+        dtype: Type of the entries; int8 has a scale per channel.
+    """
+
+    PREFIX: ClassVar[str] = "cache."
+
+    dir: str = setting("", Role.PATH)
+    dtype: CacheDType = setting("bfloat16", Role.PROTOCOL, read_with=("cache.dir", None))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Group):
+    """A whole run.
+
+    Attributes:
+        seed: Fixes initial weights, episodes, dropout and samples.
+        data: The benchmark and its episodes.
+        sam: The frozen SAM.
+        backbone: The frozen backbone.
+        prompt: The prompt encoder.
+        distribution: The distribution over prompts.
+        train: The training.
+        eval: The evaluation.
+        cache: SAM's embeddings on disk.
+    """
+
+    seed: int = setting(321, Role.TRAINING, least=0, below=2**32)
+    data: DataConfig = DataConfig()
+    sam: SAMSettings = SAMSettings()
+    backbone: BackboneConfig = BackboneConfig()
+    prompt: PromptConfig = PromptConfig()
+    distribution: DistributionConfig = DistributionConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    cache: CacheConfig = CacheConfig()
+
+    def __post_init__(self) -> None:
+        """Checks that prompts fit SAM, and that what is set is read."""
+        super().__post_init__()
+        width = self.sam.architecture().prompt_embed_dim
+        if self.prompt.dim != width:
+            raise UserError(f"prompt.dim={self.prompt.dim} must be {width}, as wide as SAM's")
+        if reasons := unread(Config, flat(self)).values():
+            raise UserError("; ".join(reasons))
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """Builds the dataclasses from a ConfigDict or nested mapping.
+
+        Raises:
+            UserError: A setting is unknown, has another type, a value out of its range, or is not
+                read with the others; the message names it and what is known.
+        """
+        return _build(cls, settings, "")
+
+
+def _build(cls: type, settings: Mapping[str, Any], prefix: str) -> Any:
+    known = hints(cls)
+    values = {}
+    names = {field.name for field in dataclasses.fields(cls)}
+    for name, value in settings.items():
+        path = prefix + name
+        if name not in names:
+            raise UserError(f"unknown setting {path}{nearest(path, [prefix + k for k in names])}")
+        if dataclasses.is_dataclass(known[name]):
+            if not isinstance(value, Mapping) and not hasattr(value, "items"):
+                raise UserError(f"{path}={value!r} must be a group of settings")
+            values[name] = _build(typing.cast(type, known[name]), value, f"{path}.")
+        else:
+            values[name] = value
+    return cls(**values)

@@ -1,0 +1,39 @@
+"""A frozen SAM from the settings, and how target images meet it."""
+
+from jaxtyping import Array, Float, UInt8
+
+from prosam_jax import resize
+from prosam_jax.config import SAMSettings
+from prosam_jax.sam.model import Sam
+from prosam_jax.weights import files
+
+
+def build_sam(cfg: SAMSettings, seed: int = 0) -> Sam:
+    """The SAM that settings name, with the weights of their file.
+
+    Args:
+        cfg: Size, weights, input size and precision.
+        seed: Draws the weights if they are "random".
+
+    Raises:
+        UserError: The file is missing, damaged or of another SAM; the message names the command
+            that makes it.
+    """
+    arch = cfg.architecture()
+    return files.frozen(
+        lambda rngs: Sam(arch, rngs=rngs),
+        cfg.weight_file(),
+        seed,
+        kind="sam",
+        architecture=cfg.model,
+    )
+
+
+def embed(sam: Sam, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b i j e"]:
+    """SAM's embedding of target images.
+
+    They meet SAM as in VRP-SAM: brought to SAM's square size bilinearly with aligned corners,
+    whatever their aspect ratio.
+    """
+    square = resize.bilinear(resize.normalize(images), sam.cfg.image_size, align_corners=True)
+    return sam.encode_image(square)

@@ -1,0 +1,271 @@
+"""The one reader: every kind of picture and mask that is taken, and what is said of the others."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prosam_jax import images
+from prosam_jax.data.transforms import resize_image
+from prosam_jax.errors import UserError
+
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (RGB, RGB),
+        (RGB[..., 0], np.repeat(RGB[..., :1], 3, 2)),
+        (RGB[..., :1], np.repeat(RGB[..., :1], 3, 2)),
+        (np.dstack([RGB, RGB[..., 0]]), RGB),
+        (RGB / 255, RGB),
+        ((RGB / 255).astype(np.float32), RGB),
+        (Image.fromarray(RGB), RGB),
+        (Image.fromarray(RGB[..., 0]), np.repeat(RGB[..., :1], 3, 2)),
+        (Image.fromarray(np.dstack([RGB, RGB[..., 0]])), RGB),
+        (Image.fromarray(RGB[..., 0].astype(np.uint16) * 257), np.repeat(RGB[..., :1], 3, 2)),
+    ],
+    ids=["uint8", "gray", "one", "rgba", "64", "32", "Pillow", "Pillow L", "Pillow RGBA", "16 bit"],
+)
+def test_pictures_of_every_kind(given, expected):
+    found = images.read(given)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_files_are_turned_as_viewers_turn_them(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it clockwise
+    path = tmp_path / "ein Bild ü.png"
+    Image.fromarray(RGB).save(path, exif=exif)
+    turned = np.rot90(RGB, -1)
+    np.testing.assert_array_equal(images.read(path), turned)
+    np.testing.assert_array_equal(images.read(str(path)), turned)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(images.read(image), turned)
+    white = Image.fromarray((RGB[..., 0] > 99).astype(np.uint8) * 255)
+    white.save(path, exif=exif)
+    np.testing.assert_array_equal(images.read_mask(path), turned[..., 0] > 99)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (RGB.astype(np.int64), r"image is int64 \(5, 7, 3\): pass height x width x 3, uint8"),
+        (RGB > 9, r"image is bool \(5, 7, 3\)"),
+        (RGB[None], r"image is uint8 \(1, 5, 7, 3\)"),
+        (RGB[..., :2], r"image is uint8 \(5, 7, 2\)"),
+        (RGB[:0], r"image is uint8 \(0, 7, 3\)"),
+        (RGB * 1.0, "image is float64 from 0 to 24.: pass floats in 0-1, or uint8"),
+        (np.full((2, 3), np.nan), "image is float64 from nan to nan"),
+        (np.array(None), r"image is object \(\): pass height"),
+        (Image.fromarray(RGB[..., 0] / np.float32(3)), "image holds fractions; save it"),
+        (
+            Image.fromarray(RGB[..., 0].astype(np.int32) << 9),
+            "holds the number 126976; save it",
+        ),
+        (Image.fromarray(RGB[..., 0].astype(np.uint16)), "image holds levels up to 2.. of 65535"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_is_no_picture_is_said(given, message):
+    with pytest.raises(ValueError, match=message):
+        images.read(given)
+
+
+def test_arrays_may_lie_as_bgr_and_pictures_do_not_care():
+    alpha = RGB[..., :1]
+    for given in (RGB, np.dstack([RGB, alpha]), RGB / 255):
+        np.testing.assert_array_equal(images.read(given, order="BGR"), RGB[..., ::-1])
+    for given in (RGB[..., 0], Image.fromarray(RGB)):
+        found = images.read(given, order="BGR")
+        np.testing.assert_array_equal(found, images.read(given))
+        assert found.flags.c_contiguous
+
+
+def test_files_that_are_no_pictures_are_named(tmp_path, monkeypatch):
+    (tmp_path / "text.jpg").write_text("no picture")
+    Image.fromarray(np.tile(RGB, (40, 40, 1))).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:400])
+    for name in ("text.jpg", "cut.png"):
+        with pytest.raises(UserError, match=rf"cannot read .*{name}: .*; copy the file again"):
+            images.read(tmp_path / name)
+    with (
+        Image.open(tmp_path / "cut.png") as cut,
+        pytest.raises(UserError, match=r"cannot read images\[3\]: "),
+    ):
+        images.read(cut, "images[3]")
+    with pytest.raises(UserError, match=f"cannot read {tmp_path}: Is a directory"):
+        images.read(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"whole.png has more than 2,000 pixels"):
+        images.read(tmp_path / "whole.png")
+    for read in (images.read, images.read_mask, images.load, images.size, images.read_labels):
+        with pytest.raises(FileNotFoundError, match=r"absent\.jpg is missing") as caught:
+            read(tmp_path / "absent.jpg")
+        assert isinstance(caught.value, UserError)
+
+
+MASK = RGB[..., 0] > 99
+PALETTE = Image.fromarray(MASK.astype(np.uint8) * 15)
+PALETTE.putpalette(bytes(768))
+# Index 0 is white: a packer puts the most frequent colour first.
+WHITE_FIRST = Image.fromarray((~MASK).astype(np.uint8))
+WHITE_FIRST.putpalette([255, 255, 255, 0, 0, 0])
+# Two colours of which the brighter one is no white, numbered as a packer likes.
+QUANTISED = Image.fromarray(np.uint8(MASK)[..., None] * np.uint8([[[200, 0, 0]]])).quantize(2)
+CLEAR = Image.fromarray(np.dstack([np.full((*MASK.shape, 3), 255), MASK * 255]).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        MASK,
+        MASK[..., None],
+        MASK.astype(np.int64),
+        MASK.astype(np.uint8) * 15,
+        MASK * 0.5,
+        Image.fromarray(MASK),
+        Image.fromarray(MASK.astype(np.uint8)),
+        Image.fromarray((MASK * 200 + 40).astype(np.uint8)),
+        Image.fromarray(MASK.astype(np.uint16) * 65535),
+        PALETTE,
+        WHITE_FIRST,
+        QUANTISED,
+        CLEAR,
+    ],
+    ids=[
+        *("bool", "one", "0 1", "0 15", "float", "1 bit", "L 0 1", "L gray", "16 bit", "palette"),
+        *("white first", "red on black", "white on nothing"),
+    ],
+)
+def test_masks_of_every_kind(given):
+    found = images.read_mask(given)
+    assert found.dtype == np.bool_
+    np.testing.assert_array_equal(found, MASK)
+
+
+def test_a_palette_without_white_marks_nothing():
+    black = Image.fromarray(np.ones_like(MASK, np.uint8))
+    black.putpalette([255, 255, 255, 0, 0, 0])
+    assert not images.read_mask(black).any()
+
+
+def test_a_photo_is_no_mask():
+    photo = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    for image in (Image.fromarray(photo), Image.fromarray(photo[..., 0])):
+        with pytest.raises(ValueError, match="mask looks like a photo"):
+            images.read_mask(image)
+    soft = np.clip(np.hypot(*np.mgrid[-20:20, -25:25]) * 60 - 500, 0, 255).astype(np.uint8)
+    assert 0 < images.read_mask(Image.fromarray(soft)).mean() < 1
+
+
+def _file(image, kind):
+    file = io.BytesIO()
+    image.save(file, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    return file
+
+
+def _loaded(file, size, *, fast=False):
+    return resize_image(images.load(file, square=size if fast else 0), size).astype(int)
+
+
+@pytest.mark.parametrize("square", [32, 64, 97])
+def test_fast_decoding_stays_near_the_exact_pixels(square):
+    small = np.random.default_rng(square).integers(0, 256, (29, 37, 3), dtype=np.uint8)
+    file = _file(Image.fromarray(small).resize((523, 411), Image.Resampling.BICUBIC), "JPEG")
+    exact, fast = _loaded(file, square), _loaded(file, square, fast=True)
+    assert fast.shape == (square, square, 3)
+    assert (fast != exact).any()  # 411 is four times each of these sides
+    assert np.abs(fast - exact).mean() < 1
+
+
+def test_fast_decoding_does_not_shift_what_it_shrinks():
+    ramp = np.linspace(0, 255, 517, dtype=np.float32).astype(np.uint8)  # 4 does not divide 517
+    image = Image.fromarray(np.broadcast_to(ramp[None, :, None], (403, 517, 3)).copy())
+    file = _file(image, "JPEG")
+    assert np.abs(_loaded(file, 48, fast=True) - _loaded(file, 48)).max() <= 1
+
+
+@pytest.mark.parametrize("kind, square", [("JPEG", 103), ("PNG", 20)])
+def test_fast_decoding_changes_nothing_of_smaller_pictures_and_other_files(kind, square):
+    rng = np.random.default_rng(3)
+    file = _file(Image.fromarray(rng.integers(0, 256, (411, 523, 3), dtype=np.uint8)), kind)
+    np.testing.assert_array_equal(_loaded(file, square, fast=True), _loaded(file, square))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "I;16", "I"])
+def test_class_numbers_of_every_mode(tmp_path, mode):
+    numbers = (RGB[..., 0] > 99).astype(np.uint8) * (1 if mode == "1" else 7)
+    image = Image.fromarray(numbers)
+    if mode == "P":
+        image.putpalette([9, 9, 9] * 256)
+    elif mode == "1":
+        image = Image.fromarray(numbers > 0)
+    elif mode != "L":
+        image = Image.fromarray(numbers.astype(np.uint16 if mode == "I;16" else np.int32))
+    assert image.mode == mode
+    image.save(tmp_path / "mask.tif")
+    found = images.read_labels(tmp_path / "mask.tif")
+    np.testing.assert_array_equal(found, numbers)
+    assert found.dtype == np.uint8
+
+
+def test_class_numbers_are_not_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RGB[..., 0]).save(tmp_path / "mask.png", exif=exif)
+    np.testing.assert_array_equal(images.read_labels(tmp_path / "mask.png"), RGB[..., 0])
+    assert images.size(tmp_path / "mask.png", turn=False) == (7, 5)
+    assert images.size(tmp_path / "mask.png") == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.fromarray(RGB), "mask.png is of mode RGB"),
+        (Image.fromarray(RGB[..., 0].astype(np.uint16) + 300), "mask.png holds the number 5.."),
+        (Image.fromarray(np.dstack([RGB, RGB[..., 0]])).convert("LA"), "mask.png is of mode LA"),
+    ],
+    ids=["colours", "too large", "alpha"],
+)
+def test_what_is_no_mask_of_class_numbers_is_said(tmp_path, image, message):
+    image.save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=message):
+        images.read_labels(tmp_path / "mask.png")
+
+
+@pytest.mark.parametrize("turn", [True, False])
+@pytest.mark.parametrize("square", [0, 16])
+def test_a_picture_is_turned_as_its_mask_lies(tmp_path, turn, square):
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    ramp = np.linspace(0, 255, 80, dtype=np.uint8)  # dark at the left, and at the top as turned
+    Image.fromarray(np.repeat(ramp[None], 64, 0)).save(path, exif=exif, quality=95)
+
+    def dark_top(**settings):
+        found = np.asarray(images.load(path, turn=turn, square=square, **settings)).astype(int)
+        assert found.shape == ((square, square, 3) if square else found.shape)
+        return found[0, -1, 0] < 20
+
+    assert images.size(path, turn=turn) == ((64, 80) if turn else (80, 64))
+    assert dark_top() == turn
+    assert dark_top(fit=images.size(path, turn=turn)) == turn
+    assert not dark_top(fit=(80, 64))
+    for fit in [(79, 64)] if turn else [(79, 64), (64, 80)]:
+        with pytest.raises(UserError, match=rf"a.jpg has .* and its mask {fit[0]} x {fit[1]}"):
+            dark_top(fit=fit)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        *((name, True) for name in ("a.jpg", "b/a b.JPEG", "ü.Tiff", "a.webp", "a.ppm", "a.jp2")),
+        *((name, False) for name in ("a", "jpg", "a.jpg.txt", "a.h5", "a.eps", "a.pdf", "a.mpg")),
+    ],
+)
+def test_suffixes_are_those_that_pillow_reads(name, known):
+    assert images.is_picture(name) == known
