@@ -224,9 +224,9 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
-# What follows runs in the processes. One that is told to stop by SIGTERM does not end of itself:
-# the pool would at once tell the others again, in the middle of their last checkpoint. It gives
-# its run back, and ends with the pool.
+# What follows runs in the processes. One that SIGTERM tells to stop does not end at once: the pool
+# would take it for killed and send the others a second SIGTERM, into the writing of their last
+# checkpoint. It gives its run back and ends with the pool.
 
 _busy = False
 _told = False
@@ -243,14 +243,15 @@ def _begin(shares: "SimpleQueue[list[int]]", shared: pathlib.Path) -> None:
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     if share := shares.get():
         os.sched_setaffinity(0, share)
-    logging.set_verbosity(logging.ERROR)  # as `cli.run` does
+    logging.set_verbosity(logging.ERROR)  # as `cli` does
     methods.share_compiled(shared)
 
 
 def _stop(number: int, frame: types.FrameType | None) -> None:
     """Takes the signal, except in a training, which takes it itself and saves."""
+    again = _told
     _be_told()
-    if _busy:
+    if _busy and not again:
         raise SystemExit
 
 
@@ -290,7 +291,7 @@ def _finish(run: Run) -> tuple[float, float]:
     except (signals.Stopped, SystemExit):
         _be_told()
         raise _Told from None
-    except (ValueError, FloatingPointError, OSError) as error:
+    except (UserError, FloatingPointError, OSError) as error:
         raise UserError(str(error)) from error
     finally:
         _busy = False
