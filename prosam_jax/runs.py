@@ -79,7 +79,7 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result
         checkpoint: "best" (by validation mIoU), "latest" or a step.
 
     Raises:
-        ValueError: There is no such checkpoint, or settings and files do not fit.
+        UserError: There is no such checkpoint, or settings and files do not fit.
     """
     cfg = replaced(cfg, {"prompt.weights": ""})  # where the run began no longer matters
     source = evaluate.test_episodes(cfg)
@@ -94,7 +94,7 @@ def score_file(cfg: Config, workdir: pathlib.Path) -> results.Result:
     `eval.pictures` is above 0, `examples.png` into `workdir`.
 
     Raises:
-        ValueError: Settings and files do not fit.
+        UserError: Settings and files do not fit.
     """
     file = cfg.prompt.weights
     source = evaluate.test_episodes(cfg)
@@ -118,11 +118,11 @@ def _score(
         f"learned: {state.parameters(params):,} parameters, {cfg.distribution.name}, {name}",
         describe(source.fold),
     ):
-        print(line, flush=True)
+        console.note(line)
     sam = nnx.merge(parts.graph, params, frozen).sam
     cache = opened(cfg.cache, sam, lambda x: sharding.split_batch(x, mesh))
     if cache:
-        print(cache.announce(min(len(source), len(source.fold.images))), flush=True)
+        console.note(cache.announce(min(len(source), len(source.fold.images))))
     predict = prediction.make_predict_step(parts.graph)
     if cfg.eval.controls:
         predict = _with_controls(cfg, parts, mesh)
@@ -144,7 +144,7 @@ def _score(
         result = controls.chosen(result)
     scores.print_scores(result)
     if cache:
-        print(cache.summary())
+        console.note(cache.summary())
     workdir.mkdir(parents=True, exist_ok=True)
     results.write_results(workdir / "results.json", result, cfg, at)
     print(f"wrote {workdir / 'results.json'}")

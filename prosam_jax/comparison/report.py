@@ -47,7 +47,7 @@ def write(path: pathlib.Path, runs: Sequence[methods.Run], command: str) -> None
         command: What made them.
 
     Raises:
-        ValueError: The dataset is no longer as it must be.
+        UserError: The dataset is no longer as it must be.
     """
     held, curves, examples = {}, {}, {}
     for run in runs:

@@ -62,7 +62,7 @@ def runs(
     """Every run; those of one seed together, so that what is done so far can be compared.
 
     Raises:
-        ValueError: The dataset is not as it must be, or `base` begins with trained parameters.
+        UserError: The dataset is not as it must be, or `base` begins with trained parameters.
     """
     return [
         methods.run_of(
@@ -97,7 +97,7 @@ def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
         shared: Folder of what they share (`methods.share_compiled`).
 
     Raises:
-        ValueError: A run cannot be done, said when all the others are; or a process was killed,
+        UserError: A run cannot be done, said when all the others are; or a process was killed,
             said at once: runs under way are saved.
         SystemExit: SIGTERM came; likewise.
         KeyboardInterrupt: Ctrl-C came; likewise.

@@ -50,7 +50,7 @@ def read(path: pathlib.Path) -> Checkpoint:
     "module.". Half precision is widened to float32, which loses nothing.
 
     Raises:
-        ValueError: The file is missing, damaged, of another format, needs code to be run, or
+        UserError: The file is missing, damaged, of another format, needs code to be run, or
             holds no dict of tensors; one line each.
     """
     state = _state_dict(path, _loaded(path))

@@ -41,7 +41,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     the seed. Writes `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` there.
 
     Raises:
-        ValueError: A setting, a file or an old run in `workdir` does not fit.
+        UserError: A setting, a file or an old run in `workdir` does not fit.
         FloatingPointError: The loss is not finite any more; names metric and step.
         Stopped: SIGTERM or SIGINT came; the state is saved.
     """
@@ -68,10 +68,13 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
             return
         origin = f" with {cfg.prompt.weights}" if cfg.prompt.weights else ""
         begins = f"going on at step {start}" if start else f"starting{origin} at step 0"
-        print(f"{begins} in {workdir}", flush=True)
+        console.note(f"{begins} in {workdir}")
         trainer.run(start, workdir, checkpoints, validate_first=unscored)
+        best = checkpoints.best
+    known = "never validated" if best is None else f"best validation at step {best}"
+    print(f"{workdir}: trained to step {trainer.total}, {known}")
     if trainer.cache:
-        print(trainer.cache.summary(), flush=True)
+        console.note(trainer.cache.summary())
 
 
 def _has_checkpoint(workdir: pathlib.Path) -> bool:
@@ -82,7 +85,7 @@ def _has_checkpoint(workdir: pathlib.Path) -> bool:
 
 
 def _check_run(cfg: Config, workdir: pathlib.Path) -> Config:
-    """The settings that the run in `workdir` began with; ValueError if `cfg` is another run's."""
+    """The settings that the run in `workdir` began with; UserError if `cfg` is another run's."""
     began = read_config(workdir / "config.json")
     may = CHANGES_NO_NUMBER
     if cfg.train.schedule != "cosine":  # which depends on the length
@@ -132,10 +135,10 @@ class Trainer:
             folds.describe(self.test.fold),
             f"{self.total} steps of {self.cfg.train.batch_size} episodes",
         ):
-            print(line, flush=True)
+            console.note(line)
         if self.cache:
             targets = (min(len(x), len(x.fold.images)) for x in (self.source, self.test))
-            print(self.cache.announce(sum(targets)), flush=True)
+            console.note(self.cache.announce(sum(targets)))
 
     def is_due(self, i: int) -> bool:
         """Whether step `i` is followed by a validation."""
