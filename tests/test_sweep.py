@@ -68,13 +68,13 @@ def test_the_folds_are_those_of_the_dataset(tmp_path):
 def test_processes_tell_what_came_of_their_runs(tmp_path, capsys):
     done = [finished(tmp_path, method, 40.0) for method in ("vrp", "gaussian", "student_t")]
     sweep.finish(done, jobs=2, shared=tmp_path)
-    out = capsys.readouterr().out
-    assert len(re.findall(r"mIoU 40\.00 in 0:00:0\d; \d of 3", out)) == 3
+    told = capsys.readouterr().err
+    assert len(re.findall(r"mIoU 40\.00 in 0:00:0\d; \d of 3", told)) == 3
     lost = methods.run_of(BASE, tmp_path, "lost", {"sam.weights": "none.safetensors"})
     with pytest.raises(ValueError, match=r"lost: none\.safetensors is missing; make it with"):
         sweep.finish([lost, done[0]], jobs=1, shared=tmp_path)
     assert (tmp_path / "lost" / "log.txt").is_file()
-    assert "mIoU 40.00" in capsys.readouterr().out  # one bad run does not stop the others
+    assert "mIoU 40.00" in capsys.readouterr().err  # one bad run does not stop the others
 
 
 def _long(folder, name):
@@ -123,7 +123,7 @@ def test_a_signal_stops_all_processes_once_they_have_saved(tmp_path, capsys, num
     assert time.monotonic() - told[0] < sweep.PATIENCE / 2
     assert _saved(long)
     assert not multiprocessing.active_children()
-    assert "vrp: mIoU 40.00" in capsys.readouterr().out
+    assert "vrp: mIoU 40.00" in capsys.readouterr().err
     assert "step 1/100000" in (long.workdir / "log.txt").read_text()
 
 
@@ -135,7 +135,7 @@ def test_a_killed_process_is_told_and_the_others_save(tmp_path, capsys):
         sweep.finish([done, *under_way], jobs=2, shared=tmp_path)
     assert any(_saved(run) for run in under_way)
     assert not multiprocessing.active_children()
-    assert "vrp: mIoU 40.00" in capsys.readouterr().out
+    assert "vrp: mIoU 40.00" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 
-import rich.console
 import rich.progress
 from absl import logging
 
@@ -88,8 +87,8 @@ def runs(
 def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
     """Finishes the runs, `jobs` at a time, each in a process with its share of the cores.
 
-    Shows a bar for each run under way, and prints a line for each finished one. What a run prints
-    goes to `log.txt` in its folder.
+    On stderr are a bar for each run under way, where there is a terminal, and a line for each
+    finished one. What a run prints goes to `log.txt` in its folder.
 
     Args:
         todo: The runs.
@@ -140,7 +139,7 @@ class _Bars:
     """A bar for each run under way, from the curves that it writes; none without a terminal."""
 
     def __init__(self) -> None:
-        self._bars = console.training_bars(rich.console.Console(highlight=False))
+        self._bars = console.training_bars(console.stderr())
         self._tasks: dict[Run, rich.progress.TaskID] = {}
 
     def __enter__(self) -> "_Bars":
@@ -158,7 +157,7 @@ class _Bars:
         self._bars.remove_task(self._tasks.pop(run))
 
     def print(self, line: str) -> None:
-        self._bars.console.print(line, soft_wrap=True, markup=False)
+        self._bars.console.print(line)
 
     def refresh(self) -> None:
         for run, task in self._tasks.items():
