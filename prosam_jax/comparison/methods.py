@@ -1,4 +1,4 @@
-"""Methods side by side: each a run of its own, scored with controls and kept.
+"""A run of one method: trained as any other, scored with controls, and kept.
 
 A finished run is not done again: its folder holds `results.json` of just these settings and
 frozen weights. An unfinished one goes on where it was.

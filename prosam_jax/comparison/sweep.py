@@ -1,20 +1,23 @@
-"""Several runs at a time, and all folds, annotations, methods and seeds: 144 runs and one table.
+"""Several runs at a time: every fold, annotation, method and seed, each a process's work.
 
-Each run is one of `comparison`, in a folder of its own, so that the whole goes on where it was.
+A run is one of `methods`, in a folder of its own, so that a sweep goes on where it was.
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import pathlib
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import connection
-from typing import Any
+import types
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import SimpleQueue
 
-import rich.console
 import rich.progress
 from absl import logging
 
@@ -22,14 +25,12 @@ from prosam_jax import console
 from prosam_jax.comparison import methods
 from prosam_jax.comparison.methods import Run
 from prosam_jax.config import ANNOTATIONS, Config
+from prosam_jax.data import datasets
 from prosam_jax.errors import UserError
 from prosam_jax.report import curves
 from prosam_jax.training import signals
 
 METHODS = ("vrp", "gaussian", "student_t")
-
-
-FOLDS = (0, 1, 2, 3)
 
 
 DOWNSAMPLE = {"point": "coverage"}
@@ -41,10 +42,27 @@ SET = ("distribution.name", "data.annotation", "data.downsample", "data.fold", "
 """Settings that every run of the grid is given, whatever those of its recipe are."""
 
 
+PATIENCE = 60
+"""Seconds after which a process that was told to stop, and has saved, ends by itself."""
+
+
+def folds(cfg: Config) -> list[int]:
+    """The folds of the dataset: each that has novel classes, and others than those before it.
+
+    A folder whose novel classes are named in `data.novel` has one.
+    """
+    novel = datasets.episodes(cfg.data, "train", seed=cfg.seed).fold.rule.novel
+    return [f for f, classes in enumerate(novel) if classes and classes not in novel[:f]]
+
+
 def runs(
     base: Config, workdir: pathlib.Path, seeds: int, annotations: Sequence[str] = ANNOTATIONS
 ) -> list[Run]:
-    """Every run; those of one seed together, so that what is done so far can be compared."""
+    """Every run; those of one seed together, so that what is done so far can be compared.
+
+    Raises:
+        UserError: The dataset is not as it must be, or `base` begins with trained parameters.
+    """
     return [
         methods.run_of(
             base,
@@ -59,74 +77,57 @@ def runs(
                 "eval.pictures": 0,
             },
         )
-        for seed in range(base.seed, base.seed + seeds)
-        for fold in FOLDS  # its pictures stay in memory
-        for annotation in annotations
-        for method in METHODS
+        # By fold before annotation and method, because a fold's pictures stay in memory.
+        for seed, fold, annotation, method in itertools.product(
+            range(base.seed, base.seed + seeds), folds(base), annotations, METHODS
+        )
     ]
 
 
 def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
     """Finishes the runs, `jobs` at a time, each in a process with its share of the cores.
 
-    Shows a bar for each run under way, and prints a line for each finished one. What a run prints
-    goes to `log.txt` in its folder.
+    On stderr are a bar for each run under way, where there is a terminal, and a line for each
+    finished one. What a run prints goes to `log.txt` in its folder.
 
     Args:
         todo: The runs.
         jobs: How many at a time.
-        shared: Folder of what they share (`comparison.share_compiled`).
+        shared: Folder of what they share (`methods.share_compiled`).
 
     Raises:
-        UserError: A run cannot be done, said when all the others are, or a process was killed.
-        SystemExit: SIGTERM came; runs under way are saved.
+        UserError: A run cannot be done, said when all the others are; or a process was killed,
+            said at once: runs under way are saved.
+        SystemExit: SIGTERM came; likewise.
         KeyboardInterrupt: Ctrl-C came; likewise.
     """
-    spawn = multiprocessing.get_context("spawn")
-    counter = spawn.Value("i", 0)
-    known = cores()
-    began, done, failed, workers = time.monotonic(), 0, [], {}
-    if jobs > 1:  # they share a GPU's memory, of which JAX would give the first one most
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    with _terminable(), _Bars() as bars:
-        try:
-            for job in range(min(jobs, len(todo))):
-                receiver, sender = spawn.Pipe(duplex=False)
-                share = known[job::jobs] if jobs > 1 else []
-                process = spawn.Process(target=_work, args=(todo, counter, sender, share, shared))
-                process.start()
-                sender.close()
-                workers[receiver] = process
-            for run, seconds, outcome in _messages(list(workers), bars.refresh):
-                if outcome is None:
-                    bars.begin(run)
-                    continue
-                bars.end(run)
+    began, done, failed = time.monotonic(), 0, dict[Run, Exception]()
+    try:
+        with _terminable(), _Bars() as bars, _pool(jobs, shared) as pool:
+            for run, future in _ended(pool, todo, jobs, bars):
+                try:
+                    miou, seconds = future.result()
+                    told = f"mIoU {miou:.2f} in {console.clock(seconds)}"
+                except (BrokenProcessPool, _Told):
+                    raise
+                except Exception as error:
+                    failed[run] = error
+                    told = f"failed: {error}"
                 done += 1
                 left = (time.monotonic() - began) / done * (len(todo) - done)
                 rest = f", {console.clock(left)} left" if done < len(todo) else ""
-                if isinstance(outcome, str):
-                    failed.append(f"{run.workdir}: {outcome}")
-                    told = f"failed: {outcome}"
-                else:
-                    told = f"mIoU {outcome['miou']:.2f}"
-                bars.print(
-                    f"{run.workdir.name}: {told} in {console.clock(seconds)}; "
-                    f"{done} of {len(todo)}{rest}"
-                )
-        finally:
-            for process in workers.values():
-                process.terminate()
-            for process in workers.values():
-                process.join()
-    if done < len(todo):
+                bars.print(f"{run.workdir.name}: {told}; {done} of {len(todo)}{rest}")
+    except (BrokenProcessPool, _Told):
         raise UserError(
-            f"{len(todo) - done} runs were not finished, because their processes ended before "
-            "their time; the same command goes on from there"
-        )
-    if failed:
+            f"{len(todo) - done} of {len(todo)} runs were not finished, because one of their "
+            "processes was ended (if memory ran out: fewer --jobs); the same command goes on from "
+            "there"
+        ) from None
+    for run, error in failed.items():
+        if not isinstance(error, UserError):  # a bug, which keeps its traceback
+            raise error
         more = f" ({len(failed) - 1} more failed, see above)" if len(failed) > 1 else ""
-        raise UserError(failed[0] + more)
+        raise UserError(f"{run.workdir}: {error}{more}")
 
 
 def cores() -> list[int]:
@@ -138,7 +139,7 @@ class _Bars:
     """A bar for each run under way, from the curves that it writes; none without a terminal."""
 
     def __init__(self) -> None:
-        self._bars = console.training_bars(rich.console.Console(highlight=False))
+        self._bars = console.training_bars(console.stderr())
         self._tasks: dict[Run, rich.progress.TaskID] = {}
 
     def __enter__(self) -> "_Bars":
@@ -156,7 +157,7 @@ class _Bars:
         self._bars.remove_task(self._tasks.pop(run))
 
     def print(self, line: str) -> None:
-        self._bars.console.print(line, soft_wrap=True)
+        self._bars.console.print(line)
 
     def refresh(self) -> None:
         for run, task in self._tasks.items():
@@ -168,23 +169,49 @@ class _Bars:
                     self._bars.update(task, completed=values["step"], text=text)
 
 
-def _messages(
-    receivers: list[connection.Connection], idle: Callable[[], None]
-) -> Iterator[tuple[Run, float, Any]]:
-    """What the processes send, until all have ended; calls `idle` twice a second."""
-    while receivers:
-        idle()
-        for receiver in connection.wait(receivers, timeout=0.5):
-            assert isinstance(receiver, connection.Connection)
-            try:
-                yield receiver.recv()
-            except EOFError:  # that process has ended
-                receivers.remove(receiver)
+def _ended(
+    pool: ProcessPoolExecutor, todo: Sequence[Run], jobs: int, bars: _Bars
+) -> Iterator[tuple[Run, Future[tuple[float, float]]]]:
+    """Gives the processes run after run, and each run with what came of it."""
+    waiting, under_way = iter(todo), dict[Future[tuple[float, float]], Run]()
+    while True:
+        # No more than there are processes: what has been given to the pool is under way.
+        for run in itertools.islice(waiting, jobs - len(under_way)):
+            under_way[pool.submit(_finish, run)] = run
+            bars.begin(run)
+        if not under_way:
+            return
+        for future in wait(under_way, timeout=0.5, return_when=FIRST_COMPLETED).done:
+            run = under_way.pop(future)
+            bars.end(run)
+            yield run, future
+        bars.refresh()
+
+
+@contextlib.contextmanager
+def _pool(jobs: int, shared: pathlib.Path) -> Iterator[ProcessPoolExecutor]:
+    """Processes, each with its share of the cores; whatever stops the block tells them to stop."""
+    if jobs > 1:  # they share a GPU's memory, of which JAX would give the first one most
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    spawn = multiprocessing.get_context("spawn")
+    known, shares = cores(), spawn.SimpleQueue()
+    for job in range(jobs):
+        shares.put(known[job::jobs] if jobs > 1 else [])
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(jobs, spawn, _begin, (shares, shared)) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool:  # the pool has told them itself
+            raise
+        except BaseException:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """While entered, SIGTERM is raised as `SystemExit`, so that the workers can be told."""
+    """While entered, SIGTERM is raised as `SystemExit`, so that the processes can be told."""
 
     def leave(number: int, frame: object) -> None:
         sys.exit(128 + number)
@@ -196,36 +223,74 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
-def _work(
-    todo: Sequence[Run],
-    counter: Any,
-    sender: connection.Connection,
-    cores: Sequence[int],
-    shared: pathlib.Path,
-) -> None:
-    """One process: takes run after run until none is left or a signal comes."""
-    if cores:
-        os.sched_setaffinity(0, cores)
-    logging.set_verbosity(logging.ERROR)  # as `cli.run` does
+# What follows runs in the processes. One that SIGTERM tells to stop does not end at once: the pool
+# would take it for killed and send the others a second SIGTERM, into the writing of their last
+# checkpoint. It gives its run back and ends with the pool.
+
+_busy = False
+_told = False
+
+
+class _Told(Exception):
+    """A process was told to stop while it had a run, which is saved."""
+
+
+def _begin(shares: "SimpleQueue[list[int]]", shared: pathlib.Path) -> None:
+    """Prepares a process of the pool."""
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which tells
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    if share := shares.get():
+        os.sched_setaffinity(0, share)
+    logging.set_verbosity(logging.ERROR)  # as `cli` does
     methods.share_compiled(shared)
-    with contextlib.suppress(signals.Stopped, KeyboardInterrupt):
-        while (run := _next(todo, counter)) is not None:
-            sender.send((run, 0.0, None))
-            start = time.monotonic()
-            run.workdir.mkdir(parents=True, exist_ok=True)
-            with (
-                (run.workdir / "log.txt").open("a", buffering=1) as log,
-                contextlib.redirect_stdout(log),
-            ):
-                try:
-                    outcome = methods.finish(run)
-                except (ValueError, FloatingPointError, OSError) as error:
-                    outcome = str(error)
-            sender.send((run, time.monotonic() - start, outcome))
 
 
-def _next(todo: Sequence[Run], counter: Any) -> Run | None:
-    with counter.get_lock():
-        taken = counter.value
-        counter.value += 1
-    return todo[taken] if taken < len(todo) else None
+def _stop(number: int, frame: types.FrameType | None) -> None:
+    """Takes the signal, except in a training, which takes it itself and saves."""
+    again = _told
+    _be_told()
+    if _busy and not again:
+        raise SystemExit
+
+
+def _be_told() -> None:
+    global _told
+    _told = True
+    signal.alarm(PATIENCE)  # in case the pool is broken and cannot end this process
+
+
+def _stop_with_parent() -> None:
+    """Stops this process when the main one was killed; nobody else would."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _finish(run: Run) -> tuple[float, float]:
+    """Finishes a run; its mIoU and how many seconds that took.
+
+    Raises:
+        _Told: This process was told to stop; what was trained is saved.
+        UserError: The run cannot be done.
+    """
+    global _busy
+    start, _busy = time.monotonic(), True
+    try:
+        if _told:
+            raise SystemExit
+        run.workdir.mkdir(parents=True, exist_ok=True)
+        with (
+            (run.workdir / "log.txt").open("a", buffering=1) as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            return methods.finish(run)["miou"], time.monotonic() - start
+    except (signals.Stopped, SystemExit):
+        _be_told()
+        raise _Told from None
+    except (UserError, FloatingPointError, OSError) as error:
+        raise UserError(str(error)) from error
+    finally:
+        _busy = False

@@ -1,4 +1,7 @@
-"""Scores of many runs as tables: by method, fold, annotation and seed."""
+"""Scores as tables: of a few runs for a terminal, and of a whole sweep for a document.
+
+The latter are kept as numbers, too, so that later runs are added to them.
+"""
 
 import collections
 import dataclasses
@@ -10,13 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rich.console
-import rich.progress
 import rich.table
 
 from prosam_jax.atomic import replacing
 from prosam_jax.comparison import methods
 from prosam_jax.comparison.methods import OF_THE_METHOD, TITLES, Run
-from prosam_jax.comparison.sweep import DOWNSAMPLE, FOLDS, METHODS
+from prosam_jax.comparison.sweep import DOWNSAMPLE
 from prosam_jax.config import ANNOTATIONS, Config, replaced, to_dict
 from prosam_jax.evaluation import controls
 from prosam_jax.weights import prompt_encoder
@@ -178,9 +180,12 @@ def note(found: Numbers) -> str:
         kinds[", ".join(map(str, seeds))].append(annotation)
     seeds = "; ".join(f"seeds {seeds} of {', '.join(of)}" for seeds, of in kinds.items() if seeds)
     train, test = found.settings["train"], found.settings["eval"]
-    rules = "".join(f"; with {a} data.downsample={rule}" for a, rule in DOWNSAMPLE.items())
+    given = {a: rule for a, rule in DOWNSAMPLE.items() if any(a == of for of, *_ in runs)}
+    rules = "".join(f"; with {a} data.downsample={rule}" for a, rule in given.items())
+    epochs = f"{train['epochs']:,} epochs in steps"
+    length = f"{train['steps']:,} steps" if train["steps"] else epochs
     return (
-        f"{len(runs)} runs of {train['steps']:,} steps of {train['batch_size']} episodes, "
+        f"{len(runs)} runs of {length} of {train['batch_size']} episodes, "
         f"{test['episodes']:,} test episodes each, the last checkpoint{rules}; {seeds}; "
         f"{'; or '.join(found.made_by)}."
     )
@@ -189,33 +194,56 @@ def note(found: Numbers) -> str:
 def markdown(found: Sequence[Score], note: str) -> str:
     """Tables of the scores: with all controls, by fold, and of their differences.
 
-    The first two have mean and standard deviation over the seeds.
+    They have the annotations, methods and folds that there are; the first two have mean and
+    standard deviation over the seeds.
 
     Args:
         found: Numbers of all runs.
         note: How they were made.
     """
     kinds = [a for a in ANNOTATIONS if any(x.annotation == a for x in found)]
-    head = ["| |" + "".join(f" {a} |" for a in kinds), "|---|" + "---|" * len(kinds)]
-    lines = [note, "", "mIoU in percent, mean of the four folds:", "", *head]
-    named = [(m, name) for m in METHODS for name in (TITLES[m], *OF_THE_METHOD)]
-    named += [(METHODS[0], name) for name in controls.MEANING if name not in OF_THE_METHOD]
-    for method, name in named:
-        cells = [over_seeds(found, a, method, name)[-2] for a in kinds]
-        bold = f"**{name}**" if name == TITLES[method] else name
-        label = f"{TITLES[method]}: {name}" if name in OF_THE_METHOD else bold
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    lines += ["", "By fold, mIoU in percent and at last FB-IoU:", ""]
-    lines += ["| | | fold 0 | fold 1 | fold 2 | fold 3 | mean | FB-IoU |", "|---|---|" + "---|" * 6]
-    for annotation, method in itertools.product(kinds, METHODS):
-        cells = over_seeds(found, annotation, method, TITLES[method])
-        lines.append(f"| {annotation} | {TITLES[method]} | {' | '.join(cells)} |")
-    title = "How much more mIoU, fold by fold and seed by seed, mean ± its standard error:"
-    lines += ["", title, "", *head]
-    for (method, name), (other, below) in COMPARED:
-        cells = [difference(found, a, (method, name), (other, below)) for a in kinds]
-        lines.append(f"| {name} than {below} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    trained = [m for m in TITLES if any(x.method == m for x in found)]
+    folds = _folds(found)
+    own = [(method, name) for method in trained for name in (TITLES[method], *OF_THE_METHOD)]
+    common = [(trained[0], name) for name in controls.MEANING if name not in OF_THE_METHOD]
+    scores = [
+        [_label(method, name), *(over_seeds(found, a, method, name)[-2] for a in kinds)]
+        for method, name in own + common
+    ]
+    by_fold = [
+        [annotation, TITLES[method], *over_seeds(found, annotation, method, TITLES[method])]
+        for annotation, method in itertools.product(kinds, trained)
+    ]
+    differences = [
+        [f"{name} than {below}"]
+        + [difference(found, a, (method, name), (other, below)) for a in kinds]
+        for (method, name), (other, below) in COMPARED
+        if {method, other} <= set(trained)
+    ]
+    over = f"mean of {len(folds)} folds" if len(folds) > 1 else f"fold {folds[0]}"
+    columns = ["", "", *(f"fold {fold}" for fold in folds), "mean", "FB-IoU"]
+    more = "How much more mIoU, fold by fold and seed by seed, mean ± its standard error:"
+    return "\n\n".join(
+        [
+            note,
+            *(f"mIoU in percent, {over}:", _table(["", *kinds], scores)),
+            *("By fold, mIoU in percent and at last FB-IoU:", _table(columns, by_fold)),
+            *(more, _table(["", *kinds], differences)),
+        ]
+    )
+
+
+def _label(method: str, name: str) -> str:
+    if name == TITLES[method]:
+        return f"**{name}**"
+    return f"{TITLES[method]}: {name}" if name in OF_THE_METHOD else name
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as Markdown."""
+    rule = "|---" * len(head) + "|"
+    rows = ["|" + "".join(f" {x} |" if x else " |" for x in cells) for cells in (head, *lines)]
+    return "\n".join([rows[0], rule, *rows[1:]])
 
 
 def difference(
@@ -223,29 +251,41 @@ def difference(
 ) -> str:
     """How much more mIoU one method and name has than the other: mean ± standard error.
 
-    The mean is over the runs, folds and seeds, of `one`; `other` must have all of them.
+    The mean is over the folds and seeds that both have; "-" if there is none.
     """
-    miou = [
-        {
-            (x.seed, x.fold): x.miou
-            for x in found
-            if (x.annotation, x.method, x.name) == (annotation, *which)
-        }
-        for which in (one, other)
-    ]
-    values = np.array([value - miou[1][key] for key, value in miou[0].items()])
-    return f"{values.mean():+.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
+    more, less = (_by_run(found, annotation, *which) for which in (one, other))
+    values = np.array([more[run].miou - less[run].miou for run in more if run in less])
+    if not values.size:
+        return "-"
+    error = f" ± {values.std(ddof=1) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+    return f"{values.mean():+.1f}{error}"
 
 
 def over_seeds(found: Sequence[Score], annotation: str, method: str, name: str) -> list[str]:
-    """Fold by fold the mIoU, their mean, and the mean FB-IoU: means ± deviations over seeds."""
-    wanted = (annotation, method, name)
-    of = {(x.seed, x.fold): x for x in found if (x.annotation, x.method, x.name) == wanted}
-    seeds = sorted({seed for seed, _ in of})
-    miou = np.array([[of[seed, fold].miou for fold in FOLDS] for seed in seeds])
-    fb_iou = np.array([[of[seed, fold].fb_iou for fold in FOLDS] for seed in seeds])
+    """Fold by fold the mIoU, their mean, and the mean FB-IoU: means ± deviations over seeds.
+
+    Seeds count that have all folds of `found`; all is "-" if none has.
+    """
+    of, folds = _by_run(found, annotation, method, name), _folds(found)
+    complete = [s for s in sorted({s for s, _ in of}) if all((s, fold) in of for fold in folds)]
+    if not complete:
+        return ["-"] * (len(folds) + 2)
+    miou = np.array([[of[seed, fold].miou for fold in folds] for seed in complete])
+    fb_iou = np.array([[of[seed, fold].fb_iou for fold in folds] for seed in complete])
     columns = [*miou.T, miou.mean(1), fb_iou.mean(1)]
     return [_mean_and_deviation(column) for column in columns]
+
+
+def _folds(found: Sequence[Score]) -> list[int]:
+    return sorted({x.fold for x in found})
+
+
+def _by_run(
+    found: Sequence[Score], annotation: str, method: str, name: str
+) -> dict[tuple[int, int], Score]:
+    """What one method has in each run of an annotation, by seed and fold."""
+    wanted = annotation, method, name
+    return {(x.seed, x.fold): x for x in found if (x.annotation, x.method, x.name) == wanted}
 
 
 def _mean_and_deviation(values: np.ndarray) -> str:

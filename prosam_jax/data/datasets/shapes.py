@@ -50,7 +50,7 @@ _CLASSES, _LAYOUT, _COLOURS = range(3)  # each purpose has its own stream of bit
 _ID = re.compile(r"f([0-3])-(train|test)-(\d{6})")
 
 SHAPES_5I = FoldRule(
-    "Shapes-5i, generated,",
+    "Shapes-5i (generated)",
     tuple(FORMS),
     novel=tuple(tuple(range(5 * fold + 1, 5 * fold + 6)) for fold in range(4)),
 )

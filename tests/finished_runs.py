@@ -1,0 +1,75 @@
+"""Runs that were never trained, with all that a finished one leaves."""
+
+import json
+
+import numpy as np
+
+from prosam_jax.comparison import methods
+from prosam_jax.config import Config, to_dict
+from prosam_jax.evaluation import controls, results
+from prosam_jax.evaluation.results import Example
+from prosam_jax.types import Episode
+from prosam_jax.weights import prompt_encoder
+
+BASE = Config.from_dict(
+    {
+        "data": {"name": "shapes", "image_size": 32},
+        "train": {"steps": 60},
+        "sam": {"model": "tiny", "weights": "random", "image_size": 64},
+        "backbone": {"name": "tiny", "weights": "random"},
+    }
+)
+CLASS = '<b>&"'
+
+
+def example(seed, *, uncertain):
+    rng = np.random.default_rng(seed)
+
+    def mask(*shape):
+        return rng.random(shape) > 0.5
+
+    episode = Episode(
+        reference_image=rng.integers(0, 256, (2, 32, 32, 3), np.uint8),
+        reference_mask=mask(2, 32, 32),
+        target_image=rng.integers(0, 256, (32, 32, 3), np.uint8),
+        target_mask=mask(32, 32),
+        target_ignore=np.zeros((32, 32), bool),
+        class_id=np.int32(1),
+        index=np.int32(seed),
+        valid=np.bool_(True),
+    )
+    masks = {controls.WRONG: mask(32, 32), controls.EMPTY: mask(32, 32)}
+    uncertainty = rng.random((32, 32), np.float32) if uncertain else None
+    return Example(episode, CLASS, mask(32, 32), masks, uncertainty)
+
+
+def finished(workdir, method, miou, base=BASE):
+    """A folder as a finished run leaves it."""
+    run = methods.run_of(base, workdir, method, {"distribution.name": method})
+    run.workdir.mkdir(parents=True)
+    prompt_encoder.write_frozen(run.cfg, run.workdir)
+    held = {
+        "miou": miou,
+        "fb_iou": miou / 2,
+        "per_class": {CLASS: miou},
+        "episodes": 3,
+        "episode_list_sha256": "ab" * 32,
+        "seconds": 12.0,
+        "step": run.cfg.train.steps,
+        "versions": {"prosam_jax": "0.0.9"},
+        "device": "1 x abacus",
+        "config": to_dict(run.cfg),
+        "controls": {
+            name: {"miou": miou - i, "fb_iou": 1.0 + i} for i, name in enumerate(controls.MEANING)
+        },
+        "prior_threshold": 0.44,
+    }
+    (run.workdir / "results.json").write_text(json.dumps(held))
+    lines = [
+        {"step": 20 * i, "train/loss": 1 / i, "train/miou": 0.1 * i, "train/episodes_per_s": 2.0}
+        for i in (1, 2, 3)
+    ]
+    (run.workdir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    examples = [example(i, uncertain=method != "vrp") for i in range(3)]
+    results.save_examples(run.workdir / "examples.npz", examples)
+    return run

@@ -1,0 +1,147 @@
+"""Sweeps: which runs there are, and what becomes of them in their processes."""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from finished_runs import BASE, finished
+from PIL import Image
+
+from prosam_jax.comparison import methods, sweep
+from prosam_jax.config import replaced
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _compiled_once(monkeypatch):
+    """The processes find what other tests have compiled."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+
+def test_the_grid_is_every_combination_once(tmp_path):
+    runs = sweep.runs(BASE, tmp_path, 3)
+    assert len(runs) == len({run.workdir for run in runs}) == len({run.cfg for run in runs}) == 144
+    assert {run.cfg.seed for run in runs[:48]} == {321}
+    few = sweep.runs(BASE, tmp_path, 1, ("mask", "point"))
+    assert len(few) == 24 and set(few) < set(runs)
+    for run in runs:
+        cfg = run.cfg
+        names = (cfg.data.annotation, cfg.data.fold, cfg.distribution.name, cfg.seed)
+        assert run.workdir.name == "{}-fold{}-{}-seed{}".format(*names)
+        assert cfg.eval.controls and cfg.train.eval_every == -1
+
+
+def _own_folder(root):
+    """Two pictures of each of three classes."""
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    (root / "classes.txt").write_text("ant\nbee\ncow\n")
+    for class_id in (1, 2, 3):
+        for number in range(2):
+            name = f"{class_id}{number}.png"
+            labels = np.zeros((32, 32), np.uint8)
+            labels[8:24, 8:24] = class_id
+            Image.fromarray(80 * labels).convert("RGB").save(root / "images" / name)
+            Image.fromarray(labels).save(root / "masks" / name)
+    return str(root)
+
+
+def test_the_folds_are_those_of_the_dataset(tmp_path):
+    own = replaced(BASE, {"data.name": "folder", "data.root": _own_folder(tmp_path / "own")})
+    assert {run.cfg.data.fold for run in sweep.runs(own, tmp_path, 1, ("mask",))} == {0, 1, 2}
+    named = replaced(own, {"data.novel": "bee"})  # the same classes in all of its folds
+    runs = sweep.runs(named, tmp_path, 1, ("mask",))
+    assert [(run.cfg.data.fold, run.cfg.data.name) for run in runs] == [(0, "folder")] * 3
+
+
+@pytest.mark.slow
+def test_processes_tell_what_came_of_their_runs(tmp_path, capsys):
+    done = [finished(tmp_path, method, 40.0) for method in ("vrp", "gaussian", "student_t")]
+    sweep.finish(done, jobs=2, shared=tmp_path)
+    told = capsys.readouterr().err
+    assert len(re.findall(r"mIoU 40\.00 in 0:00:0\d; \d of 3", told)) == 3
+    lost = methods.run_of(BASE, tmp_path, "lost", {"sam.weights": "none.safetensors"})
+    with pytest.raises(ValueError, match=r"lost: none\.safetensors is missing; make it with"):
+        sweep.finish([lost, done[0]], jobs=1, shared=tmp_path)
+    assert (tmp_path / "lost" / "log.txt").is_file()
+    assert "mIoU 40.00" in capsys.readouterr().err  # one bad run does not stop the others
+
+
+def _long(folder, name):
+    return methods.run_of(BASE, folder, name, {"train.steps": 100000, "train.log_every": 1})
+
+
+def _once_under_way(runs, action):
+    """Does something when all of the runs have taken a step."""
+
+    def wait():
+        curves = [run.workdir / "metrics.jsonl" for run in runs]
+        deadline = time.monotonic() + 200
+        while not all(x.is_file() and x.stat().st_size for x in curves):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        action()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _saved(run):
+    """Whether the last step that a run has told of can be gone on from."""
+    last = json.loads((run.workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    return (run.workdir / "checkpoints" / str(last)).is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)],
+    ids=["SIGTERM", "Ctrl-C"],
+)
+def test_a_signal_stops_all_processes_once_they_have_saved(tmp_path, capsys, number, raised):
+    """One of them has nothing to do by then."""
+    done, long = finished(tmp_path, "vrp", 40.0), _long(tmp_path, "long")
+    told = []
+
+    def stop():
+        told.append(time.monotonic())
+        os.kill(os.getpid(), number)
+
+    _once_under_way([long], stop)
+    with pytest.raises(raised):
+        sweep.finish([done, long], jobs=2, shared=tmp_path)
+    assert time.monotonic() - told[0] < sweep.PATIENCE / 2
+    assert _saved(long)
+    assert not multiprocessing.active_children()
+    assert "vrp: mIoU 40.00" in capsys.readouterr().err
+    assert "step 1/100000" in (long.workdir / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_told_and_the_others_save(tmp_path, capsys):
+    done, *under_way = finished(tmp_path, "vrp", 40.0), *(_long(tmp_path, x) for x in "ab")
+    _once_under_way(under_way, lambda: multiprocessing.active_children()[0].kill())
+    with pytest.raises(ValueError, match=r"2 of 3 runs .* the same command goes on from there"):
+        sweep.finish([done, *under_way], jobs=2, shared=tmp_path)
+    assert any(_saved(run) for run in under_way)
+    assert not multiprocessing.active_children()
+    assert "vrp: mIoU 40.00" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_process_that_is_told_to_stop_saves_and_the_sweep_ends(tmp_path):
+    runs = [_long(tmp_path, x) for x in "ab"]
+    _once_under_way(runs, lambda: multiprocessing.active_children()[0].terminate())
+    with pytest.raises(ValueError, match=r"2 of 2 runs .* the same command goes on from there"):
+        sweep.finish(runs, jobs=2, shared=tmp_path)
+    assert all(_saved(run) for run in runs)
