@@ -21,6 +21,7 @@ from typing import Any
 
 from prosam_jax.cli import settings
 from prosam_jax.config import ANNOTATIONS, Config, check_at_least
+from prosam_jax.config.fields import flat
 from prosam_jax.errors import UserError
 
 METHODS = ("vrp", "student_t")
@@ -74,13 +75,13 @@ def demo(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
     from prosam_jax import console
     from prosam_jax.comparison import methods, report, sweep, tables
 
-    _refuse(args, {*methods.SETTINGS, "distribution.name"})
     check_at_least("eval.pictures", base.eval.pictures, 1)
     start = time.monotonic()
     methods.share_compiled(workdir)
     runs = [
         methods.run_of(base, workdir, method, {"distribution.name": method}) for method in METHODS
     ]
+    _check_heeded(args, runs)
     todo = [run for run in runs if methods.results(run) is None]
     jobs = _jobs(args, runs)
     if todo and jobs > 1:
@@ -105,9 +106,9 @@ def full(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
     from prosam_jax import console
     from prosam_jax.comparison import methods, sweep, tables
 
-    _refuse(args, {*methods.SETTINGS, *sweep.SET})
     start = time.monotonic()
     runs = sweep.runs(base, workdir, args.seeds, args.annotation or ANNOTATIONS)
+    _check_heeded(args, runs)
     todo = [run for run in runs if methods.results(run) is None]
     jobs = _jobs(args, runs)
     console.note(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time")
@@ -122,10 +123,17 @@ def full(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
     print(f"{table}\n\n{took}; wrote {path} and {numbers}")
 
 
-def _refuse(args: argparse.Namespace, fixed: set[str]) -> None:
-    if given := fixed & args.overrides.keys():
+def _check_heeded(args: argparse.Namespace, runs: Sequence[Any]) -> None:
+    """Raises UserError if a setting of the command line is not that of all runs."""
+    settings_of = [flat(run.cfg) for run in runs]
+    ignored = [
+        name
+        for name, value in args.overrides.items()
+        if name != "seed" and any(of[name] != value for of in settings_of)
+    ]
+    if ignored:
         raise UserError(
-            f"{', '.join(sorted(given))}: set by the comparison itself; for one run of your own "
+            f"{', '.join(sorted(ignored))}: set by the comparison itself; for one run of your own "
             "settings take prosam train"
         )
 

@@ -30,16 +30,12 @@ TITLES = {
 }
 """What the methods are called, by `distribution.name`."""
 
-
-MOVED = ("cache.dir",)
-"""Settings that may have changed since a run was finished."""
-
 OF_THE_METHOD = (controls.UNTRAINED, controls.WRONG)
 """Controls that each method has for itself; all others are the same for all."""
 
-
 SETTINGS = {"train.eval_every": -1, "eval.controls": True}
-"""No checkpoint is chosen by its score on the test list: the last one counts."""
+"""What every run is given: no checkpoint is chosen by its score on the test list, the last one
+counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +111,8 @@ def results(run: Run) -> dict[str, Any] | None:
     except (OSError, KeyError, ValueError):
         return None
     if changed(cfg, run.cfg, CHANGES_NO_NUMBER) or step != _last_step(run.cfg):
+        return None
+    if "controls" not in held:
         return None
     pictured = not run.cfg.eval.pictures or (run.workdir / "examples.npz").is_file()
     frozen = prompt_encoder.frozen_weights(run.cfg)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
+from typing import Any
 
 import rich.progress
 from absl import logging
@@ -24,7 +25,8 @@ from absl import logging
 from prosam_jax import console
 from prosam_jax.comparison import methods
 from prosam_jax.comparison.methods import Run
-from prosam_jax.config import ANNOTATIONS, Config
+from prosam_jax.config import ANNOTATIONS, CHANGES_NO_NUMBER, Config, replaced, to_dict
+from prosam_jax.config.fields import about, flat
 from prosam_jax.data import datasets
 from prosam_jax.errors import UserError
 from prosam_jax.report import curves
@@ -34,13 +36,11 @@ METHODS = ("vrp", "gaussian", "student_t")
 
 
 DOWNSAMPLE = {"point": "coverage"}
-"""`data.downsample` by annotation where it is not the recipe's: "nearest" would lose the marks of
+"""`data.downsample` by annotation where it is not the recipe's: "nearest" would lose the points of
 three references in four."""
 
-
-SET = ("distribution.name", "data.annotation", "data.downsample", "data.fold", "eval.pictures")
-"""Settings that every run of the grid is given, whatever those of its recipe are."""
-
+AXES = ("seed", "data.fold", "data.annotation", "data.downsample", "distribution.name")
+"""Settings in which the runs of a sweep differ."""
 
 PATIENCE = 60
 """Seconds after which a process that was told to stop, and has saved, ends by itself."""
@@ -68,20 +68,25 @@ def runs(
             base,
             workdir,
             f"{annotation}-fold{fold}-{method}-seed{seed}",
-            {
-                "distribution.name": method,
-                "data.annotation": annotation,
-                "data.downsample": DOWNSAMPLE.get(annotation, base.data.downsample),
-                "data.fold": fold,
-                "seed": seed,
-                "eval.pictures": 0,
-            },
+            dict(zip(AXES, (seed, fold, annotation, _rule(base, annotation), method), strict=True))
+            | {"eval.pictures": 0},
         )
         # By fold before annotation and method, because a fold's pictures stay in memory.
         for seed, fold, annotation, method in itertools.product(
             range(base.seed, base.seed + seeds), folds(base), annotations, METHODS
         )
     ]
+
+
+def _rule(base: Config, annotation: str) -> str:
+    return DOWNSAMPLE.get(annotation, base.data.downsample)
+
+
+def comparable(cfg: Config) -> dict[str, Any]:
+    """Settings without those in which runs of a sweep differ, or that change no number."""
+    default = flat(Config())
+    left_out = {x for x in default if x in AXES or about(Config, x).role in CHANGES_NO_NUMBER}
+    return to_dict(replaced(cfg, {name: default[name] for name in left_out}))
 
 
 def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:

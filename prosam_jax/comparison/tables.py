@@ -15,11 +15,12 @@ import numpy as np
 import rich.console
 import rich.table
 
+from prosam_jax import console
 from prosam_jax.atomic import replacing
 from prosam_jax.comparison import methods
 from prosam_jax.comparison.methods import OF_THE_METHOD, TITLES, Run
-from prosam_jax.comparison.sweep import DOWNSAMPLE
-from prosam_jax.config import ANNOTATIONS, Config, replaced, to_dict
+from prosam_jax.comparison.sweep import DOWNSAMPLE, comparable
+from prosam_jax.config import ANNOTATIONS, Config, recorded
 from prosam_jax.evaluation import controls
 from prosam_jax.weights import prompt_encoder
 
@@ -107,11 +108,11 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """All that a grid has found.
+    """All that a sweep has found.
 
     Attributes:
-        settings: Of its recipe, but for what differs from run to run and where files lie.
-        frozen: Its frozen weights, as `weight_file.frozen_weights`.
+        settings: Of its recipe, as `sweep.comparable` gives them.
+        frozen: Its frozen weights, as `prompt_encoder.frozen_weights`.
         made_by: Versions and devices that made the scores, each once.
         scores: Of the methods, named as such, and of their controls.
     """
@@ -137,11 +138,8 @@ def numbers(base: Config, done: Sequence[Run]) -> Numbers:
                     x["miou"], x["fb_iou"],
                 )
             )  # fmt: skip
-    varied = {"seed": 0, "data.fold": 0, "data.annotation": "mask", "distribution.name": "vrp"}
-    given = {"eval.pictures": 0, **dict.fromkeys(methods.MOVED, ""), **methods.SETTINGS}
-    settings = to_dict(replaced(base, varied | given))
     frozen = prompt_encoder.frozen_weights(base)
-    return Numbers(settings, frozen, list(dict.fromkeys(made_by)), found)
+    return Numbers(comparable(base), frozen, list(dict.fromkeys(made_by)), found)
 
 
 def together(new: Numbers, path: pathlib.Path) -> Numbers:
@@ -152,8 +150,9 @@ def together(new: Numbers, path: pathlib.Path) -> Numbers:
     if not path.is_file():
         return new
     held = json.loads(path.read_text())
-    if (held["settings"], held["frozen"]) != (new.settings, new.frozen):
-        print(f"{path} is of other settings or frozen weights: its numbers are replaced")
+    settings = comparable(recorded(held["settings"]))
+    if (settings, held["frozen"]) != (new.settings, new.frozen):
+        console.note(f"{path} is of other settings or frozen weights: its numbers are replaced")
         return new
     done = {x.run for x in new.scores}
     old = [x for x in (Score(**x) for x in held["scores"]) if x.run not in done]

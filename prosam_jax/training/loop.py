@@ -57,7 +57,8 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     if not goes_on:
         prompt_encoder.write_frozen(cfg, workdir)
         prompt_encoder.write_dataset(trainer.source.fold.rule.dataset, workdir)
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+    # A second signal must not cut short the writing of what the first one had saved.
+    with Signals() as signals, contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = checkpoints.latest or 0
         if start:
             trainer.state = checkpoints.restore(start, trainer.state)
@@ -69,7 +70,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         origin = f" with {cfg.prompt.weights}" if cfg.prompt.weights else ""
         begins = f"going on at step {start}" if start else f"starting{origin} at step 0"
         console.note(f"{begins} in {workdir}")
-        trainer.run(start, workdir, checkpoints, validate_first=unscored)
+        trainer.run(start, workdir, checkpoints, signals, validate_first=unscored)
         best = checkpoints.best
     known = "never validated" if best is None else f"best validation at step {best}"
     print(f"{workdir}: trained to step {trainer.total}, {known}")
@@ -145,7 +146,13 @@ class Trainer:
         return self.eval_every > 0 and (i % self.eval_every == 0 or i == self.total)
 
     def run(
-        self, start: int, workdir: pathlib.Path, checkpoints: Checkpoints, *, validate_first: bool
+        self,
+        start: int,
+        workdir: pathlib.Path,
+        checkpoints: Checkpoints,
+        signals: Signals,
+        *,
+        validate_first: bool,
     ) -> None:
         """Takes the steps from `start` to the end.
 
@@ -153,13 +160,13 @@ class Trainer:
             start: Steps already taken.
             workdir: Where the curves go.
             checkpoints: Where states go.
+            signals: Entered; what it receives ends the run.
             validate_first: Whether the validation of `start` itself is to be made up for.
         """
         cfg = self.cfg.train
         with contextlib.ExitStack() as stack:
             curves = stack.enter_context(contextlib.closing(Curves(workdir, start)))
             bar = stack.enter_context(console.Progress(self.total, start, cfg.batch_size))
-            signals = stack.enter_context(Signals())
             keep = _Keeper(self, checkpoints, curves, bar, signals)
             if validate_first:
                 keep(start, validate=True)
