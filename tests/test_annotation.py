@@ -138,7 +138,7 @@ def test_marks_are_for_ever(masks, monkeypatch):
     strokes = _strokes(monkeypatch)
     _annotate("scribble", masks["L"], 1, 2)
     (*_, (x, y)), width = strokes[0]
-    assert (width, round(x, 6), round(y, 6)) == (0, 157.971433, 26.316291)
+    assert (width, round(x, 6), round(y, 6)) == (9, 228.003607, 331.493005)
 
 
 def _annotated(**given):

@@ -137,7 +137,7 @@ def test_episodes_of_both_splits(capsys, site):
     assert test[6].target_mask.all() and test[6].reference_image.shape == (1, 32, 32, 3)
     with pytest.raises(UserError) as error:
         datasets.episodes(dataclasses.replace(cfg, val_list="val"), "test", seed=3)
-    told(error, "data.val_list='val'", "val.txt", "prosam prepare coco")
+    told(error, "data.val_list='val'", "val.txt", "prosam prepare")
 
 
 def test_files_that_are_not_cocos_are_named(tmp_path, capsys, site):

@@ -84,6 +84,7 @@ def test_wrong_lists_and_folders_are_told_in_one_line(tmp_path, capsys, monkeypa
     told(error, "data.train_list='train_aug'", "holds val", "prosam prepare tfds")
     command = ["prepare", "tfds", "pascal", "--root", str(root)]
     command += ["--data-dir", str(tmp_path / "other")]
+    capsys.readouterr()  # bars of what was built
     assert cli.main([*command, "--lists", "train"]) == 1
     told(capsys.readouterr().err, "--lists='train'")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
