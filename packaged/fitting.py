@@ -64,7 +64,7 @@ class Batch(NamedTuple):
     Attributes:
         images: RGB in 0-255: the pictures, then another one for each, then one more for each, and
             so on, `references` times.
-        objects: As in `training_shapes.Pictures`.
+        objects: As in `training_pictures.Pictures`.
         classes: As there.
         wanted: For each of the other pictures the class that it shows and its picture, too.
     """

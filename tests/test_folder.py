@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import told
+from conftest import assert_lines, told
 from PIL import Image, ImageDraw
 
 from prosam_jax import cli
@@ -232,7 +232,7 @@ def test_a_class_that_no_picture_shows_is_told(own):
     (own / "classes.txt").write_text("\n".join((*CLASSES, "yak")))
     test = _source(own, "test", novel="owl, yak")
     assert test.fold.filled == (4,)
-    assert describe(test.fold).endswith("4 images; too few images to draw yak")
+    assert_lines(describe(test.fold), ("4 images", "yak"))
     with pytest.raises(UserError) as error:
         _source(own, "test", novel="yak")
     told(error, "fold 0 test", "data.novel")

@@ -123,12 +123,14 @@ def test_seed_and_number_give_other_pictures():
 
 
 def test_both_halves_of_a_picture_cost_one_rendering(monkeypatch):
-    shapes._renderer(32).cache_clear()
-    first = Shapes(32).image("f2-train-000003")
+    drawn, scene = [], shapes.scene
+    monkeypatch.setattr(shapes, "scene", lambda *a: (drawn.append(a), scene(*a))[1])
+    pictures = Shapes(32, seed=99)  # which no other test draws
+    first = pictures.image("f2-train-000003")
     first.putpixel((0, 0), (1, 2, 3))  # what a caller does to it must not reach the cache
-    labels = Shapes(32).labels("f2-train-000003")
-    assert shapes._renderer(32).cache_info().misses == 1
-    assert Shapes(32).image("f2-train-000003").getpixel((0, 0)) != (1, 2, 3)
+    labels = pictures.labels("f2-train-000003")
+    assert pictures.image("f2-train-000003").getpixel((0, 0)) != (1, 2, 3)
+    assert len(drawn) == 1
     with pytest.raises(ValueError, match="read-only"):
         labels[0, 0] = 1
 
