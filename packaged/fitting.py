@@ -64,7 +64,7 @@ class Batch(NamedTuple):
     Attributes:
         images: RGB in 0-255: the pictures, then another one for each, then one more for each, and
             so on, `references` times.
-        objects: As in `training_shapes.Pictures`.
+        objects: As in `training_pictures.Pictures`.
         classes: As there.
         wanted: For each of the other pictures the class that it shows and its picture, too.
     """
@@ -152,7 +152,7 @@ def fit(
         start, began, window = int(state.step), time.monotonic(), []
         print(f"step {start} of {cfg.steps}, {cfg.batch_size} of {cfg.count} pictures", flush=True)
         for step in range(start, cfg.steps):
-            state, logs = train_step(state, _batch(data, cfg, step, references))
+            state, logs = train_step(state, draw_batch(data, cfg, step, references))
             window.append(logs)
             if (step + 1) % 50 == 0 or step + 1 == cfg.steps:
                 _log(step + 1, window, (step + 1 - start) / (time.monotonic() - began))
@@ -171,7 +171,8 @@ def _check_settings(cfg: Settings, file: pathlib.Path, latest: int | None) -> No
         raise ValueError(f"{file.parent} holds a run with {held}, not {ours}: take another folder")
 
 
-def _batch(data: Pictures, cfg: Settings, step: int, references: int) -> Batch:
+def draw_batch(data: Pictures, cfg: Settings, step: int, references: int) -> Batch:
+    """The batch of a step, a function of the run's seed and the step alone."""
     generator = np.random.default_rng([cfg.seed, step])
     chosen = generator.integers(cfg.count, size=cfg.batch_size)
     shown = [np.unique(x[x > 0]) for x in data.classes[chosen]]

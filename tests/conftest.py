@@ -23,6 +23,8 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+from prosam_jax.errors import UserError
+
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 
@@ -67,6 +69,29 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")
     slow = collections.Counter(x.path for x in items if x.get_closest_marker("slow"))
     items.sort(key=lambda x: -slow[x.path])
+
+
+def told(error, *words):
+    """What a user relies on of an error: one line that names the value, and what mends it.
+
+    Args:
+        error: What `pytest.raises` gave, or all that a command wrote to stderr.
+        words: Values, files, settings and commands that stand in it, in any order.
+    """
+    if isinstance(error, str):
+        assert error.startswith("error: ") and error.endswith("\n"), error
+        message = error.removesuffix("\n")
+    else:
+        assert isinstance(error.value, UserError)
+        message = str(error.value)
+    assert_lines(message, words)
+
+
+def assert_lines(text, *lines):
+    """Of each line of a report, in order, words that stand in it."""
+    for line, words in zip(text.splitlines(), lines, strict=True):
+        for word in words:
+            assert str(word) in line, f"{word!s} is not in: {line}"
 
 
 @pytest.fixture

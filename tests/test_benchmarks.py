@@ -78,11 +78,9 @@ def test_other_numbers_end_a_benchmark(quick, tmp_path, monkeypatch):
         return forward.Side(library, "float32", "default", Here(functools.partial(Side, value)))
 
     assert forward.check([side("a", 2.0), side("b", 2.0001)], "float32")
-    with pytest.raises(
-        ValueError, match=r"b, float32, malloc default differs from a, .* by 5.0e-02"
-    ):
+    with pytest.raises(ValueError, match=r"5\.0e-02"):
         forward.check([side("a", 2.0), side("b", 2.1)], "float32")
-    with pytest.raises(ValueError, match=r"differs from a, .* by nan"):
+    with pytest.raises(ValueError, match="nan"):
         forward.check([side("a", 2.0), side("b", np.nan)], "float32")
 
 

@@ -41,6 +41,7 @@ def _pixels(images):
 
 
 def _torch_blocks(oracle, images):
+    """Its own way through, which the published package has no public names for."""
     x = oracle._swish(oracle._bn0(oracle._conv_stem(_pixels(images))))
     return [x := block(x) for block in oracle._blocks]
 

@@ -3,11 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from conftest import assert_lines
 from flax import nnx
 
 from prosam_jax import layers
 from prosam_jax.convert import engine
 from prosam_jax.convert.engine import Ignored, Rule
+from prosam_jax.errors import UserError
 from prosam_jax.weights import files
 
 
@@ -119,74 +121,73 @@ PROBLEMS = {
         {"b": _draw(2), "c.d": _draw(2)},
         [BIAS, Rule("b", "bias")],
         {"bias": _spec(2)},
-        "  1 tensors that no rule knows: c.d",
+        ("no rule", "c.d"),
     ),
     "two rules": (
         {"bias": _draw(2)},
         [BIAS, Rule("b.*", "bias")],
         {"bias": _spec(2)},
-        "  1 tensors matched by several rules: bias\n  1 paths left unfilled: bias",
+        ("several rules: bias", "unfilled: bias"),
     ),
     "filled twice": (
         {"a": _draw(2), "b": _draw(2)},
         [Rule("[ab]", "bias")],
         {"bias": _spec(2)},
-        "  1 paths filled twice: bias",
+        ("twice: bias",),
     ),
     "unknown path": (
         {"bias": _draw(2), "a": _draw(2)},
         [BIAS, Rule("a", "scale")],
         {"bias": _spec(2)},
-        "  1 paths that the model does not have: scale (from a)",
+        ("not have: scale", "from a"),
     ),
     "unfilled path": (
         {"bias": _draw(2)},
         [BIAS],
         {"bias": _spec(2), "kernel": _spec(2)},
-        "  1 paths left unfilled: kernel",
+        ("unfilled: kernel",),
     ),
     "another shape": (
         {"weight": _draw(3, 5)},
         [Rule("weight", "kernel", engine.linear)],
         {"kernel": _spec(3, 5)},
-        "  1 paths of another shape: kernel (3, 5) from weight (5, 3)",
+        ("shape: kernel (3, 5)", "weight (5, 3)"),
     ),
     "more axes than the rule takes": (
         {"weight": _draw(3, 5, 1, 2)},
         [Rule("weight", "kernel", engine.linear)],
         {"kernel": _spec(5, 3)},
-        "  1 paths of another shape: kernel (5, 3) from weight (3, 5, 1, 2)",
+        ("shape: kernel (5, 3)", "weight (3, 5, 1, 2)"),
     ),
     "not divisible": (
         {"weight": _draw(4)},
         [Rule("weight", ("q", "k", "v"))],
         {"q": _spec(2), "k": _spec(1), "v": _spec(1)},
-        "  3 paths of another shape: q (2,) from weight (4,), k (1,) from weight (4,), "
-        "v (1,) from weight (4,)",
+        ("3", "shape", "q (2,)", "k (1,)", "v (1,)", "weight (4,)"),
     ),
     "no axes": (
         {"bias": np.array(1, np.float32)},
         [BIAS],
         {"bias": _spec(1)},
-        "  1 paths of another shape: bias (1,) from bias ()",
+        ("shape: bias (1,)", "bias ()"),
     ),
     "another type": (
         {"bias": np.zeros(2)},
         [BIAS],
         {"bias": _spec(2)},
-        "  1 tensors of another type: bias is float64, not float32",
+        ("bias", "float64", "float32"),
     ),
     "nan": (
         {"bias": np.array([1, np.nan], np.float32)},
         [BIAS],
         {"bias": _spec(2)},
-        "  1 tensors with NaN or infinity: bias",
+        ("NaN", "bias"),
     ),
     "infinity": (
         {"bias": np.array([-np.inf, 1], np.float32)},
         [BIAS],
         {"bias": _spec(2)},
-        "  1 tensors with NaN or infinity: bias",
+        ("NaN", "bias"),
     ),
 }
 
@@ -194,21 +195,23 @@ PROBLEMS = {
 @pytest.mark.parametrize("case", PROBLEMS)
 def test_problem_is_named(case):
     source, rules, specs, expected = PROBLEMS[case]
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         engine.convert(source, rules, (), specs)
-    assert str(error.value) == f"the checkpoint does not fit the model\n{expected}"
+    assert all(words in str(error.value) for words in expected), error.value
 
 
 def test_all_problems_come_in_one_message():
     source = {f"x.{i}": _draw(2) for i in range(11)} | {"bias": np.full(3, np.nan, np.float32)}
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         engine.convert(source, [BIAS], (), {"bias": _spec(2), "kernel": _spec(2)})
-    assert str(error.value).splitlines()[1:] == [
-        "  11 tensors that no rule knows: x.0, x.1, x.2, x.3, x.4, x.5, x.6, x.7 and 3 more",
-        "  1 paths of another shape: bias (2,) from bias (3,)",
-        "  1 tensors with NaN or infinity: bias",
-        "  1 paths left unfilled: kernel",
-    ]
+    assert_lines(
+        str(error.value),
+        ("not fit",),
+        ("11", "x.0, x.1", "3 more"),
+        ("bias (2,)", "bias (3,)"),
+        ("NaN", "bias"),
+        ("unfilled", "kernel"),
+    )
 
 
 def test_ignored_tensors_are_left_out_by_whole_names():
@@ -216,5 +219,5 @@ def test_ignored_tensors_are_left_out_by_whole_names():
     source = {"bias": _draw(2), "fc.bias": _draw(9).astype(np.int64)}
     specs = {"bias": _spec(2)}
     assert engine.convert(source, [BIAS], ignored, specs).keys() == {"bias"}
-    with pytest.raises(ValueError, match=r"that no rule knows: fc\.bias2"):
+    with pytest.raises(UserError, match=r"fc\.bias2"):
         engine.convert(source | {"fc.bias2": _draw(2)}, [BIAS], ignored, specs)

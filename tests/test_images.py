@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from conftest import told
 from PIL import Image
 
 from prosam_jax import images
@@ -51,28 +52,29 @@ def test_files_are_turned_as_viewers_turn_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "words"),
     [
-        (RGB.astype(np.int64), r"image is int64 \(5, 7, 3\): pass height x width x 3, uint8"),
-        (RGB > 9, r"image is bool \(5, 7, 3\)"),
-        (RGB[None], r"image is uint8 \(1, 5, 7, 3\)"),
-        (RGB[..., :2], r"image is uint8 \(5, 7, 2\)"),
-        (RGB[:0], r"image is uint8 \(0, 7, 3\)"),
-        (RGB * 1.0, "image is float64 from 0 to 24.: pass floats in 0-1, or uint8"),
-        (np.full((2, 3), np.nan), "image is float64 from nan to nan"),
-        (np.array(None), r"image is object \(\): pass height"),
-        (Image.fromarray(RGB[..., 0] / np.float32(3)), "image holds fractions; save it"),
+        (RGB.astype(np.int64), ("int64", "(5, 7, 3)", "uint8")),
+        (RGB > 9, ("bool", "(5, 7, 3)", "uint8")),
+        (RGB[None], ("uint8", "(1, 5, 7, 3)", "height x width x 3")),
+        (RGB[..., :2], ("uint8", "(5, 7, 2)", "height x width x 3")),
+        (RGB[:0], ("uint8", "(0, 7, 3)")),
+        (RGB * 1.0, ("float64", f"{RGB.max()}", "0-1", "uint8")),
+        (np.full((2, 3), np.nan), ("float64", "nan")),
+        (np.array(None), ("object", "()")),
+        (Image.fromarray(RGB[..., 0] / np.float32(3)), ("fractions", "save it")),
+        (Image.fromarray(RGB[..., 0].astype(np.int32) << 9), ("126976", "save it")),
         (
-            Image.fromarray(RGB[..., 0].astype(np.int32) << 9),
-            "holds the number 126976; save it",
+            Image.fromarray(RGB[..., 0].astype(np.uint16)),
+            (f"{RGB[..., 0].max()}", "65535", "save it"),
         ),
-        (Image.fromarray(RGB[..., 0].astype(np.uint16)), "image holds levels up to 2.. of 65535"),
     ],
-    ids=lambda x: x if isinstance(x, str) else "",
+    ids=lambda x: " ".join(x) if isinstance(x, tuple) else "",
 )
-def test_what_is_no_picture_is_said(given, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_is_no_picture_is_said(given, words):
+    with pytest.raises(UserError) as error:
         images.read(given)
+    told(error, "image", *words)
 
 
 def test_arrays_may_lie_as_bgr_and_pictures_do_not_care():
@@ -90,22 +92,27 @@ def test_files_that_are_no_pictures_are_named(tmp_path, monkeypatch):
     Image.fromarray(np.tile(RGB, (40, 40, 1))).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:400])
     for name in ("text.jpg", "cut.png"):
-        with pytest.raises(UserError, match=rf"cannot read .*{name}: .*; copy the file again"):
+        with pytest.raises(UserError) as error:
             images.read(tmp_path / name)
+        told(error, name, "copy the file again")
     with (
         Image.open(tmp_path / "cut.png") as cut,
-        pytest.raises(UserError, match=r"cannot read images\[3\]: "),
+        pytest.raises(UserError) as error,
     ):
         images.read(cut, "images[3]")
-    with pytest.raises(UserError, match=f"cannot read {tmp_path}: Is a directory"):
+    told(error, "images[3]")
+    with pytest.raises(UserError) as error:
         images.read(tmp_path)
+    told(error, tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"whole.png has more than 2,000 pixels"):
+    with pytest.raises(UserError) as error:
         images.read(tmp_path / "whole.png")
+    told(error, "whole.png", "2,000 pixels")
     for read in (images.read, images.read_mask, images.load, images.size, images.read_labels):
-        with pytest.raises(FileNotFoundError, match=r"absent\.jpg is missing") as caught:
+        with pytest.raises(UserError) as error:
             read(tmp_path / "absent.jpg")
-        assert isinstance(caught.value, UserError)
+        told(error, "absent.jpg")
+        assert isinstance(error.value, FileNotFoundError)
 
 
 MASK = RGB[..., 0] > 99
@@ -156,8 +163,9 @@ def test_a_palette_without_white_marks_nothing():
 def test_a_photo_is_no_mask():
     photo = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     for image in (Image.fromarray(photo), Image.fromarray(photo[..., 0])):
-        with pytest.raises(ValueError, match="mask looks like a photo"):
+        with pytest.raises(UserError) as error:
             images.read_mask(image)
+        told(error, "mask", "photo")
     soft = np.clip(np.hypot(*np.mgrid[-20:20, -25:25]) * 60 - 500, 0, 255).astype(np.uint8)
     assert 0 < images.read_mask(Image.fromarray(soft)).mean() < 1
 
@@ -223,18 +231,19 @@ def test_class_numbers_are_not_turned(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("image", "message"),
+    ("image", "fault"),
     [
-        (Image.fromarray(RGB), "mask.png is of mode RGB"),
-        (Image.fromarray(RGB[..., 0].astype(np.uint16) + 300), "mask.png holds the number 5.."),
-        (Image.fromarray(np.dstack([RGB, RGB[..., 0]])).convert("LA"), "mask.png is of mode LA"),
+        (Image.fromarray(RGB), "RGB"),
+        (Image.fromarray(RGB[..., 0].astype(np.uint16) + 300), f"{int(RGB[..., 0].max()) + 300}"),
+        (Image.fromarray(np.dstack([RGB, RGB[..., 0]])).convert("LA"), "LA"),
     ],
     ids=["colours", "too large", "alpha"],
 )
-def test_what_is_no_mask_of_class_numbers_is_said(tmp_path, image, message):
+def test_what_is_no_mask_of_class_numbers_is_said(tmp_path, image, fault):
     image.save(tmp_path / "mask.png")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError) as error:
         images.read_labels(tmp_path / "mask.png")
+    told(error, tmp_path / "mask.png", fault)
 
 
 @pytest.mark.parametrize("turn", [True, False])
@@ -256,8 +265,9 @@ def test_a_picture_is_turned_as_its_mask_lies(tmp_path, turn, square):
     assert dark_top(fit=images.size(path, turn=turn)) == turn
     assert not dark_top(fit=(80, 64))
     for fit in [(79, 64)] if turn else [(79, 64), (64, 80)]:
-        with pytest.raises(UserError, match=rf"a.jpg has .* and its mask {fit[0]} x {fit[1]}"):
+        with pytest.raises(UserError) as error:
             dark_top(fit=fit)
+        told(error, "a.jpg", f"{fit[0]} x {fit[1]}")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import told
 from golden_recipe import unpack_bits
 
+from prosam_jax.errors import UserError
 from prosam_jax.evaluation.metrics import Areas, IoU, areas
 
 
@@ -42,5 +44,6 @@ def test_areas_add_up_before_the_division():
 
 
 def test_nothing_has_no_score():
-    with pytest.raises(ValueError, match="no episode"):
+    with pytest.raises(UserError) as error:
         IoU().scores()
+    told(error, "no episode")

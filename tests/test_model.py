@@ -5,11 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import told
 from flax import nnx
 from golden_recipe import check_input, image, normal, unpack_bits
 
 from prosam_jax import backbone, equations, model, resize
 from prosam_jax.config import Config
+from prosam_jax.errors import UserError
 from prosam_jax.types import Episode, Features
 
 
@@ -243,8 +245,10 @@ def test_entropy_weight_rewards_wide_scales():
 
 def test_missing_weights_are_named_with_the_command_that_makes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"weights/sam_vit_h\.safetensors.*sam_to_flax\.py"):
+    with pytest.raises(UserError) as error:
         model.build(Config())
+    told(error, "weights/sam_vit_h.safetensors", "prosam weights convert sam --model vit_h")
     cfg = Config.from_dict({"sam": {"model": "tiny", "weights": "random"}})
-    with pytest.raises(ValueError, match=r"weights/resnet50\.safetensors.*backbone_to_flax\.py"):
+    with pytest.raises(UserError) as error:
         model.build(cfg)
+    told(error, "weights/resnet50.safetensors", "prosam weights convert backbone --model resnet50")

@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 import safetensors
+from conftest import told
 
 from configs import shapes as recipe
 from packaged import fitting, shapes_backbone, shapes_sam, training_pictures
 from prosam_jax import model
 from prosam_jax.config import BackboneConfig, Config, SAMSettings
 from prosam_jax.data.datasets.outlines import FORMS, PLAIN, fill
+from prosam_jax.errors import UserError
 from prosam_jax.weights import files
 
 FILES = {
@@ -36,6 +38,7 @@ def test_files_say_where_they_come_from(kind):
     with safetensors.safe_open(FILES[kind], framework="numpy") as file:
         metadata = files.read_metadata(file)
     assert (metadata["kind"], metadata["architecture"]) == (kind, "shapes")
+    # The script's place when it made the file; it is packaged/shapes_*.py now.
     assert metadata["script"] == f"tools/train_shapes_{kind}.py"
     default = TRAINERS[kind].DEFAULT
     for name in ("steps", "batch_size", "count", "learning_rate", "seed"):
@@ -46,17 +49,20 @@ def test_files_say_where_they_come_from(kind):
 
 
 def test_only_the_small_networks_come_with_the_package():
-    with pytest.raises(ValueError, match=r"sam\.weights=packaged needs sam\.model=shapes, not vit"):
+    with pytest.raises(UserError) as error:
         SAMSettings(model="vit_b", weights="packaged")
-    with pytest.raises(ValueError, match=r"backbone\.weights=packaged needs backbone\.name=shapes"):
+    told(error, "sam.weights=packaged", "sam.model=shapes", "vit_b")
+    with pytest.raises(UserError) as error:
         BackboneConfig(name="resnet50", weights="packaged")
+    told(error, "backbone.weights=packaged", "backbone.name=shapes", "resnet50")
 
 
 def test_a_missing_file_is_made_by_its_script():
     cfg = recipe.get_config()
-    cfg.sam.weights = "none.safetensors"
-    with pytest.raises(ValueError, match=r"make it with: python packaged/shapes_sam\.py --out"):
+    cfg["sam"] = cfg["sam"] | {"weights": "none.safetensors"}
+    with pytest.raises(UserError) as error:
         model.build(Config.from_dict(cfg))
+    told(error, "none.safetensors", "python packaged/shapes_sam.py --out none.safetensors")
 
 
 def _raster(form, turn=0.0, mirror=1):
@@ -122,7 +128,7 @@ def test_references_show_the_classes_that_they_stand_for():
     data = training_pictures.Pictures(numbers, numbers, classes)
     cfg = dataclasses.replace(shapes_sam.DEFAULT, count=4, batch_size=3)
     for step in range(10):
-        batch = fitting._batch(data, cfg, step, references=2)
+        batch = fitting.draw_batch(data, cfg, step, references=2)
         assert batch.images.shape == (9,) and batch.wanted.shape == (6,)
         for i, wanted in enumerate(batch.wanted):
             assert wanted > 0
@@ -130,7 +136,7 @@ def test_references_show_the_classes_that_they_stand_for():
             assert wanted in batch.classes[3 + i]
             assert (batch.images[3 + i] != batch.images[i % 3]).all()  # another picture's number
         assert (batch.wanted[:3] != batch.wanted[3:]).all()
-    assert fitting._batch(data, cfg, 0, references=0).images.shape == (3,)
+    assert fitting.draw_batch(data, cfg, 0, references=0).images.shape == (3,)
 
 
 @pytest.mark.slow
@@ -176,17 +182,17 @@ def test_a_killed_training_goes_on_to_the_same_bits(kind, tmp_path, monkeypatch)
     )
     whole = files.leaves(fitting.fit(cfg, trainer.fresh(cfg), trainer.loss))
     cfg = dataclasses.replace(cfg, workdir=tmp_path / "b")
-    batch = fitting._batch
+    batch = fitting.draw_batch
 
     def killed(data, cfg, step, references):
         if step == 1:
             raise KeyboardInterrupt
         return batch(data, cfg, step, references)
 
-    monkeypatch.setattr(fitting, "_batch", killed)
+    monkeypatch.setattr(fitting, "draw_batch", killed)
     with pytest.raises(KeyboardInterrupt):
         fitting.fit(cfg, trainer.fresh(cfg), trainer.loss)
-    monkeypatch.setattr(fitting, "_batch", batch)
+    monkeypatch.setattr(fitting, "draw_batch", batch)
     resumed = files.leaves(fitting.fit(cfg, trainer.fresh(cfg), trainer.loss))
     for name, array in whole.items():
         np.testing.assert_array_equal(array, resumed[name], err_msg=name)

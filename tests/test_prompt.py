@@ -9,12 +9,11 @@ import pytest
 from flax import nnx
 from golden_recipe import check_input, image, unpack_bits
 
-from prosam_jax import backbone, equations, resize
+from prosam_jax import backbone, equations, layers, resize
 from prosam_jax.backbone.vgg import VGG
 from prosam_jax.config import DISTRIBUTIONS, DistributionConfig, PromptConfig
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.prompt.posterior import PosteriorHead
-from prosam_jax.prompt.query_decoder import _keys_and_values
 from prosam_jax.types import Taps
 
 
@@ -29,6 +28,13 @@ def _layer2(network, images, merged):
     if isinstance(network, VGG):
         return network.layer2(network.layer1(network.layer0(images)))
     return merged[..., :512]
+
+
+def _keys_and_values(features):
+    """Keys have positions, values have none."""
+    b, h, w, c = features.shape
+    positions = layers.sine_positions(h, w, c)[None]
+    return (features + positions).reshape(b, h * w, c), features.reshape(b, h * w, c)
 
 
 def _tokens(golden, meta, name, x, atol):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import assert_lines, told
 from transformers import SamConfig, SamModel
 from transformers.models.sam import configuration_sam
 
@@ -114,13 +115,13 @@ def test_command_says_what_it_leaves_out(tmp_path, capsys):
     assert convert(tmp_path / "both.bin", tmp_path / "sam.safetensors") == 0
     name = r"prompt_encoder\.shared_embedding\.positional_embedding"
     digest = hashlib.sha256((tmp_path / "both.bin").read_bytes()).hexdigest()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == [
-        f"read {tmp_path / 'both.bin'}, sha256 {digest}",
-        f"ignored 1 tensors {name}: the same numbers as shared_image_embedding"
-        ".positional_embedding",
-        "converted 188 arrays, 2,834,400 parameters",
-    ]
+    assert_lines(
+        capsys.readouterr().out,
+        (tmp_path / "both.bin", digest),
+        ("ignored 1", name, "shared_image_embedding.positional_embedding"),
+        ("188 arrays", "2,834,400"),
+        (tmp_path / "sam.safetensors",),
+    )
 
 
 @pytest.mark.parametrize("left_out", sam_rules.HF_POSITIONS)
@@ -139,11 +140,8 @@ def test_positions_that_differ_are_refused(tmp_path, capsys):
     state[sam_rules.HF_POSITIONS[1]][1, 5] += 1
     safetensors.torch.save_file(state, tmp_path / "two.safetensors")
     assert convert(tmp_path / "two.safetensors", tmp_path / "sam.safetensors") == 1
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path / 'two.safetensors'} is damaged: shared_image_embedding."
-        "positional_embedding and prompt_encoder.shared_embedding.positional_embedding differ, but "
-        "SAM has one matrix; download it again\n"
-    )
+    words = tmp_path / "two.safetensors", *sam_rules.HF_POSITIONS, "download it again"
+    told(capsys.readouterr().err, *words)
     assert not (tmp_path / "sam.safetensors").exists()
 
 

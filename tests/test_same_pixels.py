@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+from conftest import told
 from PIL import Image
 from small import prompt_encoder_file
 
@@ -77,22 +78,28 @@ BAD = {
     "12 in 16 bit": (
         "a.png",
         Image.fromarray(GRAY.astype(np.uint16) * 16),
-        f"a.png .* {MOST * 16} .*sav",
+        ("a.png", f"{MOST * 16}", "save"),
     ),
-    "32 bit": ("a.tif", Image.fromarray(GRAY.astype(np.int32) << 9), f"a.tif .* {MOST << 9}; save"),
-    "below 0": ("a.tif", Image.fromarray(-GRAY.astype(np.int32)), f"a.tif .* -{MOST}; save"),
-    "fractions": ("a.tif", Image.fromarray(GRAY / np.float32(255)), "a.tif holds fractions; save"),
-    "cut short": ("a.png", lambda content: content[:-200], "a.png: .* copy the file again"),
-    "text": ("a.jpg", lambda content: b"<html>", "a.jpg: .* copy the file again"),
-    "empty": ("a.jpg", lambda content: b"", "a.jpg: .* copy the file again"),
-    "missing": ("a.jpg", None, "a.jpg is missing"),
+    "32 bit": (
+        "a.tif",
+        Image.fromarray(GRAY.astype(np.int32) << 9),
+        ("a.tif", f"{MOST << 9}", "save"),
+    ),
+    "below 0": ("a.tif", Image.fromarray(-GRAY.astype(np.int32)), ("a.tif", f"-{MOST}", "save")),
+    "fractions": ("a.tif", Image.fromarray(GRAY / np.float32(255)), ("a.tif", "fractions", "save")),
+    "cut short": ("a.png", lambda content: content[:-200], ("a.png", "copy the file again")),
+    "text": ("a.jpg", lambda content: b"<html>", ("a.jpg", "copy the file again")),
+    "empty": ("a.jpg", lambda content: b"", ("a.jpg", "copy the file again")),
+    "missing": ("a.jpg", None, ("a.jpg",)),
 }
 
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory):
     """What a segmenter makes of a picture, which depends on every pixel."""
-    model = Segmenter.load(prompt_encoder_file(tmp_path_factory.mktemp("model") / "m.safetensors"))
+    model = Segmenter.from_pretrained(
+        prompt_encoder_file(tmp_path_factory.mktemp("model") / "m.safetensors")
+    )
     model.set_reference(PIXELS, box=[5, 5, 25, 30])
 
     def see(image):
@@ -171,7 +178,7 @@ def test_odd_files_are_the_same_pixels(request, reader, name, folder, tmp_path):
 @EVERYWHERE
 @pytest.mark.parametrize("name", BAD)
 def test_bad_files_are_the_same_error(request, reader, name, folder, tmp_path):
-    file, content, message = BAD[name]
+    file, content, words = BAD[name]
     path = tmp_path / "images" / file
     if isinstance(content, Image.Image):
         content.save(path)
@@ -179,10 +186,10 @@ def test_bad_files_are_the_same_error(request, reader, name, folder, tmp_path):
         PICTURE.save(path, "PNG")
         path.write_bytes(content(path.read_bytes()))
     see = request.getfixturevalue(reader)
-    with pytest.raises(UserError, match=message) as known:
+    with pytest.raises(UserError) as known:
         images.read(path)
+    told(known, *words)
     with pytest.raises(UserError) as caught:
         see(path)
     assert str(caught.value) == str(known.value)
-    assert "\n" not in str(caught.value)
     assert isinstance(caught.value, FileNotFoundError) == (name == "missing")

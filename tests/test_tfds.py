@@ -4,12 +4,15 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import told
 from fake_voc import write_voc
 from PIL import Image
 
+from prosam_jax import cli
 from prosam_jax.config import DataConfig
 from prosam_jax.data import datasets
 from prosam_jax.data.prepare import tfds
+from prosam_jax.errors import UserError
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -47,10 +50,12 @@ def _write_coco(root):
         ("coco", _write_coco, "4 in train2014, 4 in val2014"),
     ],
 )
-def test_episodes_are_those_of_the_folder(tmp_path, name, write, splits):
+def test_episodes_are_those_of_the_folder(tmp_path, capsys, name, write, splits):
     root = write(tmp_path / "folder")
-    assert splits in tfds.build(name, str(root), tmp_path / "tfds")
-    assert "there already" in tfds.build(name, str(root), tmp_path / "tfds")
+    command = ["prepare", "tfds", name, "--root", str(root), "--data-dir", str(tmp_path / "tfds")]
+    for word in (splits, "already"):
+        assert cli.main(command) == 0
+        assert word in capsys.readouterr().out
     folder = DataConfig(name=name, root=str(root), fold=1, image_size=33)
     copied = dataclasses.replace(folder, root=str(tmp_path / "tfds"))
     for split, decode in (("train", "exact"), ("test", "fast")):
@@ -74,15 +79,19 @@ def test_episodes_are_those_of_the_folder(tmp_path, name, write, splits):
 def test_wrong_lists_and_folders_are_told_in_one_line(tmp_path, capsys, monkeypatch):
     root = write_voc(tmp_path / "voc")
     tfds.build("pascal", str(root), tmp_path / "tfds", ["val"])
-    with pytest.raises(ValueError, match=r"data.train_list='train_aug': .* holds val; build it"):
+    with pytest.raises(UserError) as error:
         datasets.episodes(DataConfig(root=str(tmp_path / "tfds")), "train", seed=0)
-    command = ["pascal", "--root", str(root), "--data-dir", str(tmp_path / "other")]
-    assert tfds.main([*command, "--lists", "train"]) == 1
-    assert "--lists='train': there is no" in capsys.readouterr().err
+    told(error, "data.train_list='train_aug'", "holds val", "prosam prepare tfds")
+    command = ["prepare", "tfds", "pascal", "--root", str(root)]
+    command += ["--data-dir", str(tmp_path / "other")]
+    capsys.readouterr()  # bars of what was built
+    assert cli.main([*command, "--lists", "train"]) == 1
+    told(capsys.readouterr().err, "--lists='train'")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     monkeypatch.delitem(sys.modules, "prosam_jax.data.prepare.tfds_builders")
     monkeypatch.delattr("prosam_jax.data.prepare.tfds_builders")  # as in a process that just began
-    assert tfds.main(command) == 1
-    assert "pip install 'prosam_jax[tfds]'" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"packages are missing .* 'prosam_jax\[tfds\]'"):
+    assert cli.main(command) == 1
+    told(capsys.readouterr().err, "pip install 'prosam_jax[tfds]'")
+    with pytest.raises(UserError) as error:
         datasets.episodes(DataConfig(root=str(tmp_path / "tfds")), "test", seed=0)
+    told(error, "pip install", "prosam_jax[tfds]")

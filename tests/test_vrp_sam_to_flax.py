@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import assert_lines, told
 from golden_recipe import torch_weights
 
 from prosam_jax import config, model
@@ -56,8 +57,8 @@ def test_learned_part_is_converted(state, tmp_path, capsys):
     status, out = _run({f"module.{name}": x for name, x in state.items()}, tmp_path)
     assert status == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("ignored 275 tensors layer[0-4]\\..*: the frozen backbone")
-    assert lines[2] == "converted 43 arrays, 1,592,064 parameters"
+    assert "275" in lines[1] and r"layer[0-4]\..*" in lines[1]
+    assert "43 arrays" in lines[2] and "1,592,064" in lines[2]
     held = _leaves(out)
     reduce = state["downsample_query.0.weight"][:, :, 0, 0].T
     np.testing.assert_array_equal(held["features.reduce.kernel"], reduce)
@@ -142,66 +143,60 @@ def test_heads_are_converted(with_heads, tmp_path, distribution, flags, leaves):
 
 
 @pytest.mark.parametrize(
-    ("which", "flags", "message"),
+    ("which", "flags", "words"),
     [
         (
             "with_heads",
             [],
-            "holds linear layers that VRP-SAM does not have: mu_head, "
-            "transformer_decoder.fc_log_sigma; name them with --distribution student_t, gaussian",
+            ("mu_head", "transformer_decoder.fc_log_sigma", "--distribution student_t"),
         ),
         (
             "with_heads",
             ["--distribution", "student_t", "--mean-head", "mu_head"],
-            "does not have: transformer_decoder.fc_log_sigma; name them",
+            ("transformer_decoder.fc_log_sigma", "--distribution"),
         ),
         (
             "state",
             ["--distribution", "student_t"],
-            "--distribution student_t takes --mean-head, --scale-head",
+            ("--distribution student_t", "--mean-head", "--scale-head"),
         ),
         (
             "with_heads",
             ["--mean-head", HEADS[0], "--scale-head", HEADS[1]],
-            "--distribution vrp takes none of the heads' flags",
+            ("--distribution vrp",),
         ),
         (
             "state",
             ["--distribution", "vrp_2linear", "--linear1", "mu", "--linear2", "sigma"],
-            "--linear1='mu' is not known",
+            ("--linear1='mu'",),
         ),
-        ("state", ["--distribution", "student"], "--distribution='student' is not known; nearest"),
-        ("state", ["--sam", "vit_x"], "--sam='vit_x' is not known; nearest: vit_l"),
-        ("learned", [], "holds no backbone that is known here: say with --backbone which one"),
-        ("learned", ["--backbone", "resnet"], "--backbone='resnet' is not known; nearest"),
+        ("state", ["--distribution", "student"], ("--distribution='student'", "student_t")),
+        ("state", ["--sam", "vit_x"], ("--sam='vit_x'", "vit_l")),
+        ("learned", [], ("vrp.pt", "--backbone")),
+        ("learned", ["--backbone", "resnet"], ("--backbone='resnet'", "resnet50")),
         (
             "learned",
             ["--backbone", "vgg16_bn"],
-            "reduces features as downsample_query.0.weight (256, 1536, 1, 1) does, but vgg16_bn "
-            "has 768 merged channels: pass the right --backbone",
+            ("(256, 1536, 1, 1)", "vgg16_bn", "768", "--backbone"),
         ),
         (
             "state",
             ["--backbone", "vgg16_bn"],
-            "holds the backbone resnet50, but --backbone says vgg16_bn: leave --backbone out",
+            ("resnet50", "vgg16_bn", "--backbone"),
         ),
     ],
 )
-def test_mistakes_get_one_line(request, tmp_path, capsys, which, flags, message):
+def test_mistakes_get_one_line(request, tmp_path, capsys, which, flags, words):
     status, out = _run(request.getfixturevalue(which), tmp_path, *flags)
     assert status == 1
     assert not out.exists()
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
+    told(capsys.readouterr().err, *words)
 
 
 def test_another_width_is_refused(learned, tmp_path, capsys):
     status, _ = _run(learned | {QUERIES: torch.zeros(50, 128)}, tmp_path, "--backbone", "resnet50")
     assert status == 1
-    message = "is of a size unknown here: prompt.dim=128 must be 256, as wide as SAM's\n"
-    assert capsys.readouterr().err.endswith(message)
+    told(capsys.readouterr().err, "prompt.dim=128", "256")
 
 
 def test_problems_are_reported(state, tmp_path, capsys):
@@ -210,10 +205,9 @@ def test_problems_are_reported(state, tmp_path, capsys):
     status, out = _run(wrong, tmp_path)
     assert status == 1
     assert not out.exists()
-    assert capsys.readouterr().err.splitlines() == [
-        f"error: {tmp_path / 'vrp.pt'} as distribution.name=vrp: "
-        "the checkpoint does not fit the model",
-        "  1 paths of another shape: features.merge.kernel (513, 256) from merge_1.0.weight "
-        "(256, 513, 3, 3)",
-        f"  1 tensors that no rule knows: {name}",
-    ]
+    assert_lines(
+        capsys.readouterr().err,
+        (tmp_path / "vrp.pt", "distribution.name=vrp"),
+        ("features.merge.kernel (513, 256)", "merge_1.0.weight (256, 513, 3, 3)"),
+        (name,),
+    )

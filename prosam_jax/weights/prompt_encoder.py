@@ -31,7 +31,7 @@ from prosam_jax.errors import UserError
 from prosam_jax.weights import files, hub
 
 KIND = "prompt_encoder"
-MADE_BY = "prosam export --workdir=RUN --out=FILE (or pull, or convert/vrp_sam_to_flax.py)"
+MADE_BY = "prosam export --workdir=RUN --out=FILE (or prosam weights pull, or convert vrp-sam)"
 DEFAULT = "prosam-shapes"
 # They come with the package. This one knows generated shapes: on photos it is a toy.
 PACKAGED_ENCODERS = {DEFAULT: pathlib.Path(packaged("prompt_encoder", "shapes"))}

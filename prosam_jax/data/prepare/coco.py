@@ -52,7 +52,7 @@ IMAGES = {
     ),
 }
 
-_PER_WORKER = 500  # masks; a process takes about as long to start as these take to write
+MASKS_PER_WORKER = 500  # a process takes about as long to start as these take to write
 
 
 def prepare(root: pathlib.Path, *, download: bool) -> tuple[MaskFolder, bool]:
@@ -120,7 +120,7 @@ def _write_masks(folder: MaskFolder, pool: str, images: Sequence[Annotated]) -> 
     ids = [f"{pool}/{pathlib.PurePath(image.file_name).stem}" for image in images]
     jobs = [(folder.mask_path(i), image) for i, image in zip(ids, images, strict=True)]
     jobs = [job for job in jobs if not job[0].exists()]
-    workers = min(os.cpu_count() or 1, len(jobs) // _PER_WORKER)
+    workers = min(os.cpu_count() or 1, len(jobs) // MASKS_PER_WORKER)
     what = f"masks of {pool}"
     if workers < 2:
         for _ in console.track(map(write_mask, jobs), len(jobs), what):
