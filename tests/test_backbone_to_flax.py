@@ -7,7 +7,7 @@ from conftest import assert_lines, told
 from efficientnet_lite_pytorch import EfficientNet
 from golden_recipe import torch_weights
 
-from prosam_jax import backbone
+from prosam_jax import backbone, cli
 from prosam_jax.backbone.resnet import resnet50
 from prosam_jax.config import BackboneConfig
 from prosam_jax.convert import backbone_to_flax, engine
@@ -19,8 +19,18 @@ STEM = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2", "6": "conv3", "7": "
 
 
 def _run(checkpoint, out, model="resnet50"):
-    return backbone_to_flax.main(
-        ["--model", model, "--checkpoint", str(checkpoint), "--out", str(out)]
+    return cli.main(
+        [
+            "weights",
+            "convert",
+            "backbone",
+            "--model",
+            model,
+            "--checkpoint",
+            str(checkpoint),
+            "--out",
+            str(out),
+        ]
     )
 
 

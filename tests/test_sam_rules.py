@@ -12,9 +12,9 @@ from conftest import assert_lines, told
 from transformers import SamConfig, SamModel
 from transformers.models.sam import configuration_sam
 
-from prosam_jax import SamPredictor
+from prosam_jax import SamPredictor, cli
 from prosam_jax.config import SAMConfig
-from prosam_jax.convert import engine, sam_to_flax
+from prosam_jax.convert import engine
 from prosam_jax.convert.rules import sam as sam_rules
 from prosam_jax.sam import Sam
 from prosam_jax.weights import files
@@ -53,7 +53,7 @@ def huggingface_sam(seed):
 
 def convert(checkpoint, out):
     flags = ["--model", "tiny", "--checkpoint", str(checkpoint), "--out", str(out)]
-    return sam_to_flax.main(flags)
+    return cli.main(["weights", "convert", "sam", *map(str, flags)])
 
 
 @pytest.fixture(scope="module", params=[0, 1])

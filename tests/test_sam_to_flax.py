@@ -12,8 +12,9 @@ from conftest import assert_lines, told
 from sam_pairs import convert, published_shapes
 
 import prosam_jax
+from prosam_jax import cli
 from prosam_jax.config import SAMConfig
-from prosam_jax.convert import engine, sam_to_flax
+from prosam_jax.convert import engine
 from prosam_jax.convert.rules import sam as sam_rules
 from prosam_jax.sam.model import Sam
 from prosam_jax.weights import files
@@ -41,7 +42,19 @@ def out(tmp_path):
 
 
 def _run(checkpoint, out, model="tiny"):
-    return sam_to_flax.main(["--model", model, "--checkpoint", str(checkpoint), "--out", str(out)])
+    return cli.main(
+        [
+            "weights",
+            "convert",
+            "sam",
+            "--model",
+            model,
+            "--checkpoint",
+            str(checkpoint),
+            "--out",
+            str(out),
+        ]
+    )
 
 
 def _error(capsys, checkpoint, out, model="tiny"):

@@ -4,8 +4,8 @@ import torch
 from conftest import assert_lines, told
 from golden_recipe import torch_weights
 
-from prosam_jax import config, model
-from prosam_jax.convert import torch_files, vrp_sam_to_flax
+from prosam_jax import cli, config, model
+from prosam_jax.convert import torch_files
 from prosam_jax.weights import files, prompt_encoder
 
 DECODER = "transformer_decoder.transformer_"
@@ -44,7 +44,7 @@ def _run(state, tmp_path, *flags):
     torch.save(state, tmp_path / "vrp.pt")
     out = tmp_path / "vrp.safetensors"
     command = ["--checkpoint", str(tmp_path / "vrp.pt"), "--out", str(out), *flags]
-    return vrp_sam_to_flax.main(command), out
+    return cli.main(["weights", "convert", "vrp-sam", *map(str, command)]), out
 
 
 def _leaves(out):

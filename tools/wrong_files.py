@@ -9,14 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from prosam_jax.convert import backbone_to_flax, sam_to_flax, vrp_sam_to_flax
+from prosam_jax import cli
 from torch_models import dinov2, resnet, sam, vgg
 
-COMMANDS = {
-    "backbone": backbone_to_flax.main,
-    "sam": sam_to_flax.main,
-    "vrp_sam": vrp_sam_to_flax.main,
-}
+COMMANDS = {"backbone": "backbone", "sam": "sam", "vrp_sam": "vrp-sam"}
 
 
 class Case(NamedTuple):
@@ -176,7 +172,7 @@ def message(case: Case, folder: pathlib.Path) -> str:
         flags += ["--model", case.model]
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
-        status = COMMANDS[case.command](flags)
+        status = cli.main(["weights", "convert", COMMANDS[case.command], *flags])
     path.unlink(missing_ok=True)
     if status != 1 or (folder / "out.safetensors").exists():
         raise AssertionError(f"{case.what} was taken")

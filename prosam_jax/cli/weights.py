@@ -20,11 +20,10 @@ from typing import Any
 
 import safetensors
 
+from prosam_jax.cli import convert
 from prosam_jax.cli.export import check_free
 from prosam_jax.errors import UserError
 from prosam_jax.weights import registry
-
-CONVERTERS = {"sam": "sam_to_flax", "backbone": "backbone_to_flax", "vrp-sam": "vrp_sam_to_flax"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,12 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fetching.add_argument("name", help="one of those that list shows")
     fetching.add_argument("--to", type=pathlib.Path, default="weights", help="folder (weights)")
     fetching.set_defaults(run=lambda args: print(fetch(args.name, args.to)))
-    converting = what.add_parser(
-        "convert", help="turn a checkpoint of torch into a weight file", add_help=False
+    convert.add_arguments(
+        what.add_parser("convert", help="turn a checkpoint of torch into a weight file")
     )
-    converting.add_argument("kind", choices=CONVERTERS)
-    converting.add_argument("rest", nargs=argparse.REMAINDER, help="its flags; --help shows them")
-    converting.set_defaults(run=convert)
     verifying = what.add_parser("verify", help="say what a file is, and whether it is whole")
     verifying.add_argument("file", type=pathlib.Path)
     verifying.set_defaults(run=lambda args: print(identify(args.file)))
@@ -59,14 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pulling.add_argument("--revision", help="branch, tag or commit; the newest if not given")
     pulling.add_argument("--force", action="store_true", help="overwrite the file")
     pulling.set_defaults(run=pull)
-
-
-def convert(args: argparse.Namespace) -> int:
-    """Runs a converter, whose flags are those of the script of its name in `convert/`."""
-    import importlib
-
-    converter = importlib.import_module(f"prosam_jax.convert.{CONVERTERS[args.kind]}")
-    return converter.main(args.rest, prog=f"prosam weights convert {args.kind}")
 
 
 def show(args: argparse.Namespace) -> None:

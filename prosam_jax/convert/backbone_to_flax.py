@@ -1,13 +1,4 @@
-r"""Converts a semantic backbone's torch checkpoint to the weight file of `prosam_jax.backbone`.
-
-    prosam weights convert backbone --model resnet50 \
-        --checkpoint resnet50_v2.pth --out weights/resnet50.safetensors
-
-`prosam weights list` says which checkpoint belongs to which model. "resnet50" and
-"resnet101" have three 3x3 convolutions in their stem; semseg publishes them as resnet50_v2.pth and
-resnet101_v2.pth, and few-shot segmentation (PFENet, VRP-SAM) builds on them. A VRP-SAM checkpoint
-holds its backbone under other names and is taken as well.
-"""
+"""From a semantic backbone's checkpoint to the weight file of `prosam_jax.backbone`."""
 
 import pathlib
 from collections.abc import Sequence
@@ -17,9 +8,10 @@ from flax import nnx
 
 from prosam_jax import backbone
 from prosam_jax.config import BackboneConfig, check_choice
-from prosam_jax.convert import command, recognise, torch_files
+from prosam_jax.convert import recognise, torch_files
 from prosam_jax.convert.engine import Ignored, Rule
 from prosam_jax.convert.rules import dinov2, efficientnet_lite, resnet, vgg
+from prosam_jax.convert.weight_file import write
 
 
 class Table(NamedTuple):
@@ -55,7 +47,7 @@ def convert(model: str, checkpoint: pathlib.Path, out: pathlib.Path) -> None:
     source = torch_files.read(checkpoint)
     recognise.require(checkpoint, source.tensors, "backbone", model)
     table = TABLES[model]
-    command.write(
+    write(
         source,
         out,
         kind="backbone",
@@ -66,11 +58,3 @@ def convert(model: str, checkpoint: pathlib.Path, out: pathlib.Path) -> None:
         rules=table.rules,
         ignored=table.ignored,
     )
-
-
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Runs the command."""
-    parser = command.parser(__doc__, prog)
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(MODELS)}")
-    args = parser.parse_args(argv)
-    return command.exit_status(lambda: convert(args.model, args.checkpoint, args.out))

@@ -1,20 +1,10 @@
-r"""Converts a checkpoint of VRP-SAM, or of ProSAM on top of it, to a prompt encoder's file.
-
-    prosam weights convert vrp-sam --checkpoint vrp_sam_resnet50.pt --out vrp.safetensors
-    prosam weights convert vrp-sam --checkpoint prosam.pt --out prosam.safetensors \
-        --distribution student_t --mean-head MODULE --scale-head MODULE
-
-The result is what `prosam evaluate --prompt-encoder` and the setting `prompt.weights` take. The
-number of prompts is read from the checkpoint, and so is the backbone if it is in there; its
-weights are converted by `prosam weights convert backbone`. Fold, steps and scores of the training
-stay unknown. ProSAM's authors have published no checkpoint, so the heads must be named.
-"""
+"""From a checkpoint of VRP-SAM, or of ProSAM on top of it, to a trained prompt encoder's file."""
 
 import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from flax import nnx
@@ -32,8 +22,9 @@ from prosam_jax.config import (
     SAMSettings,
     check_choice,
 )
-from prosam_jax.convert import command, recognise, torch_files
+from prosam_jax.convert import recognise, torch_files
 from prosam_jax.convert.engine import Ignored, Rule, linear, pointwise
+from prosam_jax.convert.weight_file import write
 from prosam_jax.errors import UserError
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.weights.prompt_encoder import Trained
@@ -146,7 +137,7 @@ def convert(
         },
         version=prosam_jax.__version__,
     )
-    command.write(
+    write(
         source,
         out,
         kind="prompt_encoder",
@@ -236,31 +227,3 @@ def _linear_layers(tensors: Mapping[str, np.ndarray]) -> tuple[str, ...]:
         and not any(re.fullmatch(pattern, name) for pattern in taken)
     ]
     return tuple(module for module in modules if f"{module}.bias" in tensors)
-
-
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Runs the command."""
-    parser = command.parser(__doc__, prog)
-    parser.add_argument(
-        "--distribution", default="vrp", help=f"one of {', '.join(DISTRIBUTIONS)} (vrp)"
-    )
-    parser.add_argument("--mean-head", dest="mean", help="module that predicts mu")
-    parser.add_argument("--scale-head", dest="log_scale", help="module that predicts log sigma")
-    parser.add_argument("--linear1", help="first linear layer of vrp_2linear")
-    parser.add_argument("--linear2", help="second linear layer of vrp_2linear")
-    parser.add_argument(
-        "--backbone", default="", help=f"if it is not in the checkpoint: {', '.join(BACKBONES)}"
-    )
-    parser.add_argument("--sam", default="vit_h", help="SAM it was trained with (vit_h)")
-    args = parser.parse_args(argv)
-    heads = {head: value for head in FLAGS if (value := getattr(args, head))}
-    return command.exit_status(
-        lambda: convert(
-            args.checkpoint,
-            args.out,
-            distribution=args.distribution,
-            heads=heads,
-            backbone_name=args.backbone,
-            sam=args.sam,
-        )
-    )

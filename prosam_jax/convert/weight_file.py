@@ -1,9 +1,7 @@
-"""What the conversion commands share: from a checkpoint to a weight file, and its report."""
+"""What the converters share: from a checkpoint's tensors to a weight file, and its report."""
 
-import argparse
 import pathlib
 import re
-import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,26 +12,6 @@ import prosam_jax
 from prosam_jax.convert import engine, torch_files
 from prosam_jax.errors import UserError
 from prosam_jax.weights import files
-
-
-def parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser:
-    """Flags `--checkpoint` and `--out`, and the module docstring as the help."""
-    made = argparse.ArgumentParser(
-        prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--checkpoint", type=pathlib.Path, required=True, help="torch's file")
-    made.add_argument("--out", type=pathlib.Path, required=True, help="the .safetensors file")
-    return made
-
-
-def exit_status(convert: Callable[[], None]) -> int:
-    """Runs a conversion; an error of the user or the disk becomes a message and status 1."""
-    try:
-        convert()
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def write(
