@@ -72,7 +72,7 @@ class Progress:
     """A bar with loss, mIoU, episodes/s and time left; plain lines where there is no terminal."""
 
     def __init__(self, total: int, start: int, batch_size: int):
-        self._console = rich.console.Console(highlight=False)
+        self._console = stderr()
         self._bar = training_bars(
             self._console,
             rich.progress.TextColumn("left"),
@@ -103,7 +103,7 @@ class Progress:
 
     def print(self, line: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(line, soft_wrap=True)
+        self._console.print(line)
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def counting(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
     Where there is no terminal it is a line a minute.
     """
-    console = rich.console.Console()
+    console = stderr()
     if not console.is_terminal:
         yield _minutely(name, total)
         return
@@ -136,7 +136,7 @@ def _minutely(name: str, total: int) -> Callable[[int], None]:
         nonlocal told
         if time.monotonic() - told >= 60:
             told = time.monotonic()
-            print(f"{name}: {done:,} of {total:,}", flush=True)
+            note(f"{name}: {done:,} of {total:,}")
 
     return tell
 

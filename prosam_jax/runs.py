@@ -118,11 +118,11 @@ def _score(
         f"learned: {state.parameters(params):,} parameters, {cfg.distribution.name}, {name}",
         describe(source.fold),
     ):
-        print(line, flush=True)
+        console.note(line)
     sam = nnx.merge(parts.graph, params, frozen).sam
     cache = opened(cfg.cache, sam, lambda x: sharding.split_batch(x, mesh))
     if cache:
-        print(cache.announce(min(len(source), len(source.fold.images))), flush=True)
+        console.note(cache.announce(min(len(source), len(source.fold.images))))
     predict = prediction.make_predict_step(parts.graph)
     if cfg.eval.controls:
         predict = _with_controls(cfg, parts, mesh)
@@ -144,7 +144,7 @@ def _score(
         result = controls.chosen(result)
     scores.print_scores(result)
     if cache:
-        print(cache.summary())
+        console.note(cache.summary())
     workdir.mkdir(parents=True, exist_ok=True)
     results.write_results(workdir / "results.json", result, cfg, at)
     print(f"wrote {workdir / 'results.json'}")

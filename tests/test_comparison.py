@@ -294,10 +294,10 @@ def test_a_document_keeps_its_words_around_the_table(tmp_path):
 def test_processes_tell_what_came_of_their_runs(tmp_path, capsys):
     done = [_finished(tmp_path, method, 40.0) for method in ("vrp", "gaussian", "student_t")]
     sweep.finish(done, jobs=2, shared=tmp_path)
-    out = capsys.readouterr().out
-    assert len(re.findall(r"mIoU 40\.00 in 0:00:0\d; \d of 3", out)) == 3
+    told = capsys.readouterr().err
+    assert len(re.findall(r"mIoU 40\.00 in 0:00:0\d; \d of 3", told)) == 3
     lost = methods.run_of(BASE, tmp_path, "lost", {"sam.weights": "none.safetensors"})
     with pytest.raises(ValueError, match=r"lost: none\.safetensors is missing; make it with"):
         sweep.finish([lost, done[0]], jobs=1, shared=tmp_path)
     assert (tmp_path / "lost" / "log.txt").is_file()
-    assert "mIoU 40.00" in capsys.readouterr().out  # one bad run does not stop the others
+    assert "mIoU 40.00" in capsys.readouterr().err  # one bad run does not stop the others

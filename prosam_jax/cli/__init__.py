@@ -40,7 +40,12 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (without the program's name); returns the exit status."""
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        try:
+            args = parse_args(sys.argv[1:] if argv is None else argv)
+            _quiet()
+            return args.run(args) or 0
+        finally:
+            sys.stdout.flush()  # at the interpreter's end a reader that has gone would be an error
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -52,15 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(argv: list[str]) -> int:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """A parsed command line; its `run` is what does it, given the whole.
+
+    Raises:
+        UserError: A setting is unknown, or its value is of another type.
+        SystemExit: The command line is not understood, or asks for help.
+    """
     rest, given = settings.split(argv)
     verb = next((x for x in rest if not x.startswith("-")), None)
     args = _parser(verb).parse_args(rest)
     if given and not getattr(args, "takes_settings", False):
         args.parser.error(f"unrecognized arguments: {' '.join(given)}")
     args.overrides = settings.parse(given)
-    _quiet()
-    return args.run(args) or 0
+    return args
 
 
 def _quiet() -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
 
-import rich.console
 import rich.progress
 from absl import logging
 
@@ -138,7 +137,7 @@ class _Bars:
     """A bar for each run under way, from the curves that it writes; none without a terminal."""
 
     def __init__(self) -> None:
-        self._bars = console.training_bars(rich.console.Console(highlight=False))
+        self._bars = console.training_bars(console.stderr())
         self._tasks: dict[Run, rich.progress.TaskID] = {}
 
     def __enter__(self) -> "_Bars":
@@ -156,7 +155,7 @@ class _Bars:
         self._bars.remove_task(self._tasks.pop(run))
 
     def print(self, line: str) -> None:
-        self._bars.console.print(line, soft_wrap=True)
+        self._bars.console.print(line)
 
     def refresh(self) -> None:
         for run, task in self._tasks.items():
@@ -216,6 +215,7 @@ def _work(
             with (
                 (run.workdir / "log.txt").open("a", buffering=1) as log,
                 contextlib.redirect_stdout(log),
+                contextlib.redirect_stderr(log),
             ):
                 try:
                     outcome = methods.finish(run)

@@ -64,14 +64,16 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         trainer.print_facts()
         unscored = start > 0 and trainer.is_due(start) and not checkpoints.validated(start)
         if start >= trainer.total and not unscored:
-            print(f"nothing to do: {workdir} is at step {start}, train.steps is {trainer.total}")
+            console.note(
+                f"nothing to do: {workdir} is at step {start}, train.steps is {trainer.total}"
+            )
             return
         origin = f" with {cfg.prompt.weights}" if cfg.prompt.weights else ""
         begins = f"going on at step {start}" if start else f"starting{origin} at step 0"
-        print(f"{begins} in {workdir}", flush=True)
+        console.note(f"{begins} in {workdir}")
         trainer.run(start, workdir, checkpoints, validate_first=unscored)
     if trainer.cache:
-        print(trainer.cache.summary(), flush=True)
+        console.note(trainer.cache.summary())
 
 
 def _has_checkpoint(workdir: pathlib.Path) -> bool:
@@ -132,10 +134,10 @@ class Trainer:
             folds.describe(self.test.fold),
             f"{self.total} steps of {self.cfg.train.batch_size} episodes",
         ):
-            print(line, flush=True)
+            console.note(line)
         if self.cache:
             targets = (min(len(x), len(x.fold.images)) for x in (self.source, self.test))
-            print(self.cache.announce(sum(targets)), flush=True)
+            console.note(self.cache.announce(sum(targets)))
 
     def is_due(self, i: int) -> bool:
         """Whether step `i` is followed by a validation."""
