@@ -4,16 +4,12 @@ import os
 import sys
 
 import fake_hub
-import huggingface_hub
-import numpy as np
 import pytest
 from commands import PROSAM, one_line, run, status_of
 from flax import nnx
-from huggingface_hub import constants
 from messages import check_line
-from small import prompt_encoder_file
 
-from prosam_jax import cli, model, share
+from prosam_jax import cli, share
 from prosam_jax.config import Config
 from prosam_jax.errors import UserError
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
@@ -48,14 +44,8 @@ def file(tmp_path_factory):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A hub; the client is logged in there, with a cache of its own."""
-    monkeypatch.setenv("HF_TOKEN", fake_hub.TOKEN)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    with fake_hub.running() as running:
-        yield running
-    huggingface_hub.utils.close_session()
+    with fake_hub.logged_in(tmp_path, monkeypatch) as hub:
+        yield hub
 
 
 def test_what_is_pushed_is_pulled(file, server, tmp_path):
@@ -179,37 +169,6 @@ def test_the_missing_package_is_named(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert status_of("weights", "pull", REPO, "--out", tmp_path / "x") == 1
     one_line(capsys.readouterr().err, "huggingface_hub", "pip install 'prosam_jax[hub]'")
-
-
-@pytest.fixture
-def default(server, monkeypatch):
-    """The hub, as if HF_ENDPOINT had named it when the client was imported."""
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    return server
-
-
-def test_models_are_built_from_the_hub(default, tmp_path):
-    """By name, with the overrides that a file takes."""
-    path = prompt_encoder_file(tmp_path / "encoder.safetensors")
-    share.push(path, REPO)
-    built = model.ProSAM.from_pretrained(REPO, sam={"dtype": "bfloat16"})
-    of_file = model.ProSAM.from_pretrained(path, sam={"dtype": "bfloat16"})
-    assert built.sam.cfg == of_file.sam.cfg
-    assert built.sam.cfg.dtype == "bfloat16"
-    for part in ("prompt_encoder", "sam", "backbone"):
-        ours, theirs = (files.leaves(getattr(x, part)) for x in (built, of_file))
-        assert ours.keys() == theirs.keys()
-        for name, x in ours.items():
-            np.testing.assert_array_equal(x, theirs[name])
-    for wrong, named in (({"dtyp": "bfloat16"}, "sam.dtyp"), ({"image_size": 128}, "image_size")):
-        with pytest.raises(UserError) as error:
-            model.ProSAM.from_pretrained(REPO, sam=wrong)
-        check_line(error, named)
-    with pytest.raises(UserError) as error:
-        model.ProSAM.from_pretrained("somebody/else")
-    check_line(error, default.url, "somebody/else")
 
 
 @pytest.mark.slow
