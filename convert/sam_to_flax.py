@@ -1,11 +1,11 @@
-"""Converts a checkpoint of SAM; `python convert/sam_to_flax.py --help` says how."""
+"""`python convert/sam_to_flax.py` is `prosam weights convert sam`."""
 
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from prosam_jax.convert.sam_to_flax import main
+from prosam_jax.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["weights", "convert", "sam", *sys.argv[1:]]))

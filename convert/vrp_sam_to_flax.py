@@ -1,11 +1,11 @@
-"""Converts a checkpoint of VRP-SAM or ProSAM; see `python convert/vrp_sam_to_flax.py --help`."""
+"""`python convert/vrp_sam_to_flax.py` is `prosam weights convert vrp-sam`."""
 
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from prosam_jax.convert.vrp_sam_to_flax import main
+from prosam_jax.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["weights", "convert", "vrp-sam", *sys.argv[1:]]))

@@ -117,7 +117,7 @@ def fit(
         The trained network.
 
     Raises:
-        ValueError: The folder holds a run with other settings.
+        UserError: The folder holds a run with other settings.
     """
     data = pictures(cfg.count, cfg.workdir)
     graph, initial = nnx.split(network)

@@ -153,7 +153,7 @@ def scores(network: ResNet, episodes: int = 200) -> dict[str, float]:
 
     found = {"prior": [], "merged": [], "iou": [], "class": []}
     for fold in range(4):
-        source = shapes_episodes(DataConfig(name="shapes", fold=fold, image_size=128), "test",
+        source = shapes_episodes(DataConfig.of(name="shapes", fold=fold, image_size=128), "test",
                                  seed=321, length=episodes)  # fmt: skip
         for episode in make_loader(source, batch_size=8):
             (merged, prior), iou = describe(episode)

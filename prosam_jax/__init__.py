@@ -1,23 +1,29 @@
 """Visual reference segmentation with probabilistic prompts (ProSAM) in JAX and Flax."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prosam_jax.config import Config
+    from prosam_jax.errors import UserError
+    from prosam_jax.model import ProSAM
     from prosam_jax.sam.predictor import SamPredictor
     from prosam_jax.segmenter import Segmenter
 
 __version__ = "0.1.0"
-__all__ = ["SamPredictor", "Segmenter", "__version__"]
+__all__ = ["Config", "ProSAM", "SamPredictor", "Segmenter", "UserError", "__version__"]
+
+_HOMES = {
+    "Config": "prosam_jax.config",
+    "ProSAM": "prosam_jax.model",
+    "SamPredictor": "prosam_jax.sam.predictor",
+    "Segmenter": "prosam_jax.segmenter",
+    "UserError": "prosam_jax.errors",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Imports what needs JAX when it is first asked for."""
-    if name == "SamPredictor":
-        from prosam_jax.sam.predictor import SamPredictor
-
-        return SamPredictor
-    if name == "Segmenter":
-        from prosam_jax.segmenter import Segmenter
-
-        return Segmenter
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -160,7 +160,7 @@ def sample_prompts(
     """Eq. 6-7: k prompts from q(p | I_r, A_r, I_t).
 
     Raises:
-        ValueError: The posterior has no scale (a deterministic variant), or there is no such
+        UserError: The posterior has no scale (a deterministic variant), or there is no such
             sampler.
     """
     if posterior.log_scale is None:

@@ -54,7 +54,7 @@ def read(
         order: "RGB" or "BGR", in which an array's channels lie.
 
     Raises:
-        ValueError: It is none of these, or damaged.
+        UserError: It is none of these, or damaged.
         FileNotFoundError: There is no such file.
     """
     if isinstance(image, str | os.PathLike | Image.Image):
@@ -99,7 +99,7 @@ def load(
             of twice the square or more: within 1 of 255 levels of the exact pixels in the mean.
 
     Raises:
-        ValueError: The file cannot be read, or is of another size than `fit`.
+        UserError: The file cannot be read, or is of another size than `fit`.
         FileNotFoundError: There is no such file.
     """
     name = _called(file, name)
@@ -129,7 +129,7 @@ def size(file: File, name: str = "image", *, turn: bool = True) -> tuple[int, in
         turn: True for the size that a viewer shows, False for that of the stored pixels.
 
     Raises:
-        ValueError: The file cannot be read.
+        UserError: The file cannot be read.
         FileNotFoundError: There is no such file.
     """
     with _opened(file, _called(file, name)) as image:
@@ -140,7 +140,7 @@ def read_labels(file: File, name: str = "mask") -> UInt8[np.ndarray, "h w"]:
     """The class numbers of a mask file, from its stored pixels; of a palette the indices.
 
     Raises:
-        ValueError: The file cannot be read, has several channels, or numbers beyond 0-255.
+        UserError: The file cannot be read, has several channels, or numbers beyond 0-255.
         FileNotFoundError: There is no such file.
     """
     name = _called(file, name)
@@ -168,7 +168,7 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
         name: What messages call it, if it is no file.
 
     Raises:
-        ValueError: It is none of these, damaged, has more than one number beside 0, or is a file
+        UserError: It is none of these, damaged, has more than one number beside 0, or is a file
             that looks like a photo.
         FileNotFoundError: There is no such file.
     """
@@ -198,7 +198,7 @@ def numbers(name: str, value: Numbers, shape: tuple[int | None, ...]) -> Float[n
     """Finite numbers of a shape, in which None is any length; an axis of 1 before it is cut.
 
     Raises:
-        ValueError: `value` has another shape, or holds something else; the message calls it `name`.
+        UserError: `value` has another shape, or holds something else; the message calls it `name`.
     """
     wanted = " x ".join("N" if side is None else str(side) for side in shape)
     try:

@@ -85,7 +85,7 @@ def uncertainty(
         key: Draws the noise.
 
     Raises:
-        ValueError: The posterior has no scale (a deterministic variant).
+        UserError: The posterior has no scale (a deterministic variant).
     """
     prompts = sampled_prompts(model, posterior, samples, key)
     return disagreement(jax.vmap(lambda p: model.decode(image_embeddings, p, size))(prompts))

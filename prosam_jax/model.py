@@ -77,9 +77,9 @@ class ProSAM(nnx.Module):
         """
         b, s, h, w, _ = episode.reference_image.shape
         images = episode.reference_image.reshape(b * s, h, w, 3)
-        marked = episode.reference_mask.reshape(b * s, h, w)
+        annotated = episode.reference_mask.reshape(b * s, h, w)
         embeddings, query = self.encode_targets(episode.target_image, image_embeddings)
-        references = self.encode_references(images, marked, query.merged.shape[1:3])
+        references = self.encode_references(images, annotated, query.merged.shape[1:3])
         return Features(embeddings, query, *references)
 
     def encode_targets(
@@ -95,7 +95,7 @@ class ProSAM(nnx.Module):
     def encode_references(
         self,
         images: UInt8[Array, "r h w 3"],
-        marked: Bool[Array, "r h w"],
+        annotated: Bool[Array, "r h w"],
         size: tuple[int, int],
         downsample: str | None = None,
     ) -> tuple[Taps, Float[Array, "r i j"]]:
@@ -103,12 +103,12 @@ class ProSAM(nnx.Module):
 
         Args:
             images: The references.
-            marked: Their annotations.
+            annotated: Which pixels of them are annotated.
             size: (height, width) of the backbone's merged features.
-            downsample: How annotations are shrunk to it, one of `config.DOWNSAMPLES`; None as in
+            downsample: How annotations are shrunk to it, as in `data.downsample`; None as in
                 training.
         """
-        mask = resize.annotation(marked.astype(jnp.float32), size, downsample or self.downsample)
+        mask = resize.annotation(annotated.astype(jnp.float32), size, downsample or self.downsample)
         return backbone.reference_taps(self.backbone, resize.normalize(images), mask), mask
 
     def posterior(self, features: Features, dropout_key: PRNGKeyArray | None = None) -> Posterior:

@@ -114,23 +114,23 @@ def nearest(x: Shaped[Array, "b h w c"], size: tuple[int, int]) -> Shaped[Array,
     return jnp.take(jnp.take(x, rows, axis=1), cols, axis=2)
 
 
-def coverage(marked: Float[Array, "b h w"], size: tuple[int, int]) -> Float[Array, "b H W"]:
-    """A sparse annotation at a smaller size, so that every marked pixel counts.
+def coverage(annotated: Float[Array, "b h w"], size: tuple[int, int]) -> Float[Array, "b H W"]:
+    """A sparse annotation at a smaller size, so that every annotated pixel counts.
 
-    A cell's weight is the share of its area that is marked, relative to the mean share of the
-    cells with any marked pixel, and at most 1. So a lone point weighs as much in its cell as a
+    A cell's weight is the share of its area that is annotated, relative to the mean share of the
+    cells with any annotated pixel, and at most 1. So a lone point weighs as much in its cell as a
     mask does in the cells that it fills, while a mask's rim weighs less.
 
     Args:
-        marked: Annotations, 0 or 1.
+        annotated: Annotations, 0 or 1.
         size: (H, W) of the result.
 
     Returns:
-        Weights in [0, 1]: above 0 where any pixel of the cell is marked, 0 elsewhere.
+        Weights in [0, 1]: above 0 where any pixel of the cell is annotated, 0 elsewhere.
     """
-    rows = _area_weights(marked.shape[1], size[0])
-    cols = _area_weights(marked.shape[2], size[1])
-    share = _weigh(marked[..., None], rows, cols)[..., 0]
+    rows = _area_weights(annotated.shape[1], size[0])
+    cols = _area_weights(annotated.shape[2], size[1])
+    share = _weigh(annotated[..., None], rows, cols)[..., 0]
     cells = (share > 0).sum((1, 2), keepdims=True)
     mean = share.sum((1, 2), keepdims=True) / jnp.maximum(cells, 1)
     return jnp.minimum(share / jnp.where(mean > 0, mean, 1), 1)

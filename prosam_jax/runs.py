@@ -79,7 +79,7 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result
         checkpoint: "best" (by validation mIoU), "latest" or a step.
 
     Raises:
-        ValueError: There is no such checkpoint, or settings and files do not fit.
+        UserError: There is no such checkpoint, or settings and files do not fit.
     """
     cfg = replaced(cfg, {"prompt.weights": ""})  # where the run began no longer matters
     source = evaluate.test_episodes(cfg)
@@ -94,7 +94,7 @@ def score_file(cfg: Config, workdir: pathlib.Path) -> results.Result:
     `eval.pictures` is above 0, `examples.png` into `workdir`.
 
     Raises:
-        ValueError: Settings and files do not fit.
+        UserError: Settings and files do not fit.
     """
     file = cfg.prompt.weights
     source = evaluate.test_episodes(cfg)

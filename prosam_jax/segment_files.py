@@ -65,7 +65,7 @@ def plan(
         inputs: Files that are read apart from the targets.
 
     Raises:
-        ValueError: No target, an input is missing, or a file is in the way.
+        UserError: No target, an input is missing, or a file is in the way.
     """
     for path in inputs:
         if not path.is_file():
@@ -128,7 +128,7 @@ def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Pa
             bar.advance(task)
 
         for names, images in _batches(list(todo.outputs), batch_size, failed):
-            found = segmenter.segment(images, uncertainty=uncertainty, batch_size=batch_size)
+            found = list(segmenter.segment(images, uncertainty=uncertainty, batch_size=batch_size))
             maps = [x.uncertainty for x in found if x.uncertainty is not None]
             largest = max([largest, *(x.max() for x in maps)])
             for name, image, one in zip(names, images, found, strict=True):

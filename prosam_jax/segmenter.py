@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -111,12 +112,12 @@ class Segmenter:
             label: Name of the class.
 
         Raises:
-            ValueError: The picture cannot be read, or the annotation is not valid; the message says
+            UserError: The picture cannot be read, or the annotation is not valid; the message says
                 why.
             FileNotFoundError: There is no such file.
         """
-        cues = {"mask": mask, "points": points, "box": box, "scribble": scribble}
-        self._references[label] = self._encoded(image, cues)
+        given = {"mask": mask, "points": points, "box": box, "scribble": scribble}
+        self._references[label] = self._encoded(image, given)
 
     def add_reference(
         self,
@@ -129,8 +130,8 @@ class Segmenter:
         label: str = "object",
     ) -> None:
         """Shows a class once more (k-shot); all else as `set_reference`."""
-        cues = {"mask": mask, "points": points, "box": box, "scribble": scribble}
-        new = self._encoded(image, cues)
+        given = {"mask": mask, "points": points, "box": box, "scribble": scribble}
+        new = self._encoded(image, given)
         if label in self._references:
             held = self._references[label]
             new = jax.tree.map(lambda *xs: jnp.concatenate(xs), held, new)
@@ -158,7 +159,7 @@ class Segmenter:
         uncertainty: bool = ...,
         samples: int = ...,
         batch_size: int = ...,
-    ) -> list[Segmentation]: ...
+    ) -> Iterator[Segmentation]: ...
 
     def segment(
         self,
@@ -167,22 +168,24 @@ class Segmenter:
         uncertainty: bool = False,
         samples: int = 10,
         batch_size: int = 4,
-    ) -> Segmentation | list[Segmentation]:
+    ) -> Segmentation | Iterator[Segmentation]:
         """Finds what the references show.
 
         Args:
-            images: A picture, given as for `set_reference`, or several pictures of any sizes,
-                such as a list or `folder.glob("*.jpg")`.
+            images: A picture, given as for `set_reference`, or an iterable of pictures of any
+                sizes, such as a list or `folder.glob("*.jpg")`, of which no more than a batch is
+                in memory at a time.
             uncertainty: Whether to add the uncertainty maps.
             samples: How many sampled masks they are made of; always the same samples.
-            batch_size: Pictures of a list that are taken at a time; the last are padded to as
-                many. It changes time and memory only.
+            batch_size: Pictures of an iterable that are taken at a time; the last are padded to
+                as many. It changes time and memory only.
 
         Returns:
-            What was found in the picture, or a list of that.
+            What was found in the picture; for an iterable an iterator that gives it picture by
+            picture, as it comes, with the references that were set when this was called.
 
         Raises:
-            ValueError: No reference is set, a picture cannot be read, or uncertainty is wanted
+            UserError: No reference is set, a picture cannot be read, or uncertainty is wanted
                 of a deterministic model.
             FileNotFoundError: There is no such file.
         """
@@ -197,36 +200,47 @@ class Segmenter:
                     f"uncertainty; use one that was trained with {' or '.join(SAMPLERS)}"
                 )
         k = samples if uncertainty else 0
-        one = _is_one(images)
-        listed = _listed([images] if one else images)
-        step = 1 if one else batch_size
-        found = []
-        for i in range(0, len(listed), step):
-            part = listed[i : i + step]
-            names = ["image"] if one else [f"images[{i + j}]" for j in range(len(part))]
-            found += self._batch(list(map(read, part, names)), step, k)
-        return found[0] if one else found
+        if _is_one(images):
+            (found,) = self._batch([read(cast(ImageLike, images))], 1, k, self._references)
+            return found
+        return self._each(_several(images), batch_size, k, dict(self._references))
 
-    def _encoded(self, image: ImageLike, cues: dict[str, Any]) -> References:
+    def _each(
+        self,
+        images: Iterable[ImageLike],
+        batch_size: int,
+        samples: int,
+        references: Mapping[str, References],
+    ) -> Iterator[Segmentation]:
+        pixels = (read(image, f"images[{i}]") for i, image in enumerate(images))
+        while part := list(itertools.islice(pixels, batch_size)):
+            yield from self._batch(part, batch_size, samples, references)
+
+    def _encoded(self, image: ImageLike, annotation: dict[str, Any]) -> References:
         pixels = read(image)
         height, width, _ = pixels.shape
-        marked = annotated((height, width), self.image_size, **cues)
+        mask = annotated((height, width), self.image_size, **annotation)
         square = resize_image(pixels, self.image_size)
         # Most points and thin strokes would vanish under any other rule.
-        rule = "coverage" if cues["mask"] is None and cues["box"] is None else None
+        thin = annotation["mask"] is None and annotation["box"] is None
+        rule = "coverage" if thin else None
         found = _encode_reference(
-            self._tree, self._leaves, square[None], marked[None], self._cells, rule
+            self._tree, self._leaves, square[None], mask[None], self._cells, rule
         )
         if not found.mask.any():
             rows, cols = self._cells
             raise UserError(
-                f"the mark is lost at {rows} x {cols}, the size of the backbone's features: mark a "
-                "larger region, pass it as scribble, or cut the picture to it"
+                f"nothing of the annotation is left at {rows} x {cols}, the size of the backbone's "
+                "features: annotate a larger region, pass it as scribble, or cut the picture to it"
             )
         return found
 
     def _batch(
-        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], batch_size: int, samples: int
+        self,
+        images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+        batch_size: int,
+        samples: int,
+        references: Mapping[str, References],
     ) -> list[Segmentation]:
         side = self.image_size
         squares = np.zeros((batch_size, side, side, 3), np.uint8)
@@ -234,13 +248,10 @@ class Segmenter:
             squares[i] = resize_image(image, side)
         targets = _encode_targets(self._tree, self._leaves, squares)
         # All classes are sent off before the first is waited for.
-        found = [
-            self._predicted(targets, references, samples)
-            for references in self._references.values()
-        ]
+        found = [self._predicted(targets, one, samples) for one in references.values()]
         stacked = [np.stack(xs) for xs in zip(*jax.device_get(found), strict=True)]
         return [
-            self._finished([x[:, i] for x in stacked], image.shape[:2])
+            self._finished([x[:, i] for x in stacked], image.shape[:2], tuple(references))
             for i, image in enumerate(images)
         ]
 
@@ -255,7 +266,9 @@ class Segmenter:
             found.append(_vary(self._tree, self._leaves, embeddings, posterior, side, samples))
         return tuple(found)
 
-    def _finished(self, found: list[np.ndarray], size: tuple[int, int]) -> Segmentation:
+    def _finished(
+        self, found: list[np.ndarray], size: tuple[int, int], classes: tuple[str, ...]
+    ) -> Segmentation:
         """Brings what `_predicted` says of one picture, classes first, to its own size.
 
         Bilinearly with aligned corners, as VRP-SAM's code does. On the host, because a device
@@ -266,7 +279,7 @@ class Segmenter:
         logits = rows @ logits @ cols.T
         masks = foreground(logits)
         return Segmentation(
-            classes=self.classes,
+            classes=classes,
             masks=masks,
             label_map=np.where(masks.any(0), logits.argmax(0) + 1, 0).astype(np.int32),
             scores=scores,
@@ -280,13 +293,13 @@ def _is_one(images: Any) -> bool:
     return a_file or getattr(images, "ndim", 0) in (2, 3)  # 4 axes are a batch
 
 
-def _listed(images: Any) -> list[ImageLike]:
+def _several(images: Any) -> Iterable[ImageLike]:
     if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray | Mapping):
         raise UserError(
             f"images is of {type(images).__name__}: pass a picture (path, Pillow image or array of "
             "height x width x 3) or a list of them"
         )
-    return list(images)
+    return images
 
 
 @functools.partial(jax.jit, static_argnames=("tree", "size", "downsample"))
@@ -294,12 +307,12 @@ def _encode_reference(
     tree: Any,
     leaves: list[Array],
     images: UInt8[Array, "r h w 3"],
-    marked: Bool[Array, "r h w"],
+    annotated: Bool[Array, "r h w"],
     size: tuple[int, int],
     downsample: str | None,
 ) -> References:
     prosam = jax.tree.unflatten(tree, leaves)
-    return References(*prosam.encode_references(images, marked, size, downsample))
+    return References(*prosam.encode_references(images, annotated, size, downsample))
 
 
 @functools.partial(jax.jit, static_argnames="tree")

@@ -43,7 +43,7 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
         out: The `.safetensors` file.
 
     Raises:
-        ValueError: There is no such run or checkpoint.
+        UserError: There is no such run or checkpoint.
     """
     cfg = read_config(workdir / "config.json")
 
@@ -149,7 +149,7 @@ def pull(
 
 
 def verified(path: pathlib.Path) -> Trained:
-    """What a file says of its prompt encoder; ValueError unless its arrays are those it needs."""
+    """What a file says of its prompt encoder; UserError unless its arrays are those it needs."""
     trained = prompt_encoder.read(path)
     model.load_prompt_encoder(path, trained.config, trained.merged_channels)
     return trained

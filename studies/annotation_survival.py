@@ -33,7 +33,7 @@ def references(name: str, root: str, folds: list[int], episodes: int) -> Bool[np
     """Masks of the references of every fold's first test episodes."""
     found = []
     for fold in folds:
-        cfg = DataConfig(name=name, root=root, fold=fold)
+        cfg = DataConfig.of(name=name, root=root, fold=fold)
         source = datasets.episodes(cfg, "test", seed=321, length=episodes)
         found += [source[i].reference_mask[0] for i in range(len(source))]
     return np.stack(found)

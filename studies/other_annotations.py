@@ -14,7 +14,7 @@ import pathlib
 
 from flax import nnx
 
-from prosam_jax import runs, sharding
+from prosam_jax import model, sharding
 from prosam_jax.comparison import sweep, tables
 from prosam_jax.comparison.methods import TITLES
 from prosam_jax.comparison.sweep import METHODS
@@ -30,7 +30,7 @@ MASKED = "trained with masks"
 def scored(cfg: Config, workdir: pathlib.Path, predict: dict[str, controls.Predict]) -> Score:
     """A run under these settings; `predict` keeps what was compiled."""
     method, mesh = cfg.distribution.name, sharding.make_mesh(cfg.eval.batch_size)
-    parts, _ = runs.restored(cfg, workdir, "latest")
+    parts, _ = model.restored(cfg, workdir, "latest")
     kind = f"{method}, {cfg.data.downsample}"  # what the structure of the model depends on
     compiled = predict.setdefault(kind, prediction.make_predict_step(parts.graph))
     params, frozen = sharding.replicate((parts.params, parts.frozen), mesh)

@@ -134,7 +134,7 @@ def identify(path: pathlib.Path) -> str:
     """Says what a file is: a published checkpoint, or a weight file made of one.
 
     Raises:
-        ValueError: It is missing, damaged or something else.
+        UserError: It is missing, damaged or something else.
     """
     from prosam_jax.weights.files import check_whole
 
@@ -155,7 +155,7 @@ def identify(path: pathlib.Path) -> str:
         )
     try:
         check = registry.verify(entry, path, digest)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{error}: damaged, or another file of that name") from error
     known = "is" if entry.sha256 else "is called like"
     return f"{path} {known} {entry.name}\n{check}\nnext: {registry.convert_command(entry, path)}"

@@ -61,7 +61,7 @@ def run_of(base: Config, folder: pathlib.Path, name: str, changes: Mapping[str, 
     All runs of `folder` share SAM's embeddings, exactly as they are.
 
     Raises:
-        ValueError: `base` begins with trained parameters.
+        UserError: `base` begins with trained parameters.
     """
     if base.prompt.weights:
         raise UserError(
@@ -92,7 +92,7 @@ def finish(run: Run) -> dict[str, Any]:
         `results.json` of the run.
 
     Raises:
-        ValueError: The folder holds a run of other settings or frozen weights, or something that
+        UserError: The folder holds a run of other settings or frozen weights, or something that
             the settings name is not as it must be.
         loop.Stopped: SIGTERM or SIGINT came; the state is saved.
     """

@@ -77,7 +77,7 @@ def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
         shared: Folder of what they share (`comparison.share_compiled`).
 
     Raises:
-        ValueError: A run cannot be done, said when all the others are, or a process was killed.
+        UserError: A run cannot be done, said when all the others are, or a process was killed.
         SystemExit: SIGTERM came; runs under way are saved.
         KeyboardInterrupt: Ctrl-C came; likewise.
     """

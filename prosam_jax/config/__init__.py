@@ -1,6 +1,18 @@
 """Settings: `settings` has all of them, `fields` what each says of itself, `files` their files."""
 
 from prosam_jax.config.checks import check_at_least, check_choice
+from prosam_jax.config.choices import (
+    ANNOTATIONS,
+    ATTENTIONS,
+    BACKBONES,
+    CACHE_DTYPES,
+    DATASETS,
+    DISTRIBUTIONS,
+    DTYPES,
+    PACKAGED,
+    RANDOM,
+    SAM_MODELS,
+)
 from prosam_jax.config.fields import CHANGES_NO_NUMBER, OF_AN_EVALUATION, Role
 from prosam_jax.config.files import (
     changed,
@@ -13,15 +25,8 @@ from prosam_jax.config.files import (
     to_dict,
     write_config,
 )
-from prosam_jax.config.sam import ATTENTIONS, DTYPES, SAM_MODELS, SAMConfig
+from prosam_jax.config.sam import SAMConfig
 from prosam_jax.config.settings import (
-    ANNOTATIONS,
-    BACKBONES,
-    CACHE_DTYPES,
-    DATASETS,
-    DISTRIBUTIONS,
-    PACKAGED,
-    RANDOM,
     BackboneConfig,
     CacheConfig,
     Config,

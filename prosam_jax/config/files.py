@@ -8,8 +8,9 @@ from typing import Any
 
 from prosam_jax.atomic import replacing
 from prosam_jax.config.checks import nearest
+from prosam_jax.config.choices import RANDOM
 from prosam_jax.config.fields import Role, about, flat, leaves, unread
-from prosam_jax.config.settings import RANDOM, Config
+from prosam_jax.config.settings import Config
 from prosam_jax.errors import UserError
 
 RENAMED = {"data.cueless": "data.empty_annotation"}

@@ -1,20 +1,12 @@
 """The architecture of SAM, and its published and packaged sizes."""
 
 import dataclasses
-import typing
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 from prosam_jax.config.checks import check_choice
+from prosam_jax.config.choices import SAM_MODELS, Attention, DType
 from prosam_jax.config.fields import Group
 from prosam_jax.errors import UserError
-
-SAMModel = Literal["vit_b", "vit_l", "vit_h", "shapes", "tiny"]
-DType = Literal["float32", "bfloat16"]
-Attention = Literal["plain", "cudnn"]
-
-SAM_MODELS: tuple[str, ...] = typing.get_args(SAMModel)
-DTYPES: tuple[str, ...] = typing.get_args(DType)
-ATTENTIONS: tuple[str, ...] = typing.get_args(Attention)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,36 +7,20 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from prosam_jax.config.checks import nearest
+from prosam_jax.config.choices import (
+    PACKAGED,
+    Annotation,
+    Attention,
+    Backbone,
+    CacheDType,
+    Dataset,
+    Distribution,
+    DType,
+    SAMModel,
+)
 from prosam_jax.config.fields import Group, Role, flat, hints, setting, unread
-from prosam_jax.config.sam import Attention, DType, SAMConfig, SAMModel
+from prosam_jax.config.sam import SAMConfig
 from prosam_jax.errors import UserError
-
-Backbone = Literal[
-    "resnet50",
-    "resnet101",
-    "resnet50_torchvision",
-    "resnet101_torchvision",
-    "vgg16",
-    "vgg16_bn",
-    "dinov2_vits14",
-    "dinov2_vitb14",
-    "efficientnet_lite0",
-    "shapes",
-    "tiny",
-]
-Distribution = Literal["vrp", "vrp_2linear", "gaussian", "student_t", "t3vae"]
-Dataset = Literal["pascal", "coco", "shapes", "folder"]
-Annotation = Literal["mask", "box", "scribble", "point"]
-CacheDType = Literal["float32", "bfloat16", "int8"]
-
-BACKBONES: tuple[str, ...] = typing.get_args(Backbone)
-DISTRIBUTIONS: tuple[str, ...] = typing.get_args(Distribution)
-DATASETS: tuple[str, ...] = typing.get_args(Dataset)
-ANNOTATIONS: tuple[str, ...] = typing.get_args(Annotation)
-CACHE_DTYPES: tuple[str, ...] = typing.get_args(CacheDType)
-
-RANDOM = "random"
-PACKAGED = "packaged"
 
 _SAMPLED = ("distribution.name", ("gaussian", "student_t", "t3vae"))
 _HEAVY_TAILED = ("distribution.name", ("student_t", "t3vae"))

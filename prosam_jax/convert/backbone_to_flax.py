@@ -49,7 +49,7 @@ def convert(model: str, checkpoint: pathlib.Path, out: pathlib.Path) -> None:
     """Writes `out`, the weight file of the backbone called `model`.
 
     Raises:
-        ValueError: The checkpoint cannot be read or is not of that backbone.
+        UserError: The checkpoint cannot be read or is not of that backbone.
     """
     check_choice("--model", model, MODELS)
     source = torch_files.read(checkpoint)

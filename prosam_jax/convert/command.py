@@ -53,7 +53,7 @@ def write(
     `facts` on top of it.
 
     Raises:
-        ValueError: The checkpoint does not fit the module, or `out` is the checkpoint itself.
+        UserError: The checkpoint does not fit the module, or `out` is the checkpoint itself.
     """
     path, sha256, tensors, widened = checkpoint
     if out.resolve() == path.resolve():
@@ -61,7 +61,7 @@ def write(
     specs = files.leaves(files.abstract(build))
     try:
         arrays = engine.convert(tensors, rules, ignored, specs)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path} as {files.SETTINGS[kind]}={architecture}: {error}") from error
     replaces = out.exists()
     metadata = {

@@ -81,7 +81,7 @@ def convert(
         Arrays by NNX path, views of the source.
 
     Raises:
-        ValueError: A tensor is unknown, matched by several rules, of another type than its path
+        UserError: A tensor is unknown, matched by several rules, of another type than its path
             or not finite; a path is unknown, unfilled, filled twice or of another shape. All
             cases are in the one message.
     """

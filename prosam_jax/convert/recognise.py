@@ -41,7 +41,7 @@ class Found(NamedTuple):
 
 
 def require(path: object, tensors: Tensors, kind: str, architecture: str) -> None:
-    """Raises ValueError in one line, saying what to do, unless the wanted network is there.
+    """Raises UserError in one line, saying what to do, unless the wanted network is there.
 
     Args:
         path: The checkpoint, for the message.

@@ -27,7 +27,7 @@ def convert(model: str, checkpoint: pathlib.Path, out: pathlib.Path) -> None:
     """Writes `out`, the weight file of the SAM called `model`.
 
     Raises:
-        ValueError: The checkpoint cannot be read or is not of that SAM.
+        UserError: The checkpoint cannot be read or is not of that SAM.
     """
     check_choice("--model", model, SAM_MODELS)
     cfg = SAMConfig.named(model)

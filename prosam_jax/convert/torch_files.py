@@ -3,7 +3,6 @@
 import pathlib
 import pickle
 import re
-import sys
 import tarfile
 import warnings
 import zipfile
@@ -17,8 +16,8 @@ from prosam_jax.errors import UserError
 try:
     import safetensors.torch
     import torch
-except ModuleNotFoundError:
-    sys.exit("error: conversion needs torch: pip install '.[convert]'")
+except ModuleNotFoundError as error:
+    raise UserError("conversion needs torch; run: pip install 'prosam_jax[convert]'") from error
 
 from prosam_jax.weights.registry import sha256
 
@@ -50,7 +49,7 @@ def read(path: pathlib.Path) -> Checkpoint:
     "module.". Half precision is widened to float32, which loses nothing.
 
     Raises:
-        ValueError: The file is missing, damaged, of another format, needs code to be run, or
+        UserError: The file is missing, damaged, of another format, needs code to be run, or
             holds no dict of tensors; one line each.
     """
     state = _state_dict(path, _loaded(path))

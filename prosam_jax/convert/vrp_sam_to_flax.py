@@ -112,7 +112,7 @@ def convert(
         sam: The SAM it was trained with, which no checkpoint tells.
 
     Raises:
-        ValueError: The checkpoint cannot be read or holds no such prompt encoder.
+        UserError: The checkpoint cannot be read or holds no such prompt encoder.
     """
     check_choice("--distribution", distribution, DISTRIBUTIONS)
     check_choice("--sam", sam, SAM_MODELS)
@@ -133,7 +133,7 @@ def convert(
             prompt=PromptConfig(num_queries=queries, dim=dim),
             distribution=DistributionConfig.of(name=distribution),
         )
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{checkpoint} is of a size unknown here: {error}") from error
     rules = _head_rules(checkpoint, source.tensors, distribution, heads or {})
     unknown = {"arrays_sha256": None}

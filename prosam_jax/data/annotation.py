@@ -78,7 +78,7 @@ def annotated(
         scribble: The strokes, given like a mask.
 
     Raises:
-        ValueError: Not one kind is given, or it marks nothing, or lies outside, or is not valid.
+        UserError: Not one kind is given, or it marks nothing, or lies outside, or is not valid.
     """
     given = dict(zip(KINDS, (mask, points, box, scribble), strict=True))
     names = [name for name, value in given.items() if value is not None]
@@ -113,7 +113,7 @@ def annotate(
     """Pixels that a user would mark to show an object.
 
     Args:
-        kind: One of `config.ANNOTATIONS`. "mask" is `mask` itself; "box" the filled tight box;
+        kind: As in `data.annotation`. "mask" is `mask` itself; "box" the filled tight box;
             "point" single pixels, 20 in testing and 1 to 20 in training, or all there are;
             "scribble" the part of random strokes inside the object: 9 wide ones in testing, 1 to
             20 wide or 1 to 20 narrow ones in training.
@@ -122,7 +122,7 @@ def annotate(
         training: Whether number and kind of marks vary.
 
     Returns:
-        The marked pixels. None if the object has none; a scribble may, very rarely, miss it.
+        The annotated pixels. None if the object has none; a scribble may, very rarely, miss it.
     """
     check_choice("data.annotation", kind, ANNOTATIONS)
     if kind == "mask" or not mask.any():
@@ -187,9 +187,9 @@ def _points(mask: Bool[np.ndarray, "h w"], draws: Rng, training: bool) -> Bool[n
     inside = np.flatnonzero(mask)
     n = min(MOST, len(inside))
     n = 1 + draws.below(n) if training else n
-    marked = np.zeros_like(mask)
-    marked.flat[inside[draws.subset(len(inside), n)]] = True
-    return marked
+    points = np.zeros_like(mask)
+    points.flat[inside[draws.subset(len(inside), n)]] = True
+    return points
 
 
 def _scribble(mask: Bool[np.ndarray, "h w"], draws: Rng, training: bool) -> Bool[np.ndarray, "h w"]:

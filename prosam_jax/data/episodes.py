@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 # Each purpose has its own stream of bits.
 _TRAIN, _TEST, _ORDER, _TRAIN_MARKS, _TEST_MARKS, _WRONG = range(6)
-_ATTEMPTS = 20  # to find a reference on which something is marked
+_ATTEMPTS = 20  # to find a reference on which something is annotated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def draw_wrong(fold: FoldIndex, seed: int, right: EpisodeSpec) -> EpisodeSpec:
     or not: who follows the reference misses the right object in either case.
 
     Raises:
-        ValueError: The fold has images of one class only.
+        UserError: The fold has images of one class only.
     """
     others = [c for c in fold.filled if c != right.class_id]
     if not others:
@@ -184,7 +184,7 @@ class EpisodeSource:
         shots: Reference images per episode.
         size: Side in pixels of the square that everything is brought to.
         length: Number of episodes.
-        annotation: How references are marked, one of `config.ANNOTATIONS`.
+        annotation: How references are annotated, as in `data.annotation`.
         empty_annotation: What becomes of a reference without an annotated pixel, as
             `data.empty_annotation`.
         wrong: Whether the references are followed by as many of a wrong class (`draw_wrong`).
@@ -234,7 +234,7 @@ class EpisodeSource:
     def _reference(self, spec: EpisodeSpec, shot: int) -> tuple[np.ndarray, np.ndarray]:
         """A reference image and its annotation.
 
-        Where no attempt gives a marked pixel the first stays: it is counted, and ends no run.
+        Where no attempt gives a annotated pixel the first stays: it is counted, and ends no run.
         """
         training = self.fold.split == "train"
         stream = _TRAIN_MARKS if training else _TEST_MARKS
@@ -242,10 +242,10 @@ class EpisodeSource:
         for attempt in range(_ATTEMPTS if self.empty_annotation == "redraw" else 1):
             draws = Rng(self.seed, stream, spec.index, shot, attempt)
             image, mask, _ = self._read(image_id, spec.class_id)
-            marked = annotate(self.annotation, mask, draws, training=training)
-            if marked.any():
-                return image, marked
-            found.append((image, marked))
+            annotated = annotate(self.annotation, mask, draws, training=training)
+            if annotated.any():
+                return image, annotated
+            found.append((image, annotated))
             if not mask.any():
                 others = [i for i in self.fold.entries[spec.class_id] if i != spec.target_id]
                 image_id = draws.choose(others)

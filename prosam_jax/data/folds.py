@@ -134,7 +134,7 @@ class FoldIndex:
         """The index with only those classes filled that have an image more than `shots`.
 
         Raises:
-            ValueError: No class has that many images.
+            UserError: No class has that many images.
         """
         kept = {c: ids if len(ids) > shots else () for c, ids in self.entries.items()}
         if not any(kept.values()):

@@ -42,7 +42,7 @@ def make_loader(
         hosts: Hosts that share the batches.
 
     Raises:
-        ValueError: The hosts cannot share a batch evenly, or the source has not so many batches.
+        UserError: The hosts cannot share a batch evenly, or the source has not so many batches.
     """
     if batch_size % hosts:
         raise UserError(

@@ -63,7 +63,7 @@ class IoU:
         """The metrics of everything added so far.
 
         Raises:
-            ValueError: Nothing was added.
+            UserError: Nothing was added.
         """
         if not self._areas:
             raise UserError("no episode was added, so there is nothing to score")

@@ -17,8 +17,9 @@ class Prediction(NamedTuple):
     Attributes:
         areas: To be added up to scores.
         mask: The predicted masks.
-        empty_annotations: References of which no mark is left at the size of the features.
-        controls: Areas of what the result is measured against, by name (`training.controls`).
+        empty_annotations: References of which nothing annotated is left at the
+            features' size.
+        controls: Areas of what the result is measured against, by name (`evaluation.controls`).
         control_masks: Their masks, where they have one.
         uncertainty: How far masks of sampled prompts disagree, if that was asked for.
     """

@@ -49,8 +49,9 @@ class Result:
         seconds: Wall time, compilation included.
         examples: The first episodes, for pictures.
         references: How many references were shown.
-        empty_annotations: Of how many of them no mark was left at the size of the features.
-        controls: Scores of what this one is measured against, by name (`training.controls`).
+        empty_annotations: Of how many of them nothing annotated was left at the features'
+            size.
+        controls: Scores of what this one is measured against, by name (`evaluation.controls`).
         prior_threshold: Where the cosine prior was cut for them.
     """
 

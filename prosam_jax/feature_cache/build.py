@@ -63,7 +63,7 @@ def build(
         source: Reads the pixels.
         ids: Images, as `missing` gives them.
         batch_size: Images computed at once.
-        on_image: Called with the number of images done so far, by whomever.
+        on_image: Called with the number of images done so far, here or by other processes.
 
     Returns:
         How many this process computed.

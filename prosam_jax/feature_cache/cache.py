@@ -107,7 +107,7 @@ class FeatureCache:
         """One line about the cache of a run that uses up to `images` images.
 
         Raises:
-            ValueError: The disk has no room for the entries that are missing for certain.
+            UserError: The disk has no room for the entries that are missing for certain.
         """
         there = self.entries.count()
         self.entries.check_space(max(0, images - there))

@@ -130,7 +130,7 @@ class Entries:
         return shutil.disk_usage(there).free
 
     def check_space(self, new: int) -> None:
-        """Raises ValueError, in one line, unless the disk has room for `new` more entries."""
+        """Raises UserError, in one line, unless the disk has room for `new` more entries."""
         if (need := new * self.nbytes) > (free := self.free()):
             raise UserError(
                 f"cache.dir={str(self.folder.parent)!r}: {new:,} more entries take {size(need)} "

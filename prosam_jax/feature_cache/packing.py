@@ -20,7 +20,7 @@ class Packed(NamedTuple):
 
 
 def pack(embeddings: Float[Array, "b i j e"], dtype: str) -> Packed:
-    """Brings embeddings to a type of `config.CACHE_DTYPES`.
+    """Brings embeddings to a type of `cache.dtype`.
 
     For int8 the largest number of each channel of each image becomes 127. SAM's channels differ in
     size and its positions, behind a layer norm, hardly do: one scale per position errs more.

@@ -40,7 +40,7 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
 
 
 def _lone(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Marked pixels without a marked neighbour, too small to be seen in a picture."""
+    """Marked pixels without a annotated neighbour, too small to be seen in a picture."""
     padded = np.pad(mask, 1)
     beside = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
     return mask & ~beside

@@ -269,7 +269,7 @@ class ImageEncoderViT(nnx.Module):
             Image embeddings, one for each whole patch, in the type `cfg.dtype`.
 
         Raises:
-            ValueError: The images are smaller than a patch, or there are absolute positions and
+            UserError: The images are smaller than a patch, or there are absolute positions and
                 the images make another grid of patches than `cfg.image_size`.
         """
         self._check_size(x.shape[1], x.shape[2])

@@ -67,7 +67,7 @@ class Sam(nnx.Module):
             Masks with their expected IoU and low-resolution logits.
 
         Raises:
-            ValueError: As `preprocess` and `PromptEncoder` do.
+            UserError: As `preprocess` and `PromptEncoder` do.
         """
         embeddings = self.encode_image(self.preprocess(images))
         sparse, dense = self.prompt_encoder(points=points, labels=labels, boxes=boxes, masks=masks)
@@ -80,7 +80,7 @@ class Sam(nnx.Module):
         """Normalises RGB images of 0-255, then pads them with zeros to `cfg.image_size`.
 
         Raises:
-            ValueError: The images are larger than `cfg.image_size`.
+            UserError: The images are larger than `cfg.image_size`.
         """
         (h, w), (height, width) = images.shape[1:3], self.cfg.image_size
         if h > height or w > width:

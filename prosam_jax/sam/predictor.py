@@ -81,7 +81,7 @@ class SamPredictor:
             image_format: "RGB" or "BGR", the order of an array's channels.
 
         Raises:
-            ValueError: The image cannot be read, or the format is unknown.
+            UserError: The image cannot be read, or the format is unknown.
             FileNotFoundError: There is no such file.
         """
         self.set_image_batch([image], image_format)
@@ -102,7 +102,7 @@ class SamPredictor:
                 all. The last ones are padded to as many.
 
         Raises:
-            ValueError: As for `set_image`; no images; or `micro_batch` is less than 1.
+            UserError: As for `set_image`; no images; or `micro_batch` is less than 1.
             FileNotFoundError: There is no such file.
         """
         check_choice("image_format", image_format, ("RGB", "BGR"))
@@ -134,7 +134,7 @@ class SamPredictor:
         self._frames: list[ResizeLongestSide] = []
 
     def get_image_embedding(self) -> Float[Array, "b h w c"]:
-        """Embeddings of the images that are set, channels last; ValueError if there are none."""
+        """Embeddings of the images that are set, channels last; UserError if there are none."""
         if self._embeddings is None:
             raise UserError("no image is set: call set_image first")
         return self._embeddings
@@ -169,7 +169,7 @@ class SamPredictor:
             logits in low resolution.
 
         Raises:
-            ValueError: No image or more than one is set, or a prompt has the wrong shape or range.
+            UserError: No image or more than one is set, or a prompt has the wrong shape or range.
         """
         if len(self._frames) > 1:
             raise UserError(f"{len(self._frames)} images are set: call predict_batch")
@@ -201,7 +201,7 @@ class SamPredictor:
             Lists of masks, expected IoU and low-resolution logits, one entry for each image.
 
         Raises:
-            ValueError: No image is set, a list has another length than there are images, or a
+            UserError: No image is set, a list has another length than there are images, or a
                 prompt has the wrong shape or range.
         """
         embeddings = self.get_image_embedding()

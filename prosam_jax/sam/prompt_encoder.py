@@ -80,7 +80,7 @@ class PromptEncoder(nnx.Module):
             has the size of the image embedding.
 
         Raises:
-            ValueError: Only one of `points` and `labels` is given, or `masks` have another size.
+            UserError: Only one of `points` and `labels` is given, or `masks` have another size.
         """
         if (points is None) != (labels is None):
             given, missing = ("labels", "points") if points is None else ("points", "labels")
@@ -120,7 +120,7 @@ class PromptEncoder(nnx.Module):
         return self._positions(boxes.reshape(-1, 2, 2)) + corners[None]
 
     def embed_masks(self, masks: Float[Array, "b h w 1"]) -> Float[Array, "b eh ew c"]:
-        """Scales masks down to the image embedding; ValueError if they have another size."""
+        """Scales masks down to the image embedding; UserError if they have another size."""
         expected = tuple(4 * side for side in self.cfg.embedding_size)
         if masks.shape[1:3] != expected:
             raise UserError(

@@ -100,7 +100,7 @@ class ResizeLongestSide:
         As in SAM, points without a box are followed by one padding point, which takes part.
 
         Raises:
-            ValueError: A shape, a value or a label is wrong, or points lack labels or vice versa.
+            UserError: A shape, a value or a label is wrong, or points lack labels or vice versa.
         """
         if (points is None) != (labels is None):
             given, missing = ("labels", "coords") if points is None else ("coords", "labels")

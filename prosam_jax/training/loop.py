@@ -41,7 +41,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     the seed. Writes `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` there.
 
     Raises:
-        ValueError: A setting, a file or an old run in `workdir` does not fit.
+        UserError: A setting, a file or an old run in `workdir` does not fit.
         FloatingPointError: The loss is not finite any more; names metric and step.
         Stopped: SIGTERM or SIGINT came; the state is saved.
     """
@@ -72,6 +72,9 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         begins = f"going on at step {start}" if start else f"starting{origin} at step 0"
         console.note(f"{begins} in {workdir}")
         trainer.run(start, workdir, checkpoints, validate_first=unscored)
+        best = checkpoints.best
+    known = "never validated" if best is None else f"best validation at step {best}"
+    print(f"{workdir}: trained to step {trainer.total}, {known}")
     if trainer.cache:
         console.note(trainer.cache.summary())
 
@@ -84,7 +87,7 @@ def _has_checkpoint(workdir: pathlib.Path) -> bool:
 
 
 def _check_run(cfg: Config, workdir: pathlib.Path) -> Config:
-    """The settings that the run in `workdir` began with; ValueError if `cfg` is another run's."""
+    """The settings that the run in `workdir` began with; UserError if `cfg` is another run's."""
     began = read_config(workdir / "config.json")
     may = CHANGES_NO_NUMBER
     if cfg.train.schedule != "cosine":  # which depends on the length

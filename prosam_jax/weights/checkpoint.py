@@ -74,7 +74,7 @@ class Checkpoints:
         """Reads the state of `step` into the structure, types and sharding of `like`.
 
         Raises:
-            ValueError: The stored tree differs from `like` in names or shapes.
+            UserError: The stored tree differs from `like` in names or shapes.
         """
         self._check(step, like, self._manager.item_metadata(step).tree)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)

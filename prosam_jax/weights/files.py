@@ -105,7 +105,7 @@ def save(
             "architecture".
 
     Raises:
-        ValueError: An array is not of type float32.
+        UserError: An array is not of type float32.
         OSError: The disk is full, or the folder cannot be written.
     """
     path = pathlib.Path(path)
@@ -133,7 +133,7 @@ def checksum(arrays: Mapping[str, np.ndarray | jax.Array]) -> str:
 
 
 def check_whole(file: Any, path: str | os.PathLike[str], *, made_by: str) -> None:
-    """Raises ValueError unless an open weight file holds the numbers that were written to it."""
+    """Raises UserError unless an open weight file holds the numbers that were written to it."""
     written = read_metadata(file).get("arrays_sha256")
     found = _checksum((name, file.get_tensor(name)) for name in sorted(file.keys()))
     if written not in (None, found):
@@ -183,7 +183,7 @@ def load(
         The module, its arrays on the default device.
 
     Raises:
-        ValueError: The file is missing, damaged, no weight file, or of another kind or
+        UserError: The file is missing, damaged, no weight file, or of another kind or
             architecture, or its names, shapes or types are not exactly those of the module.
     """
     with _open(path, made_by) as file:

@@ -84,7 +84,7 @@ def _client(endpoint: str | None) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _one_line(hub: Any, endpoint: str, repo: str, revision: str, file: str) -> Iterator[None]:
-    """Turns the client's errors into ValueErrors of one line that say what to do."""
+    """Turns the client's errors into UserErrors of one line that say what to do."""
     errors = hub.errors
     try:
         yield

@@ -168,7 +168,7 @@ def frozen_weights(cfg: Config) -> dict[str, dict[str, Any]]:
     """The frozen weights that the settings name, as in `Trained.frozen`.
 
     Raises:
-        ValueError: A weight file is missing or damaged.
+        UserError: A weight file is missing or damaged.
     """
     found = {}
     for kind, name, file in (
@@ -210,7 +210,7 @@ def read_dataset(workdir: pathlib.Path) -> str | None:
 
 
 def read_frozen(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The frozen weights of a run; ValueError if its folder does not name them."""
+    """The frozen weights of a run; UserError if its folder does not name them."""
     try:
         return json.loads((workdir / FROZEN).read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -222,7 +222,7 @@ def read_frozen(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
 def check_frozen(
     what: object, held: Mapping[str, dict[str, Any]], given: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Raises ValueError unless `what`, trained on `held`, means the same on `given`.
+    """Raises UserError unless `what`, trained on `held`, means the same on `given`.
 
     Both are as `Trained.frozen`; numbers that nobody wrote down are not compared.
     """
@@ -241,7 +241,7 @@ def read(path: str | os.PathLike[str]) -> Trained:
     """What the file says of its prompt encoder.
 
     Raises:
-        ValueError: The file is missing, damaged, or not of a prompt encoder.
+        UserError: The file is missing, damaged, or not of a prompt encoder.
     """
     held = files.metadata(path, made_by=MADE_BY)
     if held.get("format") != files.FORMAT or held.get("kind") != KIND:
@@ -252,7 +252,7 @@ def read(path: str | os.PathLike[str]) -> Trained:
         )
     try:
         cfg = recorded(held["config"])
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path} was trained with settings unknown here: {error}") from error
     names = ({field.name for field in dataclasses.fields(Trained)} & held.keys()) - {"config"}
     return Trained(config=cfg, **{name: held[name] for name in names})

@@ -203,7 +203,7 @@ PUBLISHED = (
 
 
 def named(name: str) -> Published:
-    """The entry called `name`; ValueError with the nearest names if there is none."""
+    """The entry called `name`; UserError with the nearest names if there is none."""
     check_choice("NAME", name, tuple(entry.name for entry in PUBLISHED))
     return next(entry for entry in PUBLISHED if entry.name == name)
 
@@ -232,7 +232,7 @@ def verify(entry: Remote, path: pathlib.Path, digest: str = "") -> str:
         What its checksum says, in words.
 
     Raises:
-        ValueError: Size or checksum is another, or a safetensors file is not complete.
+        UserError: Size or checksum is another, or a safetensors file is not complete.
     """
     size = path.stat().st_size
     if entry.size not in (None, size):

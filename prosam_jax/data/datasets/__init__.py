@@ -30,7 +30,7 @@ def episodes(cfg: DataConfig, split: str, *, seed: int, length: int | None = Non
         length: Number of episodes; None for one pass over the images.
 
     Raises:
-        ValueError: The benchmark's files are not as they must be.
+        UserError: The benchmark's files are not as they must be.
     """
     if split == "test" and cfg.test != "own":
         return transfer_episodes(cfg, COCO_TO_PASCAL[cfg.test], seed=seed, length=length)

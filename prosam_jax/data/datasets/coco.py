@@ -32,7 +32,7 @@ def find_folder(root: str) -> MaskFolder:
     """Finds COCO 2014 at `root`.
 
     Raises:
-        ValueError: It is not there.
+        UserError: It is not there.
     """
     wanted = (
         f"it must be the folder of COCO 2014 that holds {', '.join(OWN_LISTS)} and {LISTS}; "
@@ -58,7 +58,7 @@ def coco_episodes(
         length: Number of episodes; None for as many as there are images.
 
     Raises:
-        ValueError: The folder is not as it must be, or has no image for any episode.
+        UserError: The folder is not as it must be, or has no image for any episode.
     """
     folder = tfds.find(cfg.root, COCO_20I) or find_folder(cfg.root)
     return folder_episodes(folder, COCO_20I, cfg, split, OWN_LISTS, seed=seed, length=length)

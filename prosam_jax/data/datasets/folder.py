@@ -36,7 +36,7 @@ def own_episodes(
         length: Number of episodes; None for one pass over the pictures.
 
     Raises:
-        ValueError: The folder is not as it must be, holds bad files that are not to be skipped,
+        UserError: The folder is not as it must be, holds bad files that are not to be skipped,
             or has no picture for any episode.
     """
     folder = find_folder(cfg.root)
@@ -70,7 +70,7 @@ def fold_rule(class_names: tuple[str, ...], novel: str, name: str) -> FoldRule:
         name: What the rule is called.
 
     Raises:
-        ValueError: A novel class is not known.
+        UserError: A novel class is not known.
     """
     if not novel:
         ids = range(1, 1 + len(class_names))

@@ -50,7 +50,7 @@ def check(folder: Folder, *, trust: bool = True, keep: bool = False) -> Contents
         keep: Whether `checked.json` is written.
 
     Raises:
-        ValueError: `checked.json` is damaged.
+        UserError: `checked.json` is damaged.
     """
     known = _noted(folder) if trust else {}
     stamps = {image_id: list(stamp) for image_id, stamp in stamps_of(folder)}

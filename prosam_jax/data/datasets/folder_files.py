@@ -49,12 +49,12 @@ class Folder:
         return self.path / MASKS / self.masks[image_id]
 
     def image(self, image_id: str) -> Image.Image:
-        """The picture, RGB; ValueError if it cannot be read or does not fit its mask."""
+        """The picture, RGB; UserError if it cannot be read or does not fit its mask."""
         size = images.size(self.mask_path(image_id), turn=False)
         return images.load(self.image_path(image_id), fit=size, square=self.square)
 
     def labels(self, image_id: str) -> UInt8[np.ndarray, "h w"]:
-        """The mask's class numbers; ValueError if it cannot be read or holds other numbers."""
+        """The mask's class numbers; UserError if it cannot be read or holds other numbers."""
         path, most = self.mask_path(image_id), len(self.class_names)
         labels = images.read_labels(path)
         held = np.flatnonzero(np.bincount(labels.ravel())).tolist()
@@ -79,7 +79,7 @@ def find_folder(root: str) -> Folder:
     """The folder at `root`.
 
     Raises:
-        ValueError: Something of the layout is missing.
+        UserError: Something of the layout is missing.
     """
     wanted = f"it must hold {IMAGES}, {MASKS} and {CLASSES}"
     if not root:
@@ -101,7 +101,7 @@ def find_folder(root: str) -> Folder:
 
 
 def read_classes(path: pathlib.Path) -> tuple[str, ...]:
-    """The names in `classes.txt`; ValueError if there are none, too many, or one twice."""
+    """The names in `classes.txt`; UserError if there are none, too many, or one twice."""
     names = tuple(lines(path))
     if not 0 < len(names) < IGNORE:
         raise UserError(f"{path} names {len(names)} classes; it must name 1 to {IGNORE - 1}")
@@ -126,7 +126,7 @@ def stem(name: str) -> str:
 
 
 def lines(path: pathlib.Path) -> list[str]:
-    """The lines of a text file that are not blank; ValueError if it is not UTF-8."""
+    """The lines of a text file that are not blank; UserError if it is not UTF-8."""
     try:
         found = path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

@@ -66,7 +66,7 @@ class MaskFolder:
         """The image, RGB, not turned as its EXIF data may ask, for masks lie on the stored pixels.
 
         Raises:
-            ValueError: The file cannot be read.
+            UserError: The file cannot be read.
         """
         return images.load(self.image_path(image_id), turn=False, square=self.square)
 
@@ -74,7 +74,7 @@ class MaskFolder:
         """The mask's class numbers, 255 for pixels to ignore.
 
         Raises:
-            ValueError: The file cannot be read.
+            UserError: The file cannot be read.
         """
         return images.read_labels(self.mask_path(image_id))
 
@@ -90,7 +90,7 @@ class MaskFolder:
             setting: The setting that gave this name, for messages.
 
         Raises:
-            ValueError: There is no such list, it is empty, or files are missing that it names.
+            UserError: There is no such list, it is empty, or files are missing that it names.
         """
         path = self.list_path(name)
         if not path.is_file():
@@ -130,7 +130,7 @@ class MaskFolder:
             watch: Hands on the counts of the masks that must be read, whose number it is told.
 
         Raises:
-            ValueError: A mask or its image cannot be read to the end, a mask holds numbers that are
+            UserError: A mask or its image cannot be read to the end, a mask holds numbers that are
                 no class or differs from its image in size; or the kept counts cannot be read.
         """
         known = self._known_counts()
@@ -199,7 +199,7 @@ def folder_episodes(
         length: Number of episodes; None for one pass over the images.
 
     Raises:
-        ValueError: The folder is not as it must be, or has no image for any episode.
+        UserError: The folder is not as it must be, or has no image for any episode.
     """
     is_train = split == "train"
     setting = "train_list" if is_train else "val_list"

@@ -32,7 +32,7 @@ def find_images(root: str, setting: str = "data.root") -> list[pathlib.Path]:
     """The folders among `root`, `root/VOC2012`, `root/VOCdevkit/VOC2012` that hold `JPEGImages`.
 
     Raises:
-        ValueError: There are several.
+        UserError: There are several.
     """
     base = _base(root)
     places = [base, base / "VOC2012", base / "VOCdevkit" / "VOC2012"]
@@ -50,7 +50,7 @@ def find_folder(root: str, setting: str = "data.root") -> MaskFolder:
         setting: The setting that gave it, for messages.
 
     Raises:
-        ValueError: It is in none of them, or in several.
+        UserError: It is in none of them, or in several.
     """
     command = f"prosam prepare pascal --root {root or 'FOLDER'}"
     if not root:
@@ -84,7 +84,7 @@ def pascal_episodes(
         length: Number of episodes; None for one pass over the images.
 
     Raises:
-        ValueError: The folder is not as it must be, or has no image for any episode.
+        UserError: The folder is not as it must be, or has no image for any episode.
     """
     folder = tfds.find(cfg.root, PASCAL_5I) or find_folder(cfg.root)
     return folder_episodes(folder, PASCAL_5I, cfg, split, OWN_LISTS, seed=seed, length=length)
@@ -102,7 +102,7 @@ def transfer_episodes(
         length: Number of episodes; None for one pass over the images.
 
     Raises:
-        ValueError: The folder is not as it must be, or has no image for any episode.
+        UserError: The folder is not as it must be, or has no image for any episode.
     """
     root = cfg.test_root
     folder = tfds.find(root, PASCAL_5I) or find_folder(root, "data.test_root")

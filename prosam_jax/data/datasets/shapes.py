@@ -114,7 +114,7 @@ class Shapes:
         """The class of each object from the lowest to the topmost, known without rendering.
 
         Raises:
-            ValueError: `image_id` is none.
+            UserError: `image_id` is none.
         """
         fold, split, number = _parts(image_id)
         draws = Rng(self.seed, fold, split, number, _CLASSES)

@@ -58,7 +58,7 @@ class TfdsMasks:
             setting: The setting that gave this name, for messages.
 
         Raises:
-            ValueError: There is no such list.
+            UserError: There is no such list.
         """
         if name not in self._lists:
             raise UserError(

@@ -87,7 +87,7 @@ def obtain(archives: Iterable[Archive], root: pathlib.Path, *, download: bool) -
     """Sees to it that archives lie in `root`.
 
     Raises:
-        ValueError: One is not there, or what was fetched is not what it should be.
+        UserError: One is not there, or what was fetched is not what it should be.
         OSError: The connection broke again and again.
     """
     missing = [archive for archive in archives if not (root / archive.file).is_file()]
@@ -113,7 +113,7 @@ def members(path: pathlib.Path) -> Iterator[Iterator[Member]]:
     """The files of a tar or zip archive, in turn, with a progress bar.
 
     Raises:
-        ValueError: The archive is damaged.
+        UserError: The archive is damaged.
     """
     read = _in_zip if path.suffix == ".zip" else _in_tar
     try:
@@ -133,7 +133,7 @@ def unpack(path: pathlib.Path, place: Callable[[str], pathlib.Path | None]) -> N
         place: Where a file of this name goes, None for nowhere.
 
     Raises:
-        ValueError: The archive is damaged.
+        UserError: The archive is damaged.
     """
     with members(path) as found:
         for member in found:

@@ -20,7 +20,7 @@ def prepare(name: str, root: pathlib.Path, *, download: bool) -> None:
     """Prepares "pascal" or "coco", and says how its lists compare with the published ones.
 
     Raises:
-        ValueError: Files are missing or damaged.
+        UserError: Files are missing or damaged.
         OSError: There is not room enough, a file cannot be written, or a download broke.
     """
     complete, lists = _BENCHMARKS[name]
@@ -48,5 +48,5 @@ def prepare(name: str, root: pathlib.Path, *, download: bool) -> None:
         print(f"{folder.rule.name} fold {fold}: {'; '.join(verdicts)}")
     if read:  # last, so that a folder that cannot be written to has been compared
         folder.keep_pixel_counts(ids, counts)
-    root = f"--config.data.root={folder.path}"
-    print(f"train with: prosam train --config {name} {root} --workdir DIR")
+    setting = f"--config.data.root={folder.path}"
+    print(f"train with: prosam train --config {name} {setting} --workdir DIR")

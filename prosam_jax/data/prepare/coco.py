@@ -68,7 +68,7 @@ def prepare(root: pathlib.Path, *, download: bool) -> tuple[MaskFolder, bool]:
         The folder, and whether anything was to be done.
 
     Raises:
-        ValueError: An archive is missing or damaged, or pycocotools is not installed.
+        UserError: An archive is missing or damaged, or pycocotools is not installed.
         OSError: There is not room enough, or a file cannot be written.
     """
     folder = coco_folder(root)

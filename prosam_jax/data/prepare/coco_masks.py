@@ -43,7 +43,7 @@ def read_annotations(path: pathlib.Path) -> list[Annotated]:
     """The images of an `instances_*.json` in order of their names.
 
     Raises:
-        ValueError: The file is damaged, or not one of COCO's.
+        UserError: The file is damaged, or not one of COCO's.
     """
     try:
         held = json.loads(path.read_bytes())

@@ -62,7 +62,7 @@ def prepare(
         Number of bad files.
 
     Raises:
-        ValueError: The folder or the source is not as it must be.
+        UserError: The folder or the source is not as it must be.
     """
     if source and check_only:
         raise UserError("--check looks at the masks that are there: leave --annotations out")
@@ -98,7 +98,7 @@ def make_masks(root: pathlib.Path, source: pathlib.Path, *, force: bool = False)
     """Writes masks and `classes.txt`; returns one line per file that gives none.
 
     Raises:
-        ValueError: The source cannot be read, or without `force` a mask is there and differs.
+        UserError: The source cannot be read, or without `force` a mask is there and differs.
     """
     if not (root / IMAGES).is_dir():
         raise UserError(f"--root={root}: there is no {root / IMAGES}; put the pictures there")

@@ -76,7 +76,7 @@ def prepare(root: pathlib.Path, *, download: bool) -> tuple[MaskFolder, bool]:
         The folder, and whether anything was to be done.
 
     Raises:
-        ValueError: An archive is missing or damaged.
+        UserError: An archive is missing or damaged.
         OSError: There is not room enough, or a file cannot be written.
     """
     found = find_images(str(root), "--root")

@@ -27,7 +27,7 @@ def build(name: str, root: str, data_dir: pathlib.Path, lists: Sequence[str] = (
         lists: Lists of ids to copy, each to a split of its name; the benchmark's own if empty.
 
     Raises:
-        ValueError: The folder is not as it must be, or tensorflow_datasets is not installed.
+        UserError: The folder is not as it must be, or tensorflow_datasets is not installed.
     """
     find_folder, own_lists = _FOLDERS[name]
     folder = find_folder(root)

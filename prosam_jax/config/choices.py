@@ -1,0 +1,40 @@
+"""The names that settings choose from."""
+
+import typing
+from typing import Literal
+
+SAMModel = Literal["vit_b", "vit_l", "vit_h", "shapes", "tiny"]
+DType = Literal["float32", "bfloat16"]
+Attention = Literal["plain", "cudnn"]
+Backbone = Literal[
+    "resnet50",
+    "resnet101",
+    "resnet50_torchvision",
+    "resnet101_torchvision",
+    "vgg16",
+    "vgg16_bn",
+    "dinov2_vits14",
+    "dinov2_vitb14",
+    "efficientnet_lite0",
+    "shapes",
+    "tiny",
+]
+Distribution = Literal["vrp", "vrp_2linear", "gaussian", "student_t", "t3vae"]
+Dataset = Literal["pascal", "coco", "shapes", "folder"]
+Annotation = Literal["mask", "box", "scribble", "point"]
+CacheDType = Literal["float32", "bfloat16", "int8"]
+
+SAM_MODELS: tuple[str, ...] = typing.get_args(SAMModel)
+DTYPES: tuple[str, ...] = typing.get_args(DType)
+ATTENTIONS: tuple[str, ...] = typing.get_args(Attention)
+BACKBONES: tuple[str, ...] = typing.get_args(Backbone)
+DISTRIBUTIONS: tuple[str, ...] = typing.get_args(Distribution)
+DATASETS: tuple[str, ...] = typing.get_args(Dataset)
+ANNOTATIONS: tuple[str, ...] = typing.get_args(Annotation)
+CACHE_DTYPES: tuple[str, ...] = typing.get_args(CacheDType)
+
+RANDOM = "random"
+"""Weights that are drawn from the seed."""
+
+PACKAGED = "packaged"
+"""Weights that come with the package."""
