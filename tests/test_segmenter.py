@@ -1,5 +1,6 @@
 """The segmenter against the model it wraps, and what it says of mistakes."""
 
+import inspect
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from PIL import Image
 from small import prompt_encoder_file
 
 import prosam_jax
-from prosam_jax import Segmenter, model, resize, segmenter
+from prosam_jax import Segmenter, model, resize
 from prosam_jax.config import DistributionConfig
 from prosam_jax.data.transforms import resize_image, resize_mask
 from prosam_jax.errors import UserError
@@ -69,7 +70,7 @@ def seg(file):
 
 @pytest.fixture(scope="module")
 def found(seg):
-    return seg.segment(IMAGES, uncertainty=True, batch_size=4)
+    return list(seg.segment(IMAGES, uncertainty=True, batch_size=4))
 
 
 @pytest.mark.slow
@@ -108,11 +109,11 @@ def test_masks_are_the_models(seg, found):
 
 @pytest.mark.slow
 def test_a_batch_is_one_by_one(seg, found):
-    last = seg.segment([IMAGES[2]], uncertainty=True, batch_size=4)[0]
+    (last,) = seg.segment([IMAGES[2]], uncertainty=True, batch_size=4)
     for name in ("masks", "label_map", "scores", "predicted_iou", "uncertainty"):
         one, other = getattr(last, name), getattr(found[2], name)
         np.testing.assert_allclose(one, other, atol=1e-5, err_msg=name)
-    both = seg.segment(iter([IMAGES[2]] * 5), batch_size=4)
+    both = list(seg.segment(iter([IMAGES[2]] * 5), batch_size=4))
     assert len(both) == 5 and both[4].uncertainty is None
     np.testing.assert_array_equal(both[4].masks, last.masks)
 
@@ -130,7 +131,7 @@ def test_uncertainty_lies_between_its_ends(seg, found):
     sure = Segmenter(quiet, SIDE)
     for image, mask in REFERENCES["disc"]:
         sure.add_reference(image, mask=mask)
-    still = sure.segment(IMAGES, uncertainty=True)[1]
+    still = list(sure.segment(IMAGES, uncertainty=True))[1]
     np.testing.assert_allclose(still.uncertainty, 0, atol=1e-6)
     np.testing.assert_array_equal(still.masks[0], found[1].masks[0])
 
@@ -166,11 +167,35 @@ def test_every_mark_counts_and_the_last_set_stays(seg):
     assert ours.classes == ()
 
 
+@pytest.mark.slow
+def test_pictures_of_an_iterable_come_one_by_one(seg, found):
+    """No more than a batch is read ahead, and the references are those of the call."""
+    ours = Segmenter(seg.model, SIDE)
+    for image, mask in REFERENCES["disc"]:
+        ours.add_reference(image, mask=mask)
+    read = []
+
+    def pictures():
+        for i in range(9):
+            read.append(i)
+            yield IMAGES[i % 3]
+
+    come = ours.segment(pictures(), batch_size=4)
+    assert read == []
+    ours.reset()
+    first = next(come)
+    assert len(read) == 4
+    np.testing.assert_array_equal(first.masks[0], found[0].masks[0])
+    assert first.classes == ("object",)
+    assert len(list(come)) == 8 and len(read) == 9
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [7, None, b"cat.jpg", {"cat.jpg": 1}])
-def test_what_is_no_picture_is_said(wrong):
+def test_what_is_no_picture_is_said(seg, wrong):
     # Past the type checker of the tests, which users do not have.
-    with pytest.raises(UserError, match=type(wrong).__name__):
-        segmenter._listed(wrong)
+    with pytest.raises(UserError, match=f"images.*{type(wrong).__name__}"):
+        inspect.unwrap(Segmenter.segment)(seg, wrong)
 
 
 @pytest.mark.slow
@@ -182,7 +207,7 @@ def test_mistakes_are_said(seg, monkeypatch):
     with pytest.raises(UserError, match="samples=1"):
         seg.segment(IMAGES, uncertainty=True, samples=1)
     with pytest.raises(UserError, match=r"images\[1\].*int64"):
-        seg.segment([IMAGES[0], IMAGES[1].astype(np.int64)])
+        list(seg.segment([IMAGES[0], IMAGES[1].astype(np.int64)]))
     monkeypatch.setattr(seg.model, "distribution", DistributionConfig(name="vrp"))
     with pytest.raises(UserError, match=r"distribution\.name=vrp"):
         seg.segment(IMAGES, uncertainty=True)
@@ -194,7 +219,7 @@ def test_name_is_imported_when_asked_for():
         "import sys, prosam_jax\n"
         "assert 'jax' not in sys.modules\n"
         "assert prosam_jax.Segmenter.__module__ == 'prosam_jax.segmenter'\n"
-        "assert 'orbax' not in sys.modules and 'matplotlib' not in sys.modules"
+        "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "Segmenter" in prosam_jax.__all__
