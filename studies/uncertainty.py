@@ -30,13 +30,13 @@ ENTROPY, SCORE, EXPECTED = "entropy of the mean prompts' mask", "score", "predic
 DISAGREEMENT = {factor: f"disagreement, sigma x {factor:g}" for factor in SPREADS}
 
 
-def judged(model: ProSAM, episode: Episode, samples: int) -> dict[str, Array]:
+def judged(prosam: ProSAM, episode: Episode, samples: int) -> dict[str, Array]:
     """Maps (b, h, w) and numbers (b) of a batch by name, and "wrong" (b, h, w) and "iou" (b)."""
-    features = model.encode(episode)
-    posterior = model.posterior(features)
+    features = prosam.encode(episode)
+    posterior = prosam.posterior(features)
     assert posterior.log_scale is not None, "a deterministic model has no uncertainty"
     size, truth = episode.target_mask.shape[1:], jnp.asarray(episode.target_mask)
-    logits, expected = model.decode_with_iou(features.image_embeddings, posterior.mean, size)
+    logits, expected = prosam.decode_with_iou(features.image_embeddings, posterior.mean, size)
     mask, p, q = foreground(logits), jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
     found = {
         "wrong": (mask != truth) & ~episode.target_ignore,
@@ -48,7 +48,7 @@ def judged(model: ProSAM, episode: Episode, samples: int) -> dict[str, Array]:
     for factor, name in DISAGREEMENT.items():
         wider = posterior._replace(log_scale=posterior.log_scale + jnp.log(factor))
         found[name] = inference.uncertainty(
-            model, features.image_embeddings, wider, size, samples, jax.random.key(0)
+            prosam, features.image_embeddings, wider, size, samples, jax.random.key(0)
         )
     return found
 
@@ -84,7 +84,7 @@ def main() -> None:
     judge = jax.jit(judged, static_argnames="samples")
     batches: list[dict[str, Any]] = []
     for episode in make_loader(source, batch_size=cfg.eval.batch_size):
-        found = jax.device_get(judge(model, episode, args.samples))
+        found = jax.device_get(judge(prosam, episode, args.samples))
         batches.append({name: x[episode.valid] for name, x in found.items()})
     whole = {name: np.concatenate([x[name] for x in batches]) for name in batches[0]}
     wrong, iou = whole.pop("wrong"), whole.pop("iou")

@@ -8,6 +8,9 @@ import json
 import re
 import threading
 
+import huggingface_hub
+from huggingface_hub import constants
+
 TOKEN = "hf_token_of_the_test"
 ENDPOINTS = (
     ("POST", r"/api/repos/create", "create"),
@@ -142,3 +145,22 @@ def running():
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextlib.contextmanager
+def logged_in(folder, monkeypatch):
+    """A hub where the client is logged in, with a cache of its own in a folder."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+    with running() as hub:
+        yield hub
+    huggingface_hub.utils.close_session()
+
+
+def make_default(hub, monkeypatch):
+    """As if HF_ENDPOINT had named the hub when the client was imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

@@ -1,12 +1,25 @@
 import dataclasses
 import json
+import math
 
 import pytest
+from messages import check_line
 from ml_collections import ConfigDict
 
-from configs import pascal
 from prosam_jax import config
-from prosam_jax.config import Config, SAMConfig
+from prosam_jax.cli import settings
+from prosam_jax.config import Config, Role, SAMConfig, replaced
+from prosam_jax.config.fields import about, flat, leaves
+from prosam_jax.errors import UserError
+
+RECIPES = settings.recipes()
+
+
+def test_every_setting_has_a_role():
+    assert len(leaves(Config)) > 40
+    for name in leaves(Config):
+        assert isinstance(about(Config, name).role, Role), name
+    assert {about(Config, name).role for name in leaves(Config)} == set(Role)
 
 
 def test_settings_survive_the_round_trip():
@@ -17,83 +30,227 @@ def test_settings_survive_the_round_trip():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("name", "value"),
     [
-        ({"sam": {"modle": "tiny"}}, "unknown setting sam.modle; nearest: sam.model"),
-        ({"sma": {}}, "unknown setting sma; nearest: sam"),
-        ({"sam": {"model": "vit_x"}}, "sam.model='vit_x' is not known; nearest: vit_l, vit_h"),
-        ({"sam": {"dtype": "float8"}}, "sam.dtype='float8' is not known; nearest: float32"),
-        ({"sam": {"attention": "cudnn"}}, "sam.attention='cudnn' needs sam.dtype='bfloat16'"),
-        ({"sam": {"attention": "flash"}}, "sam.attention='flash' is not known"),
-        ({"sam": "tiny"}, "sam='tiny' must be a group of settings"),
-        ({"train": {"steps": 1.5}}, "train.steps=1.5 must be of type int, not float"),
-        ({"train": {"batch_size": 0}}, "train.batch_size=0 must be at least 1"),
-        ({"data": {"fold": 4}}, "data.fold=4 must be 0, 1, 2 or 3"),
-        (
-            {"data": {"annotation": "points"}},
-            "data.annotation='points' is not known; nearest: point",
-        ),
-        ({"data": {"downsample": "cover"}}, "downsample='cover' is not known; nearest: coverage"),
-        ({"data": {"bad_files": "stopp"}}, "data.bad_files='stopp' is not known; nearest: stop"),
-        ({"data": {"fold": True}}, "data.fold=True must be of type int, not bool"),
-        ({"prompt": {"dim": 30}}, "prompt.dim=30 must be a multiple of 4"),
-        ({"prompt": {"dim": 128}}, "prompt.dim=128 must be 256, as wide as SAM's"),
-        ({"prompt": {"num_heads": 0}}, "prompt.num_heads=0 must be at least 1"),
-        ({"sam": {"image_size": 1000}}, "sam.image_size=1000 must be 0 or a multiple of 16"),
-        ({"prompt": {"dropout": 1.0}}, r"prompt.dropout=1.0 must lie in \[0, 1\)"),
-        ({"distribution": {"name": "student"}}, "nearest: student_t"),
-        ({"distribution": {"nu": 0.0}}, "distribution.nu=0.0 must be above 0"),
-        ({"seed": -1}, "seed=-1 must be at least 0"),
-        ({"train": {"learning_rate": float("nan")}}, "learning_rate=nan must be at least 0"),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("eval.seed", 2**32),
+        ("data.fold", 4),
+        ("data.fold", 7),
+        ("data.shots", 0),
+        ("prompt.dim", 30),
+        ("prompt.num_heads", 0),
+        ("prompt.dropout", 1.0),
+        ("prompt.dropout", -0.1),
+        ("distribution.nu", 0.0),
+        ("distribution.samples", 0),
+        ("distribution.entropy_weight", math.inf),
+        ("sam.image_size", 1000),
+        ("train.batch_size", 0),
+        ("train.eval_every", -2),
+        ("train.weight_decay", -1.0),
+        ("train.learning_rate", -1e-4),
+        ("train.learning_rate", math.nan),
+        ("train.learning_rate", math.inf),
     ],
-    ids=lambda x: str(x)[:30],
 )
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Config.from_dict(settings)
+def test_values_out_of_range_are_named(name, value):
+    with pytest.raises(UserError) as error:
+        replaced(Config(), {name: value})
+    check_line(error, name, repr(value))
 
 
-def test_integers_are_taken_for_floats():
-    assert Config.from_dict({"distribution": {"nu": 7}}).distribution.nu == 7.0
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 2**32 - 1),
+        ("data.fold", 3),
+        ("prompt.dropout", 0.0),
+        ("train.weight_decay", 0.0),
+        ("train.eval_every", -1),
+        ("distribution.nu", 7),
+    ],
+)
+def test_values_at_the_ends_of_a_range_are_taken(name, value):
+    held = flat(replaced(Config(), {name: value}))[name]
+    assert held == value
+    assert type(held) is type(flat(Config())[name])
 
 
-def test_names_of_settings_are_checked():
+@pytest.mark.parametrize(
+    ("name", "value", "wanted", "given"),
+    [
+        ("train.steps", 1.5, "int", "float"),
+        ("train.learning_rate", "fast", "float", "str"),
+        ("data.fold", True, "int", "bool"),
+        ("data.fold", "1", "int", "str"),
+        ("data.root", 7, "str", "int"),
+        ("data.name", 3, "str", "int"),
+        ("eval.controls", 1, "bool", "int"),
+        ("seed", None, "int", "NoneType"),
+    ],
+)
+def test_values_of_another_type_are_named(name, value, wanted, given):
+    with pytest.raises(UserError) as error:
+        replaced(Config(), {name: value})
+    check_line(error, name, repr(value), wanted, given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "nearest"),
+    [
+        ("sam.model", "vit_x", "vit_h"),
+        ("sam.dtype", "float8", "float32"),
+        ("sam.attention", "flash", "plain"),
+        ("backbone.name", "resnet5", "resnet50"),
+        ("distribution.name", "student", "student_t"),
+        ("data.name", "pascl", "pascal"),
+        ("data.annotation", "points", "point"),
+        ("data.downsample", "cover", "coverage"),
+        ("data.empty_annotation", "redrw", "redraw"),
+        ("train.schedule", "cosin", "cosine"),
+    ],
+)
+def test_unknown_choices_are_named_with_the_nearest(name, value, nearest):
+    with pytest.raises(UserError) as error:
+        replaced(Config(), {name: value})
+    check_line(error, name, repr(value), nearest)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"sam": {"modle": "tiny"}}, ("sam.modle", "sam.model")),
+        ({"sma": {"model": "tiny"}}, ("sma", "sam")),
+        ({"sam": "tiny"}, ("sam='tiny'", "group")),
+        ({"sam": {"attention": "cudnn"}}, ("sam.attention", "sam.dtype", "bfloat16")),
+        ({"sam": {"weights": "packaged"}}, ("sam.weights", "sam.model", "shapes", "vit_h")),
+        ({"backbone": {"weights": "packaged"}}, ("backbone.weights", "backbone.name", "shapes")),
+        ({"prompt": {"dim": 128}}, ("prompt.dim=128", "256")),
+        ({"prompt": {"num_heads": 3}}, ("prompt.num_heads=3", "prompt.dim=256")),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_are_named(given, named):
+    with pytest.raises(UserError) as error:
+        Config.from_dict(given)
+    check_line(error, *named)
+
+
+UNREAD = [
+    ({"data.novel": "fox"}, "data.name", {"data.name": "folder"}),
+    ({"data.bad_files": "skip"}, "data.name", {"data.name": "folder"}),
+    ({"data.name": "shapes", "data.root": "x"}, "data.name", {"data.name": "coco"}),
+    ({"data.name": "shapes", "data.decode": "fast"}, "data.name", {"data.name": "pascal"}),
+    ({"data.test": "pascal_disjoint"}, "data.name", {"data.name": "coco"}),
+    (
+        {"data.name": "coco", "data.test_root": "voc"},
+        "data.test",
+        {"data.test": "pascal_standard"},
+    ),
+    (
+        {"distribution.name": "vrp", "distribution.samples": 3},
+        "distribution.name",
+        {"distribution.name": "gaussian"},
+    ),
+    (
+        {"distribution.name": "gaussian", "distribution.nu": 3.0},
+        "distribution.name",
+        {"distribution.name": "t3vae"},
+    ),
+    ({"cache.dtype": "int8"}, "cache.dir", {"cache.dir": "x"}),
+    ({"train.steps": 5, "train.epochs": 3}, "train.steps", {"train.steps": 0}),
+    (
+        {"train.schedule": "cosine", "train.restart_epochs": 3},
+        "train.schedule",
+        {"train.schedule": "warm_restarts"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "read_with", "mended"), UNREAD, ids=lambda x: str(x)[:40])
+def test_what_is_set_and_not_read_is_refused(given, read_with, mended):
+    with pytest.raises(UserError) as error:
+        replaced(Config(), given)
+    check_line(error, list(given)[-1], read_with)
+    kept = flat(replaced(Config(), given | mended))
+    assert kept.items() >= (given | mended).items()
+
+
+def test_what_is_not_read_any_more_becomes_its_default():
+    student_t = replaced(
+        Config(), {"distribution.nu": 3.0, "distribution.samples": 2, "data.root": "voc"}
+    )
+    vrp = replaced(student_t, {"distribution.name": "vrp"})
+    assert vrp == replaced(Config(), {"distribution.name": "vrp", "data.root": "voc"})
+    with pytest.raises(UserError) as error:
+        replaced(student_t, {"distribution.name": "vrp", "distribution.samples": 2})
+    check_line(error, "distribution.samples=2", "vrp")
+    shapes = replaced(student_t, {"data.name": "shapes"})
+    assert (shapes.data.root, shapes.distribution.nu) == ("", 3.0)
+    assert replaced(replaced(Config(), {"train.epochs": 9}), {"train.steps": 4}).train.epochs == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("data.fld", "data.fold"),
+        ("dta.fold", ""),
+        ("foo.bar", ""),
+        ("seed.x", ""),
+        ("data", ""),
+        ("data.cueless", "data.empty_annotation"),
+    ],
+)
+def test_unknown_names_are_named_with_the_nearest(name, nearest):
+    for call in (config.check_setting, lambda name: replaced(Config(), {name: 1})):
+        with pytest.raises(UserError) as error:
+            call(name)
+        check_line(error, name, nearest)
     config.check_setting("data.fold")
-    config.check_setting("data")
-    for path, nearest in (("data.fld", "data.fold"), ("dta.fold", "data"), ("seed.x", "")):
-        with pytest.raises(ValueError, match=f"unknown setting {path}.*{nearest}"):
-            config.check_setting(path)
 
 
-def test_saved_settings_are_read_with_changes(tmp_path):
+def test_settings_are_read_from_a_runs_file(tmp_path):
     path = tmp_path / "config.json"
     cfg = Config.from_dict({"data": {"fold": 2}})
     config.write_config(cfg, path)
     assert config.read_config(path) == cfg
-    changed = config.replaced(cfg, {"eval.episodes": 10})
-    assert changed.eval.episodes == 10
-    assert config.changed(cfg, changed, ()) == ["eval.episodes: 1000 -> 10"]
-    assert config.changed(cfg, changed, ("eval.episodes",)) == []
-    moved = config.replaced(cfg, {"sam.weights": "elsewhere.safetensors"})
-    assert config.changed(cfg, moved, ()) == []
-    drawn = config.replaced(cfg, {"sam.weights": "random"})
-    assert len(config.changed(cfg, drawn, ())) == 1
-    tuned = config.replaced(cfg, {"prompt.weights": "a.safetensors"})
-    assert config.changed(cfg, tuned, ()) == ["prompt.weights:  -> a.safetensors"]
-    elsewhere = config.replaced(cfg, {"prompt.weights": "b.safetensors"})
-    assert config.changed(tuned, elsewhere, ()) == []
-    path.write_text(json.dumps({"evla": {}}))
-    with pytest.raises(ValueError, match="unknown setting evla"):
+    path.write_text(json.dumps({"evla": {"seed": 1}}))
+    with pytest.raises(UserError) as error:
         config.read_config(path)
+    check_line(error, "evla.seed".partition(".")[0], "eval")
     path.write_text('{"seed": 3')
-    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+    with pytest.raises(UserError) as error:
         config.read_config(path)
-    with pytest.raises(ValueError, match="--workdir must name the workdir of a training run"):
+    check_line(error, str(path))
+    with pytest.raises(UserError) as error:
         config.read_config(tmp_path / "none.json")
+    check_line(error, str(tmp_path / "none.json"), "--workdir")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_hold_what_differs_from_the_defaults(name):
+    values = settings.recipe(name)
+    cfg = replaced(Config(), values)
+    default = flat(Config())
+    # Of the benchmark that a recipe is for, a reader wants to be told.
+    same = {x for x, value in values.items() if value == default[x]} - {"data.name"}
+    assert not same
+    assert flat(cfg).items() >= values.items()
+
+
+def test_a_recipe_may_be_a_config_dict(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    return ConfigDict({'seed': 4, 'data': {'fold': 2}})\n"
+    )
+    assert settings.recipe(str(path)) == {"seed": 4, "data.fold": 2}
 
 
 def test_the_papers_recipe():
-    cfg = Config.from_dict(pascal.get_config())
+    cfg = replaced(Config(), settings.recipe("pascal"))
     assert cfg == Config()
     assert (cfg.seed, cfg.train.epochs, cfg.train.restart_epochs) == (321, 100, 15)
     assert (cfg.train.learning_rate, cfg.train.weight_decay) == (1e-4, 1e-6)
@@ -104,8 +261,8 @@ def test_sizes_of_sam():
     assert [SAMConfig.named(n).embed_dim for n in ("vit_b", "vit_l", "vit_h")] == [768, 1024, 1280]
     assert SAMConfig.vit_b().embedding_size == (64, 64)
     assert dataclasses.replace(SAMConfig(), image_size=(100, 50)).embedding_size == (6, 3)
-    with pytest.raises(ValueError, match=r"image_size=\(8, 64\) must be at least patch_size=16"):
+    with pytest.raises(UserError) as error:
         dataclasses.replace(SAMConfig(), image_size=(8, 64))
-    settings = config.SAMSettings(model="tiny", image_size=64, dtype="bfloat16")
-    assert settings.architecture().image_size == (64, 64)
-    assert settings.architecture().dtype == "bfloat16"
+    check_line(error, "image_size=(8, 64)", "patch_size=16")
+    sam = config.SAMSettings(model="tiny", image_size=64, dtype="bfloat16").architecture()
+    assert (sam.image_size, sam.dtype) == ((64, 64), "bfloat16")

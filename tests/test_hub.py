@@ -1,23 +1,21 @@
 """Pushing and pulling with the real client, against a hub on this machine."""
 
 import os
-import pathlib
-import subprocess
 import sys
 
 import fake_hub
-import huggingface_hub
 import pytest
+from commands import PROSAM, one_line, run, status_of
 from flax import nnx
-from huggingface_hub import constants
+from messages import check_line
 
-from prosam_jax import share
+from prosam_jax import cli, share
 from prosam_jax.config import Config
+from prosam_jax.errors import UserError
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.weights import files, hub, prompt_encoder
 from prosam_jax.weights.prompt_encoder import Trained
 
-ROOT = pathlib.Path(__file__).parents[1]
 REPO = "somebody/vrp-tiny"
 RESULTS = {
     "miou": 41.234,
@@ -46,14 +44,8 @@ def file(tmp_path_factory):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A hub; the client is logged in there, with a cache of its own."""
-    monkeypatch.setenv("HF_TOKEN", fake_hub.TOKEN)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    with fake_hub.running() as running:
-        yield running
-    huggingface_hub.utils.close_session()
+    with fake_hub.logged_in(tmp_path, monkeypatch) as hub:
+        yield hub
 
 
 def test_what_is_pushed_is_pulled(file, server, tmp_path):
@@ -81,7 +73,10 @@ def test_the_card_says_what_the_file_says(file, server):
         "| SAM | vit_h, weights of sha256 " + "a" * 64,
     ):
         assert row in card
-    assert f"prompt_file pull {REPO} --out" in card
+    for line in card.split("```")[1].strip().splitlines():
+        assert callable(cli.parse_args(line.split()[1:]).run)
+    assert f"prosam weights pull {REPO} --out" in card
+    assert "--config.data.root" in card
 
 
 def test_unknowns_stay_unknown_in_the_card(file):
@@ -102,7 +97,7 @@ def test_private_repositories_are_private(file, server, tmp_path):
     share.push(file, REPO, private=True, endpoint=server.url)
     server.private[REPO] = False
     server.files[REPO] = {}
-    with pytest.raises(ValueError, match=f"{REPO} exists and is public"):
+    with pytest.raises(UserError, match=REPO):
         share.push(file, REPO, private=True, endpoint=server.url)
     assert server.files == {REPO: {}}
 
@@ -115,96 +110,88 @@ def test_a_file_of_another_kind_is_not_put_in_place(file, server, tmp_path):
     files.save(tmp_path / "sam", {}, {"kind": "sam", "architecture": "tiny"})
     trained = prompt_encoder.read(file)
     prompt_encoder.save(tmp_path / "hollow", {}, trained)
-    for content, reason in (
-        (whole[:-7], "is no complete safetensors file"),
-        ((tmp_path / "sam").read_bytes(), "is no file of a trained prompt encoder"),
-        ((tmp_path / "hollow").read_bytes(), "does not fit"),
+    for content in (
+        whole[:-7],
+        (tmp_path / "sam").read_bytes(),
+        (tmp_path / "hollow").read_bytes(),
     ):
         server.files[REPO][hub.FILE] = content
-        with pytest.raises(ValueError, match=f"{REPO} holds no prompt encoder .*: .*{reason}"):
+        with pytest.raises(UserError, match=REPO):
             share.pull(REPO, out, endpoint=server.url)
         assert out.read_text() == "older"
-    assert not list(tmp_path.glob(".*.part"))
-    with pytest.raises(ValueError, match="is no file of a trained prompt encoder"):
+    assert {path.name for path in tmp_path.iterdir()} <= {out.name, "sam", "hollow", "cache"}
+    with pytest.raises(UserError) as error:
         share.push(tmp_path / "sam", REPO, endpoint=server.url)
-
-
-def _one_line(error, message):
-    assert "\n" not in str(error.value)
-    assert message in str(error.value)
+    check_line(error, tmp_path / "sam", "prosam export")
+    assert server.files[REPO][hub.FILE] == (tmp_path / "hollow").read_bytes()
 
 
 def test_who_is_not_logged_in_is_told(file, server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         share.push(file, REPO, endpoint=server.url)
-    _one_line(error, f"{server.url} refuses access to {REPO}: check the name, or log in with: hf")
+    check_line(error, server.url, REPO, "hf auth login")
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         share.push(file, REPO, endpoint=server.url)
-    _one_line(error, f"not logged in to {server.url}; log in with: hf auth login, or set HF_TOKEN")
+    check_line(error, server.url, "hf auth login", "HF_TOKEN")
     server.files[REPO], server.private[REPO] = {}, True
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         share.pull(REPO, tmp_path / "x", endpoint=server.url)
-    _one_line(error, f"{server.url} refuses access to {REPO}")
+    check_line(error, server.url, REPO, "hf auth login")
 
 
 def test_what_is_not_there_is_named(file, server, tmp_path):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         share.pull(REPO, tmp_path / "x", endpoint=server.url)
-    _one_line(error, f"{server.url} has no repository {REPO} that you may see: check the name")
+    check_line(error, server.url, REPO)
     server.files[REPO], server.private[REPO] = {}, False
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         share.pull(REPO, tmp_path / "x", endpoint=server.url)
-    _one_line(error, f"{REPO} at {server.url} has no file prompt_encoder.safetensors")
-    with pytest.raises(ValueError) as error:
+    check_line(error, server.url, REPO, "prompt_encoder.safetensors")
+    with pytest.raises(UserError) as error:
         share.pull(REPO, tmp_path / "x", revision="v9", endpoint=server.url)
-    _one_line(error, f"{REPO} at {server.url} has no revision 'v9'")
+    check_line(error, server.url, REPO, "'v9'")
     assert not (tmp_path / "x").exists()
 
 
 def test_a_hub_that_cannot_be_reached_is_named(file, server, tmp_path):
     nowhere = "http://127.0.0.1:9"  # the discard port, where nothing listens
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         share.push(file, REPO, endpoint=nowhere)
-    _one_line(error, f"cannot reach {nowhere}: ")
-    with pytest.raises(ValueError) as error:
+    check_line(error, nowhere)
+    with pytest.raises(UserError) as error:
         share.pull(REPO, tmp_path / "x", endpoint=nowhere)
-    _one_line(error, f"cannot reach {nowhere}: ")
+    check_line(error, nowhere)
 
 
-def test_the_missing_package_is_named(monkeypatch, capsys):
+def test_the_missing_package_is_named(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert share.main(["pull", REPO, "--out=x"]) == 1
-    assert capsys.readouterr().err == (
-        "error: the package huggingface_hub is missing; install it with: "
-        "pip install 'prosam_jax[hub]'\n"
-    )
+    assert status_of("weights", "pull", REPO, "--out", tmp_path / "x") == 1
+    one_line(capsys.readouterr().err, "huggingface_hub", "pip install 'prosam_jax[hub]'")
 
 
 @pytest.mark.slow
 def test_the_commands_take_the_hub_from_the_environment(file, server, tmp_path):
-    environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
+    environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
+    environment |= {name: os.environ[name] for name in ("HF_TOKEN", "NO_PROXY")}
 
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "prosam_jax.prompt_file", *arguments],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    def prosam(*arguments):
+        return run(*PROSAM, *arguments, **environment)
 
-    pushed = run("push", str(file), "--repo", REPO, "--private")
+    pushed = prosam("weights", "push", file, "--repo", REPO, "--private")
     assert pushed.returncode == 0, pushed.stderr
     sha = server.sha(REPO)
     assert pushed.stdout == f"{server.url}/{REPO}/commit/{sha}\n"
-    pulled = run("pull", REPO, "--out", str(tmp_path / "x"), "--revision", sha)
+    pulled = prosam("weights", "pull", REPO, "--out", tmp_path / "x", "--revision", sha)
     assert pulled.returncode == 0, pulled.stderr
     assert "mIoU 41.23" in pulled.stdout
     assert (tmp_path / "x").read_bytes() == file.read_bytes()
-    missing = run("pull", "somebody/else", "--out", str(tmp_path / "y"))
+    shown = prosam("weights", "show", REPO)
+    assert shown.returncode == 0 and "mIoU 41.23" in shown.stdout
+    again = prosam("weights", "pull", REPO, "--out", tmp_path / "x")
+    assert again.returncode == 1
+    one_line(again.stderr, tmp_path / "x", "--force")
+    missing = prosam("weights", "pull", "somebody/else", "--out", tmp_path / "y")
     assert missing.returncode == 1
-    assert missing.stderr.startswith(f"error: {server.url} has no repository somebody/else")
-    assert missing.stderr.count("\n") == 1
+    one_line(missing.stderr, server.url, "somebody/else")

@@ -69,7 +69,7 @@ class SamPredictor:
         changes = flat_mapping(overrides)
         if other := [x for x in changes if not x.startswith("sam.")]:
             raise UserError(f"{', '.join(other)}: SamPredictor reads settings of sam alone")
-        return cls(build_sam(_settings(name, changes)))
+        return cls(_load(name, changes))
 
     def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
         """Embeds an image, to which `predict` then refers.
@@ -235,20 +235,25 @@ class SamPredictor:
         return masks, list(iou), list(logits)
 
 
-def _settings(name: str | os.PathLike[str], changes: Mapping[str, Any]) -> SAMSettings:
+def _load(name: str | os.PathLike[str], changes: Mapping[str, Any]) -> Sam:
     text = os.fspath(name)
     given = {x.removeprefix("sam."): value for x, value in changes.items()}
     model = text.removeprefix("sam_")
     if text.startswith("sam_") and model in SAM_MODELS:
         weights = {"weights": PACKAGED} if model == "shapes" else {}
-        return _replaced(SAMSettings.of(model=model), weights | given)
-    path = pathlib.Path(text)
-    if not path.is_file() or files.metadata(path, made_by=MADE_BY).get("kind") != "sam":
-        trained = prompt_encoder.settings_of(prompt_encoder.find(name))
-        return prompt_encoder.usable(trained, changes).sam
-    architecture = files.metadata(path, made_by=MADE_BY)["architecture"]
-    check_choice("architecture", architecture, SAM_MODELS)
-    return _replaced(SAMSettings.of(model=architecture), {"weights": text} | given)
+        return build_sam(_replaced(SAMSettings.of(model=model), weights | given))
+    path = pathlib.Path(text).expanduser()
+    if path.is_file() or (path.suffix and not path.is_dir()):
+        held = files.metadata(path, made_by=MADE_BY)
+        if held.get("kind") == "sam":
+            check_choice("architecture", held["architecture"], SAM_MODELS)
+            cfg = SAMSettings.of(model=held["architecture"])
+            return build_sam(_replaced(cfg, {"weights": str(path)} | given))
+    elif len(path.parts) == 1 and not path.exists():
+        names = (f"sam_{x}" for x in SAM_MODELS)
+        check_choice("model", text, (*names, *prompt_encoder.PACKAGED_ENCODERS))
+    cfg = prompt_encoder.usable(prompt_encoder.settings_of(prompt_encoder.find(name)), changes)
+    return build_sam(cfg.sam, cfg.seed)
 
 
 def _replaced(cfg: SAMSettings, changes: Mapping[str, Any]) -> SAMSettings:

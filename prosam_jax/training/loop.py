@@ -65,7 +65,9 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         trainer.print_facts()
         unscored = start > 0 and trainer.is_due(start) and not checkpoints.validated(start)
         if start >= trainer.total and not unscored:
-            print(f"nothing to do: {workdir} is at step {start}, train.steps is {trainer.total}")
+            console.note(
+                f"nothing to do: {workdir} is at step {start}, train.steps is {trainer.total}"
+            )
             return
         origin = f" with {cfg.prompt.weights}" if cfg.prompt.weights else ""
         begins = f"going on at step {start}" if start else f"starting{origin} at step 0"

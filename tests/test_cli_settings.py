@@ -1,0 +1,121 @@
+"""Settings on a command line: recipes by name and by file, and `--config.GROUP.NAME=VALUE`."""
+
+import ast
+
+import pytest
+from commands import ROOT, examples, one_line, status_of
+
+from prosam_jax import cli
+from prosam_jax.cli import settings
+from prosam_jax.config import Config, read_config, replaced, write_config
+from prosam_jax.training import loop
+
+
+def settings_of(*arguments):
+    """The settings that `prosam train` would take."""
+    return settings.config(cli.parse_args(["train", "--workdir", "run", *arguments]))
+
+
+@pytest.mark.parametrize("name", settings.recipes())
+def test_recipes_say_how_they_are_used(name):
+    text = ast.get_docstring(ast.parse(settings.recipes()[name].read_text()), clean=False)
+    shown = examples(text, "python train.py")
+    assert shown
+    for words in shown:
+        given = settings_of(*words[:-1] if words[-1].startswith("--workdir") else words)
+        assert given.data.name == settings.recipe(name)["data.name"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--config.data.fld=1"], ["data.fld", "data.fold"]),
+        (["--config.dat.fold=1"], ["dat.fold"]),
+        (["--config.data=1"], ["setting data"]),
+        (["--config.sam.model=vit_x"], ["sam.model", "vit_x", "vit_h"]),
+        (["--config.data.fold=one"], ["data.fold", "'one'", "int"]),
+        (["--config.eval.controls=maybe"], ["eval.controls", "'maybe'", "bool"]),
+        (["--config.train.learning_rate=nan"], ["train.learning_rate", "nan"]),
+        (["--config.data.fold"], ["--config.data.fold", "="]),
+        (["--noconfig.data.fold"], ["--noconfig.data.fold"]),
+        (["--config.data.novel=fox"], ["data.novel", "data.name"]),
+        (["--config=pascl"], ["--config=pascl", "pascal"]),
+        (["--config=configs/pasca.py"], ["configs/pasca.py"]),
+        (["--config.data.root=nowhere"], ["data.root", "nowhere"]),
+    ],
+    ids=lambda x: x[0],
+)
+def test_mistakes_in_settings_get_one_line(arguments, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert status_of("train", "--workdir=run", *arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    one_line(err, *named)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [
+        (["--config.data.fold=2"], {"data.fold": 2}),
+        (["--config.data.fold", "2"], {"data.fold": 2}),
+        (["-config.data.fold=2"], {"data.fold": 2}),
+        (["--config.train.eval_every", "-1"], {"train.eval_every": -1}),
+        (["--config.train.learning_rate=1e-3"], {"train.learning_rate": 1e-3}),
+        (["--config.data.root=a=b c"], {"data.root": "a=b c"}),
+        (["--config.eval.controls"], {"eval.controls": True}),
+        (["--config.eval.controls=true"], {"eval.controls": True}),
+        (["--config.eval.controls", "--noconfig.eval.controls"], {}),
+        (["--config.eval.controls=False"], {}),
+        (["--config.seed=3", "--config.seed=4"], {"seed": 4}),
+        (["--config", "shapes", "--config.prompt.dim=96"], None),
+    ],
+    ids=str,
+)
+def test_settings_are_taken_in_every_form(arguments, changes):
+    wanted = settings.recipe("shapes") if changes is None else changes
+    assert settings_of(*arguments) == replaced(Config(), wanted)
+
+
+def test_a_bare_boolean_takes_no_value_of_the_next_argument():
+    words = ["evaluate", "--config.eval.controls", "--workdir", "x"]
+    args = cli.parse_args(words)
+    assert (args.workdir, args.overrides) == ("x", {"eval.controls": True})
+
+
+RECIPE = "def get_config():\n    return {'seed': 4, 'distribution': {'samples': 3}}\n"
+
+
+def test_recipes_are_found_by_name_and_by_file_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(RECIPE)
+    mine = replaced(Config(), {"seed": 4, "distribution.samples": 3})
+    for name in ("mine.py", "./mine.py", str(tmp_path / "mine.py")):
+        assert settings_of("--config", name) == settings_of(f"--config={name}") == mine
+    by_name, by_file = (settings_of("--config", x) for x in ("coco", f"{ROOT}/configs/coco.py"))
+    assert by_name == by_file == replaced(Config(), settings.recipe("coco"))
+    given = settings_of("--config=mine.py", "--config.seed=5", "--config.distribution.name=vrp")
+    assert given == replaced(Config(), {"seed": 5, "distribution.name": "vrp"})
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("x = 1\n", "get_config"),
+        ("def get_config():\n    return 3\n", "int"),
+        ("def get_config():\n    return {'sam': {'modle': 'tiny'}}\n", "sam.modle"),
+        ("def get_config():\n    return {'train': {'epochs': 'many'}}\n", "train.epochs"),
+    ],
+)
+def test_recipes_that_are_none_get_one_line(text, named, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(text)
+    assert status_of("train", f"--workdir={tmp_path / 'x'}", f"--config={tmp_path}/mine.py") == 1
+    one_line(capsys.readouterr().err, named)
+
+
+def test_a_command_that_trains_writes_its_settings(tmp_path, monkeypatch):
+    """The recipe and the command line reach the run's folder as they were given."""
+    kept = tmp_path / "config.json"
+    monkeypatch.setattr(loop, "train", lambda cfg, workdir: write_config(cfg, kept))
+    assert status_of("train", "--config=coco", "--config.data.fold=3", "--workdir", tmp_path) == 0
+    assert read_config(kept) == replaced(Config(), settings.recipe("coco") | {"data.fold": 3})
