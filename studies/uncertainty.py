@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--samples", type=int, default=10)
     args = parser.parse_args()
-    model, cfg = load(args.model, {})
+    prosam, cfg = load(args.model, {})
     source = evaluate.test_episodes(replaced(cfg, {"eval.episodes": args.episodes}))
     judge = jax.jit(judged, static_argnames="samples")
     batches: list[dict[str, Any]] = []

@@ -172,10 +172,10 @@ def test_runs_are_added_to_a_file_of_the_same_settings(tmp_path, capsys):
         found, scores=[dataclasses.replace(x, annotation="box") for x in later]
     )
     assert "seeds 321 of mask; seeds 320 of box; " in tables.note(tables.together(box, path))
-    assert not capsys.readouterr().out
+    assert not capsys.readouterr().err
     other = dataclasses.replace(newer, frozen={"sam": "another"})
     assert tables.together(other, path) == other
-    assert "is of other settings or frozen weights: its numbers are" in capsys.readouterr().out
+    assert str(path) in capsys.readouterr().err
 
 
 def test_a_document_keeps_its_words_around_the_table(tmp_path):
