@@ -195,7 +195,7 @@ def test_encode_feeds_the_frozen_networks_as_the_reference_does():
     ],
 )
 def test_objective_is_the_mean_over_samples(name):
-    whole = _small(name=name, samples=3)
+    whole = _small(name=name, **({} if name == "vrp" else {"samples": 3}))
     episode = _episode(1)
     target = jnp.asarray(episode.target_mask)
     key = jax.random.key(7)

@@ -21,7 +21,7 @@ from typing import Any
 
 from prosam_jax.cli import settings
 from prosam_jax.config import ANNOTATIONS, Config, check_at_least
-from prosam_jax.config.fields import flat
+from prosam_jax.config.fields import flat, unread
 from prosam_jax.errors import UserError
 
 METHODS = ("vrp", "student_t")
@@ -124,13 +124,14 @@ def full(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
 
 
 def _check_heeded(args: argparse.Namespace, runs: Sequence[Any]) -> None:
-    """Raises UserError if a setting of the command line is not that of all runs."""
-    settings_of = [flat(run.cfg) for run in runs]
-    ignored = [
-        name
-        for name, value in args.overrides.items()
-        if name != "seed" and any(of[name] != value for of in settings_of)
-    ]
+    """Raises UserError if a setting of the command line is not that of all runs that read it."""
+    ignored = set()
+    for run in runs:
+        held = flat(run.cfg)
+        for name, value in args.overrides.items():
+            is_read = name not in unread(Config, held | {name: value})
+            if name != "seed" and is_read and held[name] != value:
+                ignored.add(name)
     if ignored:
         raise UserError(
             f"{', '.join(sorted(ignored))}: set by the comparison itself; for one run of your own "
