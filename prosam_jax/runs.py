@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 
 from prosam_jax import console, equations, model, sharding
 from prosam_jax.config import OF_AN_EVALUATION, Config, Role, changed, names_of, replaced
-from prosam_jax.data import datasets
 from prosam_jax.data.episodes import EpisodeSource
 from prosam_jax.data.folds import describe
 from prosam_jax.errors import UserError
@@ -19,7 +18,6 @@ from prosam_jax.feature_cache.cache import opened
 from prosam_jax.report import pictures, scores
 from prosam_jax.training import state
 from prosam_jax.weights import prompt_encoder
-from prosam_jax.weights.prompt_encoder import Trained
 
 SAMPLES = 8
 """Prompts drawn for a map of uncertainty."""
@@ -54,20 +52,13 @@ def settings_of_file(file: pathlib.Path, overrides: Mapping[str, Any]) -> Config
             f"{file} does not say which fold it was trained on, and classes that it has seen "
             "prove nothing: pass --config.data.fold=0, 1, 2 or 3"
         )
-    cfg = replaced(trained.config, {**overrides, "prompt.weights": str(file)})
+    own = trained.config.data.name == "folder" and trained.classes is not None
     may = OF_AN_EVALUATION
-    if trained.fold is None or _is_another_folder(trained, cfg):
+    if trained.fold is None or own:  # `score_file` looks at the classes of one's own pictures
         may |= {Role.BENCHMARK}
-    else:
-        prompt_encoder.check_unseen(file, cfg, trained.dataset)
+    cfg = replaced(trained.config, {**overrides, "prompt.weights": str(file)})
+    prompt_encoder.check_fold(file, cfg)
     return replaced(settings(trained.config, overrides, may), {"prompt.weights": str(file)})
-
-
-def _is_another_folder(trained: Trained, cfg: Config) -> bool:
-    """Whether own pictures are scored that the training has not seen."""
-    if trained.dataset is None or not trained.config.data.name == cfg.data.name == "folder":
-        return False
-    return datasets.identity(cfg.data) != trained.dataset
 
 
 def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result:
@@ -83,6 +74,9 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result
     """
     cfg = replaced(cfg, {"prompt.weights": ""})  # where the run began no longer matters
     source = evaluate.test_episodes(cfg)
+    if cfg.data.name == "folder":
+        seen = prompt_encoder.read_classes(workdir)
+        prompt_encoder.check_unseen(workdir, seen, source.fold.class_names)
     parts, at = model.restored(cfg, workdir, checkpoint)
     return _score(cfg, workdir, source, parts, at, f"step {at} of {workdir}")
 
@@ -98,6 +92,9 @@ def score_file(cfg: Config, workdir: pathlib.Path) -> results.Result:
     """
     file = cfg.prompt.weights
     source = evaluate.test_episodes(cfg)
+    if cfg.data.name == "folder":
+        seen = prompt_encoder.read(file).classes
+        prompt_encoder.check_unseen(file, seen, source.fold.class_names)
     parts = model.split(model.build(cfg))
     return _score(cfg, workdir, source, parts, prompt_encoder.read(file).step, file)
 

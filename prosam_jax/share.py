@@ -62,7 +62,7 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
         frozen=prompt_encoder.read_frozen(workdir),
         version=prosam_jax.__version__,
         benchmark=cfg.data.name,
-        dataset=prompt_encoder.read_dataset(workdir),
+        classes=prompt_encoder.read_classes(workdir),
         fold=cfg.data.fold,
         step=at,
         results=_results(workdir / "results.json", cfg, at),

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     workdir.mkdir()
     write_config(cfg, workdir / "config.json")
     prompt_encoder.write_frozen(cfg, workdir)
-    prompt_encoder.write_dataset("Pascal-5i", workdir)
+    prompt_encoder.write_dataset("pascal", ["bus", "car"], workdir)
     params = jax.tree.map(lambda x: x + 0.01, model.split(model.build(cfg)).params)
     tx = state.optimizer(cfg.train, state.schedule(cfg.train, images=1))
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
@@ -60,7 +60,7 @@ def test_the_file_says_what_it_was_trained_on(run):
     trained = prompt_encoder.read(file)
     assert trained.config == replaced(cfg, {"data.root": ""})
     assert (trained.benchmark, trained.fold, trained.step) == ("pascal", 1, 2)
-    assert trained.dataset == "Pascal-5i"
+    assert trained.classes == ["bus", "car"]
     assert trained.merged_channels == 3 * 8 * 8
     assert trained.version == prosam_jax.__version__
     assert trained.frozen == {
@@ -128,7 +128,7 @@ def test_a_run_of_an_older_version_is_exported(copied, tmp_path):
         data["cueless"] = data.pop("empty_annotation")
         (workdir / name).write_text(json.dumps(written))
     trained = share.export(workdir, "latest", tmp_path / "x")
-    assert trained.dataset is None
+    assert trained.classes is None
     assert trained.results["miou"] == held["miou"]
     assert prompt_encoder.read(tmp_path / "x") == trained
 
@@ -149,7 +149,7 @@ def test_train_export_fine_tune_resume(tmp_path, capsys):
     loop.train(cfg, tmp_path / "first")
     file = tmp_path / "first.safetensors"
     share.export(tmp_path / "first", "best", file)
-    assert prompt_encoder.read(file).dataset == "Pascal-5i"
+    assert prompt_encoder.read(file).classes == ["bus", "car"]
     root = {"data.root": cfg.data.root}
     of_file = runs.score_file(runs.settings_of_file(file, root), tmp_path / "scored")
     of_checkpoint = runs.score(cfg, tmp_path / "first", "best")

@@ -12,6 +12,7 @@ from PIL import Image
 from prosam_jax import model, runs
 from prosam_jax.config import Config, replaced
 from prosam_jax.data import datasets
+from prosam_jax.evaluation import evaluate
 from prosam_jax.errors import UserError
 from prosam_jax.weights import files, prompt_encoder
 from prosam_jax.weights.prompt_encoder import Trained
@@ -111,18 +112,18 @@ def test_the_same_numbers_are_the_same_weights_whatever_their_source(weighed):
     assert checksums[0] == checksums[1] != checksums[2]
 
 
-@pytest.mark.parametrize("dataset", [None, "Pascal-5i"], ids=["older file", "file"])
-def test_another_fold_has_seen_the_test_classes(weighed, dataset):
-    path = _file("p", weighed, fold=1, benchmark="pascal", dataset=dataset)
+@pytest.mark.parametrize("classes", [None, ["bus"]], ids=["older file", "file"])
+def test_another_fold_has_seen_the_test_classes(weighed, classes):
+    path = _file("p", weighed, fold=1, benchmark="pascal", classes=classes)
     fold1, fold2, shapes = (
         replaced(weighed, {"data.fold": 1}),
         replaced(weighed, {"data.fold": 2}),
         replaced(weighed, {"data.name": "shapes"}),
     )
-    prompt_encoder.check_unseen(path, fold1, "Pascal-5i")
-    prompt_encoder.check_unseen(path, shapes, "Shapes-5i")
+    prompt_encoder.check_fold(path, fold1)
+    prompt_encoder.check_fold(path, shapes)
     with pytest.raises(UserError) as error:
-        prompt_encoder.check_unseen(path, fold2, "Pascal-5i")
+        prompt_encoder.check_fold(path, fold2)
     check_line(error, "p", "fold 2", "data.fold=1")
 
 
@@ -136,7 +137,7 @@ def test_an_unknown_fold_must_be_given(weighed):
 
 
 def test_a_known_fold_is_kept(weighed):
-    known = _file("known", weighed, fold=0, benchmark="pascal", dataset="Pascal-5i")
+    known = _file("known", weighed, fold=0, benchmark="pascal", classes=["bus"])
     assert runs.settings_of_file(known, {"data.root": "x"}).data.root == "x"
     with pytest.raises(UserError) as error:
         runs.settings_of_file(known, {"data.fold": 1})
@@ -172,21 +173,32 @@ def own(weighed, tmp_path):
     first, other = (_own_folder(tmp_path / name, side) for name, side in (("a", 9), ("b", 12)))
     data = {"data.name": "folder", "data.root": str(first), "data.novel": "fox,owl"}
     cfg = replaced(weighed, data)
-    dataset = datasets.episodes(cfg.data, "train", seed=0).fold.rule.dataset
-    assert dataset == datasets.identity(cfg.data)
-    assert not any(x in dataset for x in (str(tmp_path), "fox"))
+    classes = list(datasets.episodes(cfg.data, "train", seed=0).fold.class_names)
+    assert classes == [name for name in CLASSES if name not in ("fox", "owl")]
     path = _file("own.safetensors", replaced(cfg, {"data.root": ""}), fold=0, benchmark="folder",
-                 dataset=dataset)  # fmt: skip
+                 classes=classes)  # fmt: skip
     return cfg, path, other
+
+
+def _tested(cfg):
+    return evaluate.test_episodes(cfg).fold.class_names
+
+
+def _renamed(root):
+    """A folder whose classes have other names."""
+    names = (root / "classes.txt").read_text().split()
+    (root / "classes.txt").write_text("".join(f"my {name}\n" for name in names))
 
 
 def test_another_folder_may_be_scored_and_trained_on(own):
     cfg, path, other = own
-    there = replaced(cfg, {"data.root": str(other), "data.novel": "dog"})
-    assert datasets.identity(there.data) != datasets.identity(cfg.data)
-    prompt_encoder.check_unseen(path, there, datasets.identity(there.data))
-    scored = runs.settings_of_file(path, {"data.root": str(other), "data.novel": "dog"})
+    _renamed(other)
+    changes = {"data.root": str(other), "data.novel": "my dog"}
+    there = replaced(cfg, changes)
+    scored = runs.settings_of_file(path, changes)
     assert scored == replaced(there, {"prompt.weights": str(path)})
+    prompt_encoder.check_fold(path, there)
+    prompt_encoder.check_unseen(path, prompt_encoder.read(path).classes, _tested(there))
     by_fold = runs.settings_of_file(
         path, {"data.root": str(other), "data.novel": "", "data.fold": 2}
     )
@@ -196,47 +208,39 @@ def test_another_folder_may_be_scored_and_trained_on(own):
     check_line(error, "train.learning_rate")
 
 
+@pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize(
-    "changes", [{"data.novel": "dog"}, {"data.novel": ""}, {"data.fold": 2}], ids=str
+    ("changes", "named"),
+    [({"data.novel": "dog"}, "dog"), ({"data.novel": "", "data.fold": 1}, "dog")],
+    ids=str,
 )
-def test_other_classes_of_the_same_folder_are_refused_wherever_it_lies(own, changes, tmp_path):
-    cfg, path, _ = own
-    shutil.move(cfg.data.root, tmp_path / "moved")
-    there = replaced(cfg, {"data.root": str(tmp_path / "moved")})
-    same = datasets.identity(there.data)
-    assert same == prompt_encoder.read(path).dataset
-    prompt_encoder.check_unseen(path, there, same)
-    scored = runs.settings_of_file(path, {"data.root": there.data.root})
-    assert scored == replaced(there, {"prompt.weights": str(path)})
-    mended = next(f"{name}={value}" for name, value in (
-        ("data.fold", 0), ("data.novel", "'fox,owl'")) if name in changes)  # fmt: skip
-    for refused in (
-        lambda: prompt_encoder.check_unseen(path, replaced(there, changes), same),
-        lambda: runs.settings_of_file(path, {"data.root": there.data.root, **changes}),
-    ):
-        with pytest.raises(UserError) as error:
-            refused()
-        check_line(error, path, mended)
+def test_classes_that_were_trained_on_are_not_tested(own, changes, named, moved, tmp_path):
+    """In the folder itself, wherever it lies, with more pictures, or in another one."""
+    cfg, path, other = own
+    root = other
+    if moved:
+        root = tmp_path / "moved"
+        shutil.move(cfg.data.root, root)
+        shutil.copy(root / "images/dog0.png", root / "images/more.png")
+        shutil.copy(root / "masks/dog0.png", root / "masks/more.png")
+    given = {"data.root": str(root), **changes}
+    scored = runs.settings_of_file(path, given)
+    with pytest.raises(UserError) as error:
+        runs.score_file(scored, tmp_path / "scored")
+    check_line(error, path, named)
+    same = runs.settings_of_file(path, {"data.root": str(root)})
+    prompt_encoder.check_unseen(path, prompt_encoder.read(path).classes, _tested(same))
 
 
-def test_a_file_that_does_not_know_its_folder_keeps_its_classes(own):
+def test_a_file_that_does_not_know_its_classes_keeps_its_fold(own):
     """As files of older versions do not."""
     cfg, _, other = own
     path = _file("old.safetensors", cfg, fold=0, benchmark="folder")
-    prompt_encoder.check_unseen(path, cfg, datasets.identity(cfg.data))
+    prompt_encoder.check_fold(path, cfg)
     there = replaced(cfg, {"data.root": str(other), "data.novel": "dog"})
     with pytest.raises(UserError) as error:
-        prompt_encoder.check_unseen(path, there, datasets.identity(there.data))
+        prompt_encoder.check_fold(path, there)
     check_line(error, path, "data.novel='fox,owl'")
-
-
-def test_benchmarks_are_known_wherever_they_lie():
-    names = ("pascal", "coco", "shapes")
-    cfgs = [replaced(Config(), {"data.name": name}) for name in names]
-    known = [datasets.identity(cfg.data) for cfg in cfgs]
-    assert len({*known}) == 3
-    assert known[:2] == ["Pascal-5i", "COCO-20i"]
-    assert datasets.episodes(cfgs[2].data, "train", seed=0).fold.rule.dataset == known[2]
 
 
 def test_files_of_another_kind_are_named(weighed, tmp_path):

@@ -169,7 +169,7 @@ def test_a_run_of_an_older_version_goes_on(finished, tmp_path, capsys):
     assert read_config(run / "config.json") == longer
     with contextlib.closing(Checkpoints(run, read_only=True)) as checkpoints:
         assert checkpoints.latest == 7
-    assert share.export(run, "latest", tmp_path / "x").dataset is None
+    assert share.export(run, "latest", tmp_path / "x").classes is None
 
 
 @pytest.mark.slow

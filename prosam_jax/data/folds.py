@@ -36,7 +36,6 @@ class FoldRule:
             its target (on Pascal-5i).
         published: (split, fold) -> (images, `digest`) of the lists that the field compares on;
             the digest is "" where only their length is known.
-        contents: Digest of a folder of somebody's own; "" for a benchmark, which its name tells.
     """
 
     name: str
@@ -44,12 +43,6 @@ class FoldRule:
     novel: tuple[tuple[int, ...], ...]
     by_class: bool = False
     published: Mapping[tuple[str, int], tuple[int, str]] = dataclasses.field(default_factory=dict)
-    contents: str = ""
-
-    @property
-    def dataset(self) -> str:
-        """What the dataset is known by, wherever it lies."""
-        return self.contents or self.name
 
     def classes(self, fold: int, split: str) -> tuple[int, ...]:
         """Classes of a split: "test" has the fold's novel ones, "train" all others."""
@@ -110,6 +103,11 @@ class FoldIndex:
     def filled(self) -> tuple[int, ...]:
         """The classes that have images."""
         return tuple(c for c, ids in self.entries.items() if ids)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes that have images."""
+        return tuple(self.rule.class_names[c - 1] for c in self.filled)
 
     @functools.cached_property
     def images(self) -> tuple[str, ...]:

@@ -49,6 +49,12 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         began = _check_run(cfg, workdir)
         # It has its own parameters: the file that it began from may have moved or be gone.
         trainer = Trainer(replaced(cfg, {"prompt.weights": ""}))
+        was, now = prompt_encoder.read_classes(workdir), trainer.source.fold.class_names
+        if was is not None and was != list(now):
+            raise UserError(
+                f"{workdir} is trained on {', '.join(was)}, and data.root={cfg.data.root!r} has "
+                f"{', '.join(now)}: pass the data of the run, or another --workdir"
+            )
         cfg = replaced(cfg, {"prompt.weights": began.prompt.weights})
     else:
         trainer = Trainer(cfg)
@@ -56,7 +62,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     write_config(cfg, workdir / "config.json")
     if not goes_on:
         prompt_encoder.write_frozen(cfg, workdir)
-        prompt_encoder.write_dataset(trainer.source.fold.rule.dataset, workdir)
+        prompt_encoder.write_dataset(cfg.data.name, trainer.source.fold.class_names, workdir)
     # A second signal must not cut short the writing of what the first one had saved.
     with Signals() as signals, contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = checkpoints.latest or 0
@@ -109,13 +115,16 @@ class Trainer:
     def __init__(self, cfg: Config):
         self.cfg = cfg
         source = datasets.episodes(cfg.data, "train", seed=cfg.seed)
-        if cfg.prompt.weights:
-            prompt_encoder.check_unseen(cfg.prompt.weights, cfg, source.fold.rule.dataset)
         images = len(source.fold.images)
         self.total = state.total_steps(cfg.train, images)
         self.eval_every = cfg.train.eval_every or state.steps_per_epoch(cfg.train, images)
         self.source = dataclasses.replace(source, length=self.total * cfg.train.batch_size)
         self.test = evaluate.test_episodes(cfg)
+        if file := cfg.prompt.weights:
+            prompt_encoder.check_fold(file, cfg)
+            if cfg.data.name == "folder":
+                seen = prompt_encoder.read(file).classes
+                prompt_encoder.check_unseen(file, seen, self.test.fold.class_names)
         self.mesh = sharding.make_mesh(cfg.train.batch_size)
         self.learning_rate = state.schedule(cfg.train, images)
         tx = state.optimizer(cfg.train, self.learning_rate)

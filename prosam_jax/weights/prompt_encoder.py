@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Array
@@ -53,6 +53,10 @@ def _names_scores(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and {*SCORES, "settings"} <= value.keys())
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
 # What `Trained` and everything that shows it rely on, in a file that anybody may have made.
 NEEDED: dict[str, Callable[[Any], bool]] = {
     "config": lambda value: isinstance(value, dict),
@@ -61,6 +65,7 @@ NEEDED: dict[str, Callable[[Any], bool]] = {
     "version": lambda value: isinstance(value, str),
     "results": _names_scores,
     "step": lambda value: value is None or isinstance(value, int),
+    "classes": lambda value: value is None or _are_names(value),
 }
 
 
@@ -76,7 +81,7 @@ class Trained:
             and "arrays_sha256" (of their names and numbers) or, for random ones, "seed".
         version: The version of this library that wrote the file.
         benchmark: `data.name` of the training.
-        dataset: What its dataset is known by (`data.folds.FoldRule.dataset`).
+        classes: Names of the classes that were trained on.
         fold: Fold whose classes were kept for testing.
         step: Training steps taken.
         results: Scores of these very parameters, named as in `results.json`; "settings" lists
@@ -90,7 +95,7 @@ class Trained:
     frozen: dict[str, dict[str, Any]]
     version: str
     benchmark: str | None = None
-    dataset: str | None = None
+    classes: Sequence[str] | None = None
     fold: int | None = None
     step: int | None = None
     results: dict[str, Any] | None = None
@@ -189,20 +194,21 @@ def write_frozen(cfg: Config, workdir: pathlib.Path) -> None:
     (workdir / FROZEN).write_text(json.dumps(frozen_weights(cfg), indent=2) + "\n")
 
 
-def write_dataset(dataset: str, workdir: pathlib.Path) -> None:
-    """Keeps in a run's folder what its dataset is known by."""
-    (workdir / DATASET).write_text(json.dumps({"dataset": dataset}, indent=2) + "\n")
+def write_dataset(name: str, classes: Sequence[str], workdir: pathlib.Path) -> None:
+    """Keeps in a run's folder which dataset it is trained on, and the names of its classes."""
+    held = {"name": name, "classes": list(classes)}
+    (workdir / DATASET).write_text(json.dumps(held, indent=2) + "\n")
 
 
-def read_dataset(workdir: pathlib.Path) -> str | None:
-    """What the dataset of a run is known by; None for runs of older versions, which do not say.
+def read_classes(workdir: pathlib.Path) -> list[str] | None:
+    """Names of the classes that a run is trained on; None for runs of older versions.
 
     Raises:
         UserError: The file that says so is damaged.
     """
     path = workdir / DATASET
     try:
-        return json.loads(path.read_text())["dataset"]
+        return [str(name) for name in json.loads(path.read_text())["classes"]]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -276,19 +282,17 @@ def check_fit(path: str | os.PathLike[str], cfg: Config) -> None:
     check_frozen(path, trained.frozen, frozen_weights(cfg))
 
 
-def check_unseen(path: str | os.PathLike[str], cfg: Config, dataset: str | None) -> None:
-    """Raises UserError, in one line, if the file has been trained on classes that `cfg` tests.
+def check_fold(path: str | os.PathLike[str], cfg: Config) -> None:
+    """Raises UserError, in one line, if the file is of another fold of the benchmark of `cfg`.
 
-    Args:
-        path: The file.
-        cfg: Settings of a training that begins from it, or of its evaluation.
-        dataset: What the dataset of `cfg` is known by (`FoldRule.dataset`).
+    A folder of pictures is no benchmark: there the classes' names tell (`check_unseen`), except
+    for a file that does not say them.
     """
     trained = read(path)
     if trained.fold is None or trained.benchmark != cfg.data.name:
         return
-    if trained.dataset is not None and trained.dataset != dataset:
-        return  # another folder of somebody's own
+    if cfg.data.name == "folder" and trained.classes is not None:
+        return
     if trained.fold != cfg.data.fold:
         raise UserError(
             f"{path} was trained on fold {trained.fold} of {trained.benchmark} and has seen the "
@@ -298,6 +302,21 @@ def check_unseen(path: str | os.PathLike[str], cfg: Config, dataset: str | None)
         raise UserError(
             f"{path} was trained with data.novel={novel!r} and may have seen the test classes of "
             f"data.novel={cfg.data.novel!r}; set data.novel={novel!r}"
+        )
+
+
+def check_unseen(what: object, seen: Collection[str] | None, tested: Collection[str]) -> None:
+    """Raises UserError, in one line, if classes are tested that `what` was trained on.
+
+    Args:
+        what: A run's folder or a file, for the message.
+        seen: Names of the classes that it was trained on; None where nobody wrote them down.
+        tested: Names of the classes that are tested.
+    """
+    if both := sorted(set(seen or ()) & set(tested)):
+        raise UserError(
+            f"{what} was trained on {', '.join(both)}, so a test on that proves nothing: name "
+            "classes in data.novel that it has not seen"
         )
 
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
 import shlex
 from collections.abc import Iterable, Mapping
@@ -50,7 +48,6 @@ def own_episodes(
     n = len(contents.faults)
     skipped = f" ({n} bad file{'s' * (n > 1)} skipped)" if n else ""
     rule = fold_rule(folder.class_names, cfg.novel, f"{folder.path}{skipped}")
-    rule = dataclasses.replace(rule, contents=_digest(folder.class_names, contents))
     setting = "train_list" if split == "train" else "val_list"
     ids = _listed(folder, getattr(cfg, setting), f"data.{setting}")
     shares = {i: contents.shares[i] for i in ids if i in contents.shares}
@@ -80,21 +77,6 @@ def fold_rule(class_names: tuple[str, ...], novel: str, name: str) -> FoldRule:
         check_choice("data.novel", part, class_names)
     chosen = tuple(sorted({class_names.index(part) + 1 for part in wanted}))
     return FoldRule(name, class_names, (chosen,) * _FOLDS)
-
-
-def identity(cfg: DataConfig) -> str:
-    """What the folder of `cfg` is known by; errors as those of `own_episodes`.
-
-    It is a digest of the classes' names and of how much of each class every picture shows.
-    """
-    folder = find_folder(cfg.root)
-    contents = _contents(folder.path, folder.class_names, stamps_of(folder))
-    return _digest(folder.class_names, contents)
-
-
-def _digest(class_names: tuple[str, ...], contents: Contents) -> str:
-    held = json.dumps([class_names, contents.shares], sort_keys=True)
-    return f"folder {hashlib.sha256(held.encode()).hexdigest()}"
 
 
 @functools.lru_cache(maxsize=1)
