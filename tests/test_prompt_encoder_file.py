@@ -149,7 +149,7 @@ def test_train_export_fine_tune_resume(tmp_path, capsys):
     loop.train(cfg, tmp_path / "first")
     file = tmp_path / "first.safetensors"
     share.export(tmp_path / "first", "best", file)
-    assert prompt_encoder.read(file).classes == ["bus", "car"]
+    assert prompt_encoder.read(file).classes == ["aeroplane", "diningtable"]
     root = {"data.root": cfg.data.root}
     of_file = runs.score_file(runs.settings_of_file(file, root), tmp_path / "scored")
     of_checkpoint = runs.score(cfg, tmp_path / "first", "best")
