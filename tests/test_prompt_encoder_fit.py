@@ -12,8 +12,8 @@ from PIL import Image
 from prosam_jax import model, runs
 from prosam_jax.config import Config, replaced
 from prosam_jax.data import datasets
-from prosam_jax.evaluation import evaluate
 from prosam_jax.errors import UserError
+from prosam_jax.evaluation import evaluate
 from prosam_jax.weights import files, prompt_encoder
 from prosam_jax.weights.prompt_encoder import Trained
 

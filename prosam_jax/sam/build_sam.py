@@ -1,9 +1,11 @@
 """A frozen SAM from the settings, and how target images meet it."""
 
+import jax
 from jaxtyping import Array, Float, UInt8
 
 from prosam_jax import resize
 from prosam_jax.config import SAMSettings
+from prosam_jax.errors import UserError
 from prosam_jax.sam.model import Sam
 from prosam_jax.weights import files
 
@@ -17,9 +19,13 @@ def build_sam(cfg: SAMSettings, seed: int = 0) -> Sam:
 
     Raises:
         UserError: The file is missing, damaged or of another SAM; the message names the command
-            that makes it.
+            that makes it. Or cuDNN's attention is asked for without a GPU.
     """
     arch = cfg.architecture()
+    if arch.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise UserError(
+            f"sam.attention='cudnn' needs a GPU, not {jax.default_backend()}: set it to 'plain'"
+        )
     return files.frozen(
         lambda rngs: Sam(arch, rngs=rngs),
         cfg.weight_file(),

@@ -236,10 +236,6 @@ class ImageEncoderViT(nnx.Module):
     """The ViT of SAM and its neck."""
 
     def __init__(self, cfg: SAMConfig, *, rngs: nnx.Rngs):
-        if cfg.attention == "cudnn" and jax.default_backend() != "gpu":
-            raise UserError(
-                f"sam.attention='cudnn' needs a GPU, not {jax.default_backend()}: set it to 'plain'"
-            )
         dtype, dim, out_dim = jnp.dtype(cfg.dtype), cfg.embed_dim, cfg.prompt_embed_dim
         self.patch_embed = PatchEmbed(cfg.patch_size, dim, dtype=dtype, rngs=rngs)
         if cfg.use_abs_pos:
