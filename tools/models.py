@@ -220,9 +220,9 @@ Made by `python -m tools.models --pictures VOC2012/JPEGImages` on
 
 Differences are the largest over all outputs, with random weights converted by the converter's
 rules. Outputs are both taps for backbones, and the image embedding, mask logits and expected IoU of
-a click for SAM. "Relative" is over the largest value of the array. `prosam weights list` shows sizes
-and checksums; `prosam weights fetch NAME` fetches a checkpoint, checks it and prints the command
-that converts it.
+a click for SAM. "Relative" is over the largest value of the array. `prosam weights list` shows
+sizes and checksums; `prosam weights fetch NAME` fetches a checkpoint, checks it and prints the
+command that converts it.
 
 | model | parameters | checkpoints | licence | input | max. difference | relative |
 |---|---|---|---|---|---|---|

@@ -1,6 +1,6 @@
-"""Writes docs/settings.md: every setting, as the dataclasses of `prosam_jax.config` say it.
+"""Writes docs/settings.md: every setting, from the dataclasses of `prosam_jax.config`.
 
-Run it by `python -m tools.settings`.
+Run it with `python -m tools.settings`.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ BEGINS = {
     Role.ARCHITECTURE: "no",
     Role.BENCHMARK: "yes, but on the same benchmark `data.fold` and `data.novel` stay",
 }
-"""What the sets of roles do not say: the rules of `training.loop` and `weights.prompt_encoder`."""
+"""Rules of `training.loop` and `weights.prompt_encoder` that the sets of roles do not contain."""
 
 
 def page() -> str:
@@ -34,7 +34,7 @@ def page() -> str:
 
 
 def described(cls: type) -> dict[str, str]:
-    """What the "Attributes:" of a dataclass's docstring say, by name, each in one line."""
+    """The "Attributes:" of a dataclass's docstring by name, each in one line."""
     _, _, text = (inspect.getdoc(cls) or "").partition("Attributes:\n")
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
     return {name: " ".join(words.split()) for name, words in entries}

@@ -1,4 +1,4 @@
-"""Wrong checkpoints, tried one by one: what each command says of them."""
+"""Wrong checkpoints, tried one by one, and the message of the command for each."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
 
 def _named(build: Callable[[], torch.nn.Module], **changes: torch.Tensor | None):
-    """Writes a checkpoint of the right names and shapes, in which one zero stands for a tensor."""
+    """Writes a checkpoint with the right names and shapes, each tensor stored as one zero."""
 
     def write(path: pathlib.Path) -> None:
         with torch.device("meta"):
@@ -46,7 +46,7 @@ def _named(build: Callable[[], torch.nn.Module], **changes: torch.Tensor | None)
 
 
 class _Trainer:
-    """Stands for what careless training scripts save whole."""
+    """Stands for the objects that careless training scripts save whole."""
 
 
 CASES = (
@@ -164,7 +164,7 @@ CASES = (
 
 
 def message(case: Case, folder: pathlib.Path) -> str:
-    """Writes the wrong file into `folder` and runs its command; what it printed as its error."""
+    """Writes the wrong file into `folder`, runs its command and returns the error that it prints."""
     path = folder / case.name
     case.write(path)
     flags = ["--checkpoint", str(path), "--out", str(folder / "out.safetensors")]
@@ -175,7 +175,7 @@ def message(case: Case, folder: pathlib.Path) -> str:
         status = cli.main(["weights", "convert", COMMANDS[case.command], *flags])
     path.unlink(missing_ok=True)
     if status != 1 or (folder / "out.safetensors").exists():
-        raise AssertionError(f"{case.what} was taken")
+        raise AssertionError(f"{case.what} was accepted")
     return errors.getvalue().replace(f"{folder}/", "").strip()
 
 
