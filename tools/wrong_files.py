@@ -164,7 +164,7 @@ CASES = (
 
 
 def message(case: Case, folder: pathlib.Path) -> str:
-    """Writes the wrong file into `folder`, runs its command and returns the error that it prints."""
+    """Writes the wrong file into `folder`, runs its command and returns the error printed."""
     path = folder / case.name
     case.write(path)
     flags = ["--checkpoint", str(path), "--out", str(folder / "out.safetensors")]

@@ -15,8 +15,8 @@ def draw(module: Module, seed: int, *, gain: float = 1.0) -> Module:
     Args:
         module: The module, changed in place.
         seed: The same seed gives the same numbers.
-        gain: Kernels are N(0, gain / fan_in). 1 keeps features from growing along shortcuts; 2 makes
-            up for ReLUs in networks without shortcuts.
+        gain: Kernels are N(0, gain / fan_in). 1 keeps features from growing along shortcuts; 2
+            makes up for ReLUs in networks without shortcuts.
 
     Returns:
         The module itself.

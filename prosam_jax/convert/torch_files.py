@@ -106,7 +106,9 @@ def _from_torch(path: pathlib.Path, *, mmap: bool) -> Any:
             reason = "not in torch's format"
         else:
             reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-        raise UserError(f"{path} is damaged or not a torch checkpoint ({reason}); {AGAIN}") from error
+        raise UserError(
+            f"{path} is damaged or not a torch checkpoint ({reason}); {AGAIN}"
+        ) from error
 
 
 def _state_dict(path: pathlib.Path, loaded: Any) -> dict[str, torch.Tensor]:
