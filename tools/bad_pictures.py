@@ -194,7 +194,7 @@ BAD = (
     Case("no class", _bytes("classes.txt", lambda _: b"\n")),
     Case("a class twice", _bytes("classes.txt", lambda content: content + b"cat\n")),
     Case("classes in Latin-1", _bytes("classes.txt", lambda _: b"b\xe4r\n")),
-    Case("damaged notes", _bytes("checked.json", lambda _: b"{"), ()),
+    Case("damaged checked.json", _bytes("checked.json", lambda _: b"{"), ()),
 )  # fmt: skip
 """Files that are refused."""
 
@@ -249,7 +249,8 @@ SOURCES = (
     Case("table in Latin-1", *_table(b"image,mask,class\na.png,parts/a.png,b\xe4r\n")),
     Case("table: no such picture", *_table("image,mask,class\nb.png,parts/a.png,cat\n")),
     Case("table: no such mask", *_table("image,mask,class\na.png,parts/b.png,cat\n")),
-    Case("table: masks in the way", *_table("image,mask,class\na.png,masks/a.png,cat\n")),
+    Case("table: masks that would be overwritten",
+         *_table("image,mask,class\na.png,masks/a.png,cat\n")),
     Case("table: no class", *_table("image,mask,class\na.png,parts/a.png,\n")),
     Case("COCO's JSON cut short", *_coco('{"images": [')),
     Case("COCO's JSON without categories", *_coco({"images": [], "annotations": []})),

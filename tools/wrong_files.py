@@ -58,21 +58,21 @@ CASES = (
         _named(lambda: resnet.ResNet((3, 4, 6, 3), deep_stem=False)),
     ),
     Case(
-        "the deep stem for torchvision's",
+        "the deep-stem ResNet-50 for torchvision's",
         "backbone",
         "resnet50_torchvision",
         "resnet50_v2.pth",
         _named(lambda: resnet.ResNet((3, 4, 6, 3), deep_stem=True)),
     ),
     Case(
-        "another depth",
+        "ResNet-101 for ResNet-50",
         "backbone",
         "resnet50",
         "resnet101_v2.pth",
         _named(lambda: resnet.ResNet((3, 4, 23, 3), deep_stem=True)),
     ),
     Case(
-        "batch norm where none is",
+        "VGG-16 with batch norm for the one without",
         "backbone",
         "vgg16",
         "vgg16_bn-6c64b313.pth",
@@ -117,7 +117,7 @@ CASES = (
         _named(lambda: resnet.ResNet((3, 4, 6, 3), deep_stem=True)),
     ),
     Case(
-        "a tensor is missing, another is unknown",
+        "one tensor missing, one unknown",
         "backbone",
         "resnet50",
         "resnet50_v2.pth",
@@ -156,7 +156,7 @@ CASES = (
         "last.pt",
         lambda path: torch.save({"trainer": _Trainer()}, path),
     ),
-    Case("a pickle of something else", "vrp_sam", "", "log.pt", lambda path: path.write_bytes(
+    Case("a pickle of a list", "vrp_sam", "", "log.pt", lambda path: path.write_bytes(
         pickle.dumps([1, 2, 3], protocol=2)
     )),
     Case("no file", "sam", "vit_h", "sam_vit_h_4b8939.pth", lambda path: None),
