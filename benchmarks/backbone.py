@@ -1,4 +1,4 @@
-"""A frozen backbone next to its PyTorch twin, with the same random weights and images.
+"""A frozen backbone against the same in PyTorch, with the same random weights and images.
 
 python -m benchmarks.backbone --name resnet50 --size 512 --batch 4 --malloc default tuned
 """
@@ -19,14 +19,14 @@ def twin(args: argparse.Namespace) -> Any:
 
 
 def torch_side(args: argparse.Namespace, dtype: str, variant: str) -> Any:
-    """The twin's taps."""
+    """PyTorch's taps."""
     from benchmarks import pytorch
 
     return pytorch.Forward(twin(args), forward.images(args), args.device, dtype, variant)
 
 
 def our_side(args: argparse.Namespace, file: str) -> Any:
-    """This library's."""
+    """This library's taps."""
     from benchmarks import ours
     from prosam_jax import backbone
     from prosam_jax.config import BackboneConfig
@@ -37,7 +37,7 @@ def our_side(args: argparse.Namespace, file: str) -> Any:
 
 
 def write(args: argparse.Namespace, file: str) -> None:
-    """Converts the weights."""
+    """Writes the converted weights."""
     from benchmarks import converted
     from prosam_jax import backbone
     from prosam_jax.config import BackboneConfig
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--name", choices=TWINS, default="resnet50")
     parser.add_argument("--size", type=int, default=512, help="side of the images")
     args = parser.parse_args(argv)
-    args.dtype = "float32"  # backbones know no other
+    args.dtype = "float32"  # backbones have no other type
     network = forward.Network(
         f"backbone_{args.name}_{args.device}_{args.batch}", torch_side, our_side, write
     )

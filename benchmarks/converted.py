@@ -1,4 +1,4 @@
-"""PyTorch's weights as a file that the process of this library reads without PyTorch."""
+"""Writes PyTorch's weights to a file that this library's process reads without PyTorch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def write(
     ignored: Sequence[engine.Ignored],
     file: str,
 ) -> None:
-    """Writes the arrays of the module that `build` makes, by the converter's rules."""
+    """Converts the arrays of the module that `build` makes, and writes them."""
     source = {name: tensor.numpy() for name, tensor in twin.state_dict().items()}
     specs = files.leaves(files.abstract(build))
     arrays = engine.convert(source, rules, ignored, specs)

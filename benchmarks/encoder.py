@@ -1,4 +1,4 @@
-"""SAM's image encoder next to `segment_anything`'s, with the same random weights and images.
+"""SAM's image encoder against `segment_anything`'s, with the same random weights and images.
 
 python -m benchmarks.encoder --model vit_b --size 1024 --malloc default tuned
 python -m benchmarks.encoder --model vit_h --device gpu --dtype bfloat16 --batch 8
@@ -13,7 +13,7 @@ from prosam_jax.config import ATTENTIONS, DTYPES, SAM_MODELS, SAMConfig
 
 
 def architecture(args: argparse.Namespace) -> SAMConfig:
-    """The network of the arguments."""
+    """The network that the arguments describe."""
     cfg = SAMConfig.named(args.model)
     return dataclasses.replace(
         cfg,
@@ -25,7 +25,7 @@ def architecture(args: argparse.Namespace) -> SAMConfig:
 
 
 def flops(cfg: SAMConfig, *, padded: bool) -> int:
-    """Operations for one image: of matrix products and convolutions, multiply and add being 2.
+    """Matrix product and convolution operations for one image; a multiplication and addition are 2.
 
     Args:
         cfg: The encoder.
@@ -59,7 +59,7 @@ def torch_side(args: argparse.Namespace, dtype: str, variant: str) -> Any:
 
 
 def our_side(args: argparse.Namespace, file: str) -> Any:
-    """This library's."""
+    """This library's encoder."""
     from benchmarks import ours
     from prosam_jax.sam.model import Sam
 
@@ -69,7 +69,7 @@ def our_side(args: argparse.Namespace, file: str) -> Any:
 
 
 def write(args: argparse.Namespace, file: str) -> None:
-    """Converts the weights."""
+    """Writes the converted weights."""
     from benchmarks import converted
     from prosam_jax.convert.rules.sam import META_RULES
     from prosam_jax.sam.model import Sam
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--blocks",
         type=int,
-        help="of the ViT; 3 of ViT-B are a quarter, 1 of them global as in all",
+        help="blocks of the ViT, all by default; 3 of ViT-B are a quarter of the work",
     )
     parser.add_argument("--size", type=int, default=1024, help="side of the images")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")

@@ -1,13 +1,13 @@
-"""Whole evaluations: episodes a second without and with a feature cache, and the busy share.
+"""Whole evaluations: episodes per second with and without a feature cache, and the busy share.
 
     python -m benchmarks.episodes [--root=VOCdevkit/VOC2012] [--episodes 1000]
     python -m benchmarks.episodes --sam=vit_h --backbone=resnet50 --dtype=bfloat16 --workers=8
 
-It does what `evaluate.py` does: reads pictures, predicts the masks of a fixed list of episodes and
-counts. Without --root it writes pictures of VOC's sizes to a temporary folder. Networks have random
-weights. Rates are from the end of the first batch on; the first evaluation compiles and is not
-counted. The busy share is that of the time between the first and the last thing that the device
-does in a profile of some batches: kernels on a GPU, compiled programs on a CPU.
+It does what `prosam evaluate` does: reads pictures, predicts the masks of a fixed list of episodes
+and scores them. Without --root it writes pictures of VOC's sizes to a temporary folder. Networks
+have random weights. Rates exclude the first batch; a first evaluation compiles and is not counted.
+The busy share comes from a profile of some batches: the share of the time from the device's first
+to its last activity in which it runs kernels (GPU) or compiled programs (CPU).
 """
 
 import argparse
@@ -33,7 +33,7 @@ OUT = pathlib.Path("runs/benchmarks/episodes.json")
 
 
 def evaluated(trainer: loop.Trainer, cache: FeatureCache | None, episodes: int) -> dict[str, Any]:
-    """Rate and score of an evaluation of the first `episodes` of the list."""
+    """Rate and score of an evaluation on the first `episodes` of the list."""
     marks = []
     cfg = trainer.cfg
     result = evaluate.evaluate(
@@ -53,10 +53,10 @@ def evaluated(trainer: loop.Trainer, cache: FeatureCache | None, episodes: int) 
 
 
 def busy(folder: pathlib.Path) -> float:
-    """The device's busy share of a profile that `jax.profiler` wrote into the folder.
+    """The device's busy share in a profile that `jax.profiler` wrote into the folder.
 
     Raises:
-        ValueError: The profile shows nothing that a device did.
+        ValueError: The profile shows no activity of a device.
     """
     file = next(folder.rglob("*.xplane.pb"))
     spans = []
@@ -67,12 +67,12 @@ def busy(folder: pathlib.Path) -> float:
                 if on_gpu or event.name == "ThunkExecutor::Execute":
                     spans.append((event.start_ns, event.start_ns + event.duration_ns))
     if not spans:
-        raise ValueError(f"{file} shows nothing that a device did")
+        raise ValueError(f"{file} shows no activity of a device")
     return covered(spans)
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """The share of the time from the first start to the last stop in which any span lies."""
+    """The share of the time from the first start to the last stop that any span covers."""
     ordered = sorted(spans)
     total, reached = 0.0, ordered[0][0]
     for start, stop in ordered:
@@ -114,7 +114,7 @@ def main() -> None:
             {
                 "data": {
                     "root": args.root or str(place / "voc"),
-                    "fold": 1,  # whose test classes the generated pictures show
+                    "fold": 1,  # the generated pictures show its test classes
                     "image_size": args.size,
                     "workers": args.workers,
                 },

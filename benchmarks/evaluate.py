@@ -1,10 +1,10 @@
-"""Evaluation end to end, images in and masks out, in PyTorch and here.
+"""Evaluation end to end, from images to masks, in PyTorch and in this library.
 
     python -m benchmarks.evaluate [--model=vit_b] [--size=512] [--batch=1] [--malloc default tuned]
 
 SAM's image encoder, ResNet-50 on target and reference, the prompt encoder, SAM's mask decoder on
-the mean prompts, logits at full size. Images are bytes on the host at the start, logits at the
-end. Weights and images are the same on both sides, and so must be the logits. See `train_step`.
+the mean prompts, logits at full size. It goes from bytes to logits on the host. Weights
+and images are the same on both sides; the logits must agree. See `train_step`.
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
-"""What the feature cache saves of a training step, what building it takes, and how it errs.
+"""Time that the feature cache saves in a training step, cost of building it, and its errors.
 
     python -m benchmarks.feature_cache --root=VOCdevkit/VOC2012
 
-Weights are random: neither time nor rounding asks what a network has learned. Steps without and
-with the cache take turns on the same batches, each side with a state of its own, so that their
-losses can be compared too. A step's time is that of `train.py` but for reading pictures.
+Weights are random; time and rounding do not depend on what a network has learned. Steps with and
+without the cache take turns on the same batches, each side with its own state, so that their losses
+can be compared, too. A step's time is that of `prosam train`, without reading pictures.
 """
 
 import argparse
@@ -35,14 +35,14 @@ OUT = pathlib.Path("runs/benchmarks/feature_cache.json")
 
 
 class Cost(NamedTuple):
-    """Of a step: wall time, and CPU time of all threads, which other programs change less."""
+    """Wall time of a step, and CPU time of all threads, which other programs affect less."""
 
     seconds: float
     cpu_seconds: float
 
 
 class Training:
-    """A run that takes the same steps again in every turn, with or without a cache."""
+    """A run that repeats the same batches in every turn, with or without a cache."""
 
     def __init__(self, trainer: loop.Trainer, episodes: Sequence[Episode]):
         self.trainer, self.episodes = trainer, episodes
@@ -50,7 +50,7 @@ class Training:
         self.losses: list[float] = []
 
     def __call__(self, cache: FeatureCache | None) -> Cost:
-        """Of a step, the mean over the episodes."""
+        """Cost of a step, the mean over the batches."""
         start, cpu = time.perf_counter(), time.process_time()
         for episode in self.episodes:
             batch = sharding.split_batch(episode, self.trainer.mesh)
@@ -64,7 +64,7 @@ class Training:
 
 
 def settings(args: argparse.Namespace) -> Config:
-    """A run on fold 1 of Pascal-5i with networks at random."""
+    """A run on fold 1 of Pascal-5i with random networks."""
     return Config.from_dict(
         {
             "data": {"root": args.root, "fold": 1, "image_size": args.image_size},
@@ -79,7 +79,7 @@ def settings(args: argparse.Namespace) -> Config:
 def steps(
     trainer: loop.Trainer, open_cache: Callable[[str], FeatureCache], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Times of steps by turns, and how far the losses lie from those without a cache."""
+    """Times of steps in turns, and how much the losses differ from those without a cache."""
     loader = make_loader(trainer.source, batch_size=args.batch_size, stop=args.steps)
     with contextlib.closing(loader):
         episodes = list(loader)
@@ -105,7 +105,7 @@ def steps(
 
 
 def building(trainer: loop.Trainer, cache: FeatureCache, images: int, batch: int) -> dict[str, Any]:
-    """Costs per image of computing entries, and of looking at those that are there."""
+    """Costs per image of computing entries, and of checking existing ones."""
     ids = trainer.source.fold.images[:images]
     cache.compute(np.stack([trainer.source.image(ids[0])] * batch))  # compiles
     result = {}
@@ -123,7 +123,7 @@ def building(trainer: loop.Trainer, cache: FeatureCache, images: int, batch: int
 
 
 def errors(sam: Sam, images: np.ndarray) -> dict[str, Any]:
-    """Root mean squares of the error over the embedding's: of all, and of the worst channel."""
+    """Root mean square error over the embedding's: of all channels, and of the worst one."""
     exact = jax.jit(model.embed)(sam, images)
     result = {}
     for dtype in CACHE_DTYPES:
@@ -145,12 +145,12 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="a VOC2012 folder")
     parser.add_argument("--model", default="vit_b")
     parser.add_argument("--backbone", default="resnet50")
-    parser.add_argument("--sam_size", type=int, default=512, help="side of what SAM takes")
+    parser.add_argument("--sam_size", type=int, default=512, help="side of SAM's input")
     parser.add_argument("--image_size", type=int, default=512, help="side of pictures and masks")
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--images", type=int, default=12, help="images to build entries of")
+    parser.add_argument("--images", type=int, default=12, help="images to build entries for")
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

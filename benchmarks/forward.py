@@ -1,7 +1,7 @@
-"""Forward passes of PyTorch and of this library in turns, each in a process of its own.
+"""Forward passes of PyTorch and of this library in turns, each in its own process.
 
-A side is one library with one allocator. Libraries are imported inside of functions, so that each
-process has its own one alone and its peak memory is that library's.
+A side is one library with one allocator. Libraries are imported inside functions, so that each
+process loads only its own, and its peak memory is that library's.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from benchmarks import measure
 
 OUT = pathlib.Path("runs/benchmarks")
 SEED = 0
-# Largest difference between the libraries, over the largest value.
+# Largest difference allowed between the libraries, over the largest value.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 MATMUL = {"cpu": (4096, 1), "gpu": (8192, 20)}  # size and count, a second or less
 
@@ -26,12 +26,12 @@ class Network(NamedTuple):
     """What is compared: functions of a module, called in the process of a side.
 
     Attributes:
-        name: For the file of results.
+        name: Name of the file of results.
         torch_side: (args, dtype, variant) -> `pytorch.Forward`.
         our_side: (args, file of weights) -> `ours.Forward`.
-        write: (args, file of weights): writes PyTorch's weights through the converter's rules.
-        torch_flops: Operations of PyTorch; None to count those of its own forward pass.
-        our_flops: Operations of this library; None for the same.
+        write: (args, file of weights): converts PyTorch's weights and writes them.
+        torch_flops: PyTorch's operations; None to count those of its forward pass.
+        our_flops: This library's operations; None for PyTorch's count.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Network(NamedTuple):
 
 
 class Side(NamedTuple):
-    """A library, its numbers' type, and its allocator; asked by `Alone`."""
+    """A library, its type of numbers and its allocator; `ask` calls its process."""
 
     library: str
     dtype: str
@@ -52,12 +52,12 @@ class Side(NamedTuple):
 
     @property
     def name(self) -> str:
-        """How it is called in tables."""
+        """Its name in tables."""
         return f"{self.library}, {self.dtype}, malloc {self.malloc}"
 
 
 def parser(doc: str | None, variants: Sequence[str]) -> argparse.ArgumentParser:
-    """The arguments that all forward passes share; `variants` of PyTorch are tried on a CPU."""
+    """The arguments of all forward passes; `variants` are PyTorch's on a CPU."""
     made = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,32 +69,32 @@ def parser(doc: str | None, variants: Sequence[str]) -> argparse.ArgumentParser:
         nargs="+",
         choices=tuple(measure.MALLOCS),
         default=["default"],
-        help="tuned: glibc keeps freed memory; both may be given",
+        help="tuned: glibc keeps freed memory; give one or both",
     )
     made.add_argument(
         "--torch",
         nargs="+",
         default=variants,
         metavar="VARIANT",
-        help="eager, channels_last, compile; on a GPU it is eager and compile",
+        help="eager, channels_last or compile; on a GPU always eager and compile",
     )
     made.add_argument("--out", type=pathlib.Path, help=f"JSON, in {OUT} by default")
     return made
 
 
 def images(args: argparse.Namespace) -> np.ndarray:
-    """Normalised images, at random."""
+    """Random normalised images."""
     shape = (args.batch, args.size, args.size, 3)
     return np.random.default_rng(SEED).standard_normal(shape, np.float32)
 
 
 def run(network: Network, args: argparse.Namespace) -> dict[str, Any]:
-    """Compares outputs, measures, prints a table, and writes all of it.
+    """Compares outputs, measures, prints a table and writes everything.
 
     Raises:
         ValueError: The libraries' outputs differ by more than `TOLERANCE`.
     """
-    # For this process and for those of the sides, which share the GPU.
+    # For this process and those of the sides, which share the GPU.
     os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[args.device]
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if args.device == "gpu":
@@ -129,7 +129,7 @@ def run(network: Network, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_sides(network: Network, args: argparse.Namespace) -> list[Side]:
-    """PyTorch in every variant and this library, with every allocator; PyTorch's float32 first."""
+    """PyTorch in every variant, and this library, with every allocator; PyTorch's float32 first."""
     dtypes = ["float32"] if args.dtype == "float32" else ["float32", args.dtype]
     sides = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -150,7 +150,7 @@ def open_sides(network: Network, args: argparse.Namespace) -> list[Side]:
 
 
 def open_matmuls(args: argparse.Namespace) -> dict[str, measure.Alone]:
-    """Both libraries' matrix product, of which the faster one is the peak."""
+    """Both libraries' matrix products; the faster one is the peak."""
     size, count = MATMUL[args.device]
     environment = measure.TUNED
     return {
@@ -171,7 +171,7 @@ def torch_matmul(*arguments: Any) -> Callable[[], float]:
 
 
 def check(sides: Sequence[Side], dtype: str) -> dict[str, float]:
-    """Every side's largest difference from the first one's outputs, over their largest value."""
+    """Every side's largest difference from the first side's outputs, over their largest value."""
     wanted = sides[0].ask("outputs")
     differences = {}
     for side in sides[1:]:
@@ -194,7 +194,7 @@ def summary(
     flops: int,
     peaks: Sequence[float],
 ) -> dict[str, Any]:
-    """What is kept of a side. Ratios are to the fastest PyTorch of its allocator in each turn."""
+    """The results of a side. Ratios are to the fastest PyTorch with its allocator in each turn."""
     seconds = [x.seconds for x in figures[side.name]]
     others = [
         [turn.seconds for turn in figures[x.name]]
@@ -217,7 +217,7 @@ def summary(
 
 
 def row(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the table."""
+    """A row of the table."""
     compiling = summary["compile seconds"]
     return {
         "": name,

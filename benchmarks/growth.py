@@ -1,9 +1,9 @@
-"""Time and memory of this library's training step by samples, batch, image size and devices.
+"""Time and memory of this library's training step by samples, batch, mask size and devices.
 
     python -m benchmarks.growth [--device=gpu] [--plot=docs/growth.png]
 
-One size changes at a time, from a base that the flags set; each value has a process of its own.
-The devices of a CPU are made up: they share its cores, and show what splitting costs.
+One size changes at a time, from a base that the flags set; each value has its own process. A CPU's
+devices are simulated: they share its cores, and show what splitting a batch costs.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ def measured(problem: Problem, turns: int) -> dict[str, Any]:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path, time: str) -> None:
-    """Draws `time` and memory over each size that changed, with lines of proportional growth."""
+    """Plots `time` and memory against each size, with lines of proportional growth."""
     import matplotlib.pyplot as plt
 
     sizes = list(dict.fromkeys(row["size of"] for row in rows))
@@ -83,7 +83,7 @@ def main() -> None:
             continue
         for value in (x for x in values if x <= args.most):
             problem = problem_of(args, "heads")
-            if size == "devices":  # four made-up ones need a batch that they can share
+            if size == "devices":  # four simulated ones need a batch that they can share
                 problem = dataclasses.replace(problem, batch=4)
             problem = dataclasses.replace(problem, **{size: value})
             rows.append({"size of": size, "value": value, **measured(problem, args.turns)})

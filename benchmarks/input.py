@@ -4,9 +4,10 @@
     python -m benchmarks.input --sam=vit_h --backbone=resnet50 --dtype=bfloat16  # on a GPU
 
 Without --root it writes pictures of VOC's sizes to a temporary folder. Networks have random
-weights. A step is sent to the device as soon as the one before is done and its batch is there. If
-the step before is done when the batch comes, the device has been idle, for as long as was waited
-for the batch at most; that is what counts as idle. Bytes are what crosses to the device per step.
+weights. A step is sent to the device as soon as the previous one is done and its batch has arrived.
+If the previous step is done before the batch arrives, the device was idle, for at most as long as
+the run waited for the batch; all of that wait counts as idle. Bytes are those copied to the device
+per step.
 """
 
 import argparse
@@ -30,7 +31,7 @@ WARM_UP = 3  # steps; the first compiles
 
 
 def idle(trainer: loop.Trainer, steps: int) -> dict[str, Any]:
-    """Takes steps as `loop.Trainer.run` does; shares of the time after the first ones."""
+    """Takes steps as `loop.Trainer.run` does; shares of the time after the warm-up."""
     cfg = trainer.cfg
     waits, idles, crossed, logs = [], [], 0, None
     loader = make_loader(

@@ -1,4 +1,4 @@
-"""The training step and the prompt generator of this library, to run in a process of their own."""
+"""This library's training step and prompt generator; they run in their own process."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Side:
 
     Args:
         problem: The problem.
-        arrays: Weights by NNX path, `problem.to_jax`.
+        arrays: Weights by NNX path, from `problem.to_jax`.
         group: `distribution.sample_group`; 0 for the default.
     """
 
@@ -99,7 +99,7 @@ class Side:
         return state.TrainState(params, opt_state, current.step + 1), value
 
     def noise(self) -> equations.Noise:
-        """What the samples are made of, (k, b, q, n)."""
+        """The noise of the samples, (k, b, q, n)."""
         p, nu = self.problem, DistributionConfig().nu
         shape = (p.samples, p.batch, p.prompts, 256)
         key = jax.random.split(self.key)[1]
@@ -113,7 +113,7 @@ class Side:
     def first(self) -> dict[str, Any]:
         """Takes the first step: "loss", "grads" by NNX path, "timing" of the compilation."""
         loss = self.loss()
-        # Adam's first moment is then (1 - beta1) times the gradient: of the step that is timed.
+        # Adam's first moment is (1 - beta1) times the gradient after the first step.
         moments = nnx.to_flat_state(cast(Any, self.state.opt_state)[0].mu)
         grads = {
             ".".join(map(str, path)): np.asarray(x.get_value()) / (1 - BETA1) for path, x in moments
@@ -121,16 +121,16 @@ class Side:
         return {"loss": loss, "grads": grads, "timing": self.compilation}
 
     def timing(self) -> measure.Timing:
-        """Of a step."""
+        """Time of a step."""
         return measure.timed(self.loss)
 
     def peak(self) -> int:
-        """Peak bytes: of the device, or of the process where that is the CPU."""
+        """Peak bytes of the device, or of the process on a CPU."""
         return ours.peak()
 
 
 class Predictor:
-    """The evaluation: images in, logits of masks out; arguments as of `Side`."""
+    """The evaluation, from images to mask logits; arguments as for `Side`."""
 
     predict: Any
 
@@ -161,15 +161,15 @@ class Predictor:
         return np.asarray(self.predict(self.state, self.episode))
 
     def first(self) -> dict[str, Any]:
-        """As of `Side`; what must agree are the logits."""
+        """As for `Side`; the logits must agree."""
         logits = self.logits()
         size = float(np.abs(logits).mean())
         return {"loss": size, "grads": {"logits": logits}, "timing": self.compilation}
 
     def timing(self) -> measure.Timing:
-        """Of a batch."""
+        """Time of a batch."""
         return measure.timed(self.logits)
 
     def peak(self) -> int:
-        """As of `Side`."""
+        """As for `Side`."""
         return ours.peak()

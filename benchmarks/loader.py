@@ -1,12 +1,12 @@
-"""Episodes per second of the loader, next to a PyTorch DataLoader that reads the same files.
+"""Episodes per second of the loader, against a PyTorch DataLoader that reads the same files.
 
     python -m benchmarks.loader --root=VOCdevkit/VOC2012
 
-Without --root it writes pictures of VOC's sizes to a temporary folder. The PyTorch loader works as
-those of VRP-SAM and its kin: PIL decodes and resizes, images become normalised floats and masks
-are resized as floats, all in the workers. Here workers make bytes, and the device normalises;
+Without --root it writes pictures of VOC's sizes to a temporary folder. The PyTorch loader works
+like VRP-SAM's: PIL decodes and resizes, images become normalised floats and masks are resized as
+floats, all in the workers. In this library, workers make bytes, and the device normalises;
 "+ device" is the rate with that included. The outputs are compared first. All take turns in one
-run, so the ratios stand even where the machine does other things too.
+run, so the ratios hold even on a busy machine.
 """
 
 import argparse
@@ -44,7 +44,7 @@ MEAN, STD = (torch.tensor(v)[:, None, None] for v in (resize.MEAN, resize.STD))
 
 
 class TorchEpisodes(Dataset):
-    """The episodes of a `MaskFolder` as float tensors, one by one."""
+    """The episodes of a `MaskFolder` as float tensors."""
 
     def __init__(self, source: EpisodeSource):
         self.source = source
@@ -81,7 +81,7 @@ def torch_batches(
     source: EpisodeSource, batch_size: int, workers: int
 ) -> Generator[dict[str, torch.Tensor]]:
     """Batches of the PyTorch loader."""
-    context = "spawn" if workers else None  # as grain's workers: JAX's threads forbid a fork
+    context = "spawn" if workers else None  # as in grain: JAX's threads forbid a fork
     yield from DataLoader(
         TorchEpisodes(source), batch_size, num_workers=workers, multiprocessing_context=context
     )
@@ -103,20 +103,20 @@ def _normalized(episode: Episode) -> Episode:
 
 
 def device_batches(source: EpisodeSource, batch_size: int, workers: int) -> Generator[Episode]:
-    """The same as floats on the device."""
+    """The same batches as floats on the device."""
     for episode in our_batches(source, batch_size, workers):
         yield jax.block_until_ready(_normalized(jax.device_put(episode)))
 
 
 class Speed(NamedTuple):
-    """Of reading, in wall time and in CPU time of all processes and threads together."""
+    """Speed of reading: wall time, and CPU time of all processes and threads together."""
 
     episodes_per_s: float
     cpu_ms_per_episode: float
 
 
 def speed(batches: Generator[Any], batch_size: int, timed: int) -> Speed:
-    """Speed of the `timed` batches after the first `WARM_UP` ones."""
+    """Speed over `timed` batches after the first `WARM_UP` ones."""
     with contextlib.closing(batches):
         for _ in range(WARM_UP):
             next(batches)
@@ -129,7 +129,7 @@ def speed(batches: Generator[Any], batch_size: int, timed: int) -> Speed:
 
 
 def difference(source: EpisodeSource, episodes: int) -> dict[str, float]:
-    """Largest differences between both loaders' outputs, of images after normalisation."""
+    """Largest differences between both loaders' outputs; images are normalised."""
     source = dataclasses.replace(source, length=episodes)
     found = {"image": 0.0, "mask": 0.0}
     pairs = zip(device_batches(source, 1, 0), torch_batches(source, 1, 0), strict=True)
@@ -145,7 +145,7 @@ def difference(source: EpisodeSource, episodes: int) -> dict[str, float]:
 
 
 def write_pictures(root: pathlib.Path) -> None:
-    """Writes a VOC folder of generated pictures; each list is all of them."""
+    """Writes a VOC folder of generated pictures; each list names all of them."""
     pictures = Shapes(size=500)
     ids = [f"f0-train-{number:06d}" for number in range(PICTURES)]
     for name in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
@@ -163,7 +163,7 @@ def write_pictures(root: pathlib.Path) -> None:
 
 
 def compare(sources: Mapping[str, EpisodeSource], args: argparse.Namespace) -> dict[str, Any]:
-    """Speeds of all loaders by number of workers."""
+    """Speeds of all loaders, by number of workers."""
     readers = {"torch": (torch_batches, sources["exact"])}
     readers |= {name: (our_batches, source) for name, source in sources.items()}
     readers["exact + device"] = device_batches, sources["exact"]
@@ -209,14 +209,14 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--batches", type=int, default=40, help="timed ones of a turn")
+    parser.add_argument("--batches", type=int, default=40, help="batches timed in a turn")
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if not args.root:
             write_pictures(pathlib.Path(temporary))
         cfg = DataConfig(root=args.root or temporary, image_size=args.image_size)
-        # Longer than what is timed, so that reading ahead goes on until the clock stops.
+        # Longer than the timed part, so that reading ahead goes on until the end of it.
         length = args.batch_size * (args.batches + 2 * WARM_UP)
         sources = {
             decode: pascal_episodes(

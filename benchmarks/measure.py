@@ -1,7 +1,7 @@
-"""Timing of alternatives against each other, and a record of what was measured on which machine.
+"""Timing of alternatives against each other, and a record of the measurement and its machine.
 
-The alternatives take turns within a run, so that whatever else the machine does hits all of them,
-and what is compared is the ratio within each turn.
+The alternatives take turns within a run, so that other load on the machine affects all of them.
+Ratios are taken within each turn.
 """
 
 import argparse
@@ -62,14 +62,14 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 class Timing(NamedTuple):
-    """Of one call, in wall time and in CPU time of all threads of this process."""
+    """Wall time of a call, and CPU time of all threads of this process."""
 
     seconds: float
     cpu_seconds: float
 
 
 def timed(call: Callable[[], Any]) -> Timing:
-    """Calls, and says how long it took; the call must wait for its result."""
+    """The time of a call, which must wait for its result."""
     start, cpu = time.perf_counter(), time.process_time()
     call()
     return Timing(time.perf_counter() - start, time.process_time() - cpu)
@@ -78,16 +78,16 @@ def timed(call: Callable[[], Any]) -> Timing:
 def in_turns(
     cases: Mapping[str, Callable[[], T]], turns: int, on_turn: Callable[[int], None]
 ) -> dict[str, list[T]]:
-    """Measures every case once a turn, forwards and backwards by turns.
+    """Measures every case once per turn; every second turn goes backwards.
 
     Args:
-        cases: Each measures itself once and returns what it found, such as seconds or a rate. One
-            that compiles should be called once before.
+        cases: Each measures itself once and returns the result, such as seconds or a rate. Call a
+            case that compiles once before.
         turns: How often.
         on_turn: Called with the number of turns done so far.
 
     Returns:
-        What each case found, in order of the turns.
+        The results of each case, in order of the turns.
     """
     figures: dict[str, list[T]] = {name: [] for name in cases}
     for turn in range(turns):
@@ -98,25 +98,25 @@ def in_turns(
 
 
 def ratio(figures: Sequence[float], baseline: Sequence[float]) -> Spread:
-    """Of the ratios within each turn."""
+    """Median and quartiles of the ratios within each turn."""
     return spread([a / b for a, b in zip(figures, baseline, strict=True)])
 
 
 def use_malloc(name: str) -> None:
-    """Begins this program anew with the allocator set as `MALLOCS[name]`, unless it is so."""
+    """Restarts this program with the allocator settings `MALLOCS[name]`, unless they are set."""
     wanted = MALLOCS[name]
     if any(os.environ.get(variable) != value for variable, value in wanted.items()):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wanted})
 
 
 class Alone:
-    """An object in a process of its own, whose peak memory and allocator are its own.
+    """An object in its own process, with its own peak memory and allocator.
 
     Args:
-        make: Makes the object; a function of a module. The process imports what that module
-            imports, so one that compares memory imports libraries inside of such functions.
-        *arguments: Of `make`.
-        environment: Variables that the process gets besides this one's.
+        make: Makes the object; a function at the top of a module. The process imports what that
+            module imports, so to compare memory, import libraries inside such functions.
+        *arguments: Arguments of `make`.
+        environment: Variables for the process, in addition to this one's.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Alone:
             os.environ.update(before)
 
     def __call__(self, method: str, *arguments: Any) -> Any:
-        """What a method of the object returns."""
+        """Calls a method of the object and returns its result."""
         return self._pool.submit(_call, method, *arguments).result()
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ def matmul(dtype: str, size: int = 4096, count: int = 1) -> Callable[[], float]:
     Args:
         dtype: Type of the matrices and of the result; float32 is computed in full precision.
         size: Their side.
-        count: Products in a row; more than one where a product is short against its launch.
+        count: Products in a row; more than one if launching takes long compared with a product.
     """
     import jax
     import jax.numpy as jnp
@@ -172,7 +172,7 @@ def matmul(dtype: str, size: int = 4096, count: int = 1) -> Callable[[], float]:
         return functools.reduce(lambda x, _: jnp.matmul(x, b, precision="highest"), range(count), a)
 
     a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    b = a / size**0.5  # keeps the products' scale
+    b = a / size**0.5  # keeps the scale of the products
 
     def rate() -> float:
         start = time.perf_counter()
@@ -184,14 +184,14 @@ def matmul(dtype: str, size: int = 4096, count: int = 1) -> Callable[[], float]:
 
 
 def cpu_seconds() -> float:
-    """CPU time so far of this process and of its children that still run."""
+    """CPU time so far of this process and of its running children."""
     own = psutil.Process()
     times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
     return sum(x.user + x.system for x in times)
 
 
 def peak_memory() -> dict[str, int]:
-    """Peak bytes so far: of this process, of its largest ended child, and of each device."""
+    """Peak bytes so far: of this process, of its largest finished child, and of each device."""
     import jax
 
     unit = 1 if platform.system() == "Darwin" else 1024
@@ -206,16 +206,16 @@ def peak_memory() -> dict[str, int]:
 
 
 def process_peak() -> int:
-    """Peak bytes so far of this process in main memory."""
+    """Peak bytes of main memory that this process has used."""
     status = pathlib.Path("/proc/self/status")
-    if status.is_file():  # there, getrusage's begins with the peak of the process that started it
+    if status.is_file():  # here getrusage includes the peak of the parent process
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of equal columns as a Markdown table; floats with three digits."""
+    """Rows with the same columns as a Markdown table; floats have three digits."""
     cells = [list(rows[0])] + [
         [f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows
     ]
@@ -251,12 +251,12 @@ def surroundings() -> dict[str, Any]:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The command line for a result, paths as text."""
+    """The command line as part of a result, with paths as text."""
     return {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(args).items()}
 
 
 def write(path: pathlib.Path, result: Mapping[str, Any]) -> None:
-    """Keeps a result and its surroundings as JSON."""
+    """Writes a result and its surroundings as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(surroundings() | dict(result), indent=2) + "\n")
     print(f"wrote {path}")

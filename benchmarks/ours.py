@@ -1,4 +1,4 @@
-"""This library's side of the benchmarks; a process that imports it does not import PyTorch."""
+"""This library's side of the benchmarks; it does not import PyTorch."""
 
 import time
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Forward:
         function: Takes the module and images (b, H, W, 3), returns one map or several.
         module: The module.
         images: The images.
-        dtype: Of the activations. Products of float32 keep all digits, as PyTorch's do.
+        dtype: Type of the activations. float32 products have full precision, as in PyTorch.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Forward:
         return [np.asarray(x, np.float32) for x in jax.tree.leaves(self.function(*self.arguments))]
 
     def timing(self) -> measure.Timing:
-        """How long one forward pass takes."""
+        """Time of a forward pass."""
         return measure.timed(lambda: jax.block_until_ready(self.function(*self.arguments)))
 
     def peak(self) -> int:

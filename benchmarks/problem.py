@@ -1,9 +1,9 @@
-"""What both sides of a benchmark of ProSAM compute: sizes, inputs and weights.
+"""Sizes, inputs and weights that both sides of a benchmark of ProSAM share.
 
-Only "evaluation" runs networks on images; else their features are random numbers of the right
-shapes. Whatever is drawn is drawn from the seed, so that every process makes the same for itself.
-Neither PyTorch nor this library is imported before it is needed: the memory of a side's process is
-its own.
+Only "evaluation" runs networks on images; otherwise their features are random numbers of the right
+shapes. All random numbers come from the seed, so every process makes the same ones. PyTorch and
+this library are imported only where they are needed, so that the memory of a side's process is
+only its own.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ class Problem:
 
     Attributes:
         part: What is computed: "heads" is a training step from the query decoder's output on,
-            "all" the same with the whole prompt encoder, "generator" the prompt encoder alone;
-            "evaluation" goes from images to masks.
+            "all" the same with the whole prompt encoder, "generator" the prompt encoder alone,
+            "evaluation" everything from images to masks.
         size: Side of images and masks in pixels; backbone features are an eighth of it.
         embedding: Side of SAM's image embedding.
         samples: K.
         batch: Images.
         prompts: Prompt vectors per image.
-        model: SAM's in the evaluation, one of `config.SAM_MODELS`; the backbone is ResNet-50.
+        model: The SAM of the evaluation, one of `config.SAM_MODELS`; its backbone is ResNet-50.
         merged: Channels of the backbone's merged features.
         prior: Channels of its high-level features.
         marked: Share of the reference that is annotated.
         device: "cpu" or "gpu".
-        devices: How many of them share the batch, here; PyTorch has one.
-        dtype: Of SAM's decoder.
-        seed: Of everything.
+        devices: Number of devices that share the batch in this library; PyTorch uses one.
+        dtype: Type of SAM's activations.
+        seed: Seed of all random numbers.
     """
 
     part: str = "heads"
@@ -54,7 +54,7 @@ class Problem:
     seed: int = 0
 
     def sam(self) -> Any:
-        """SAM's architecture; an image encoder that does not run is as good as none."""
+        """SAM's architecture; where the image encoder does not run, it is tiny."""
         from prosam_jax.config import SAMConfig
 
         if self.part == "evaluation":
@@ -90,7 +90,7 @@ class Problem:
         return found
 
     def _disk(self, side: int) -> np.ndarray:
-        """(b, side, side): `marked` of each square."""
+        """Disks that cover the share `marked` of each square, (b, side, side)."""
         y, x = np.mgrid[:side, :side] / side - 0.5
         return np.broadcast_to(y**2 + x**2 < self.marked / np.pi, (self.batch, side, side)).copy()
 
@@ -100,7 +100,7 @@ def to_jax(problem: Problem, tensors: Mapping[str, np.ndarray]) -> dict[str, np.
 
     Args:
         problem: The problem.
-        tensors: By torch's names, "sam." or "prompt_encoder." before them; or some of them.
+        tensors: All or some of the tensors, by torch's names after the part's, such as "sam.".
     """
     from prosam_jax.convert import engine, vrp_sam_to_flax
     from prosam_jax.convert.engine import Rule, linear
@@ -126,7 +126,7 @@ def to_jax(problem: Problem, tensors: Mapping[str, np.ndarray]) -> dict[str, np.
 
 
 def parts(problem: Problem) -> dict[str, Callable[[Any], Any]]:
-    """What builds this library's modules, by attribute of `ProSAM`; there is no dropout."""
+    """Functions that build this library's modules, by attribute of `ProSAM`; without dropout."""
     from prosam_jax import backbone
     from prosam_jax.config import BackboneConfig, DistributionConfig, PromptConfig
     from prosam_jax.prompt.encoder import ReferencePromptEncoder
@@ -147,7 +147,7 @@ def parts(problem: Problem) -> dict[str, Callable[[Any], Any]]:
 
 
 def random_weights(problem: Problem) -> dict[str, np.ndarray]:
-    """Weights for this library where PyTorch takes no part."""
+    """Random weights for this library, if PyTorch takes no part."""
     from prosam_jax.weights import files
 
     return {

@@ -1,10 +1,11 @@
-"""The prompt encoder with its gradients, in PyTorch and here: time, memory, share of the machine.
+"""The prompt encoder with its gradients, in PyTorch and in this library.
 
     python -m benchmarks.prompt_generator [--size=512] [--batch=2] [--malloc default tuned]
 
-Backbone features are given, prompts come out, and gradients of all parameters follow, and AdamW.
-Weights and inputs are the same on both sides, and so must be every gradient. PyTorch has its
-features channels first or last in memory; ratios are to the faster. See `train_step`.
+From given backbone features to prompts, with gradients of all parameters and AdamW: time, memory
+and share of the peak rate. Weights and inputs are the same on both sides; every gradient must
+agree. PyTorch's features are channels first or last in memory; ratios are to the faster. See
+`train_step`.
 """
 
 import pathlib

@@ -26,9 +26,9 @@ class Forward:
         module: Takes (b, 3, H, W) and returns one map or several, (b, c, h, w).
         images: (b, H, W, 3).
         device: "cpu" or "gpu".
-        dtype: "float32" or "bfloat16", of parameters and activations.
-        variant: One of `VARIANTS`: PyTorch as it is, with channels-last parameters and images, or
-            such and compiled.
+        dtype: "float32" or "bfloat16", for parameters and activations.
+        variant: One of `VARIANTS`: plain PyTorch, with channels-last parameters and images, or
+            with these and compiled.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Forward:
         return [x.permute(0, 2, 3, 1).float().cpu().numpy() for x in maps]
 
     def timing(self) -> measure.Timing:
-        """How long one forward pass takes."""
+        """Time of a forward pass."""
         return measure.timed(self._forward)
 
     @torch.inference_mode()
@@ -65,7 +65,7 @@ class Forward:
         _wait(self.device)
 
     def flops(self) -> int:
-        """Operations of matrix products and convolutions, a multiplication and addition being 2."""
+        """Matrix product and convolution operations; a multiplication and addition are 2."""
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self.eager(self.images)
         return counter.get_total_flops()
@@ -76,17 +76,17 @@ class Forward:
 
 
 def set_up() -> None:
-    """All cores that the process may use; float32 with all its digits, which costs on a GPU."""
+    """Uses all cores of the process, and full float32 precision, which is slow on a GPU."""
     torch.set_num_threads(measure.cores())
     torch.backends.cudnn.allow_tf32 = False
 
 
 def matmul(device: str, dtype: str, size: int = 4096, count: int = 1) -> Callable[[], float]:
-    """`measure.matmul` by PyTorch."""
+    """`measure.matmul` in PyTorch."""
     set_up()
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(size, size, generator=generator).to(DEVICES[device], getattr(torch, dtype))
-    b = a / size**0.5  # keeps the products' scale
+    b = a / size**0.5  # keeps the scale of the products
 
     @torch.inference_mode()
     def rate() -> float:

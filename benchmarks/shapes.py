@@ -1,9 +1,9 @@
-"""How many pictures of Shapes-5i one core renders in a second.
+"""Pictures of Shapes-5i that one core renders per second.
 
     python -m benchmarks.shapes [--size=128] [--pictures=100] [--turns=10]
 
-The same pictures are rendered in every turn. The rate of the turns is by CPU time; "best" takes
-each picture's shortest wall time, which other programs on the machine lengthen the least.
+The same pictures are rendered in every turn. Rates of the turns are by CPU time. "best" uses
+each picture's shortest wall time, which other programs affect the least.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
     args = parser.parse_args()
-    pictures = Shapes(args.size)  # its cache is passed by below
+    pictures = Shapes(args.size)  # rendering below does not use its cache
     kinds = [
         [KINDS[c - 1] for c in pictures.objects(f"f0-train-{i:06d}")] for i in range(args.pictures)
     ]

@@ -1,4 +1,4 @@
-"""The training step and the prompt generator in PyTorch, to be run in a process of their own."""
+"""The training step and the prompt generator in PyTorch; they run in their own process."""
 
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ class Side:
 
     Args:
         problem: The problem.
-        how: "loop" takes one sample after the other, "folded" all of them as one batch.
+        how: "loop" takes one sample after the other, "folded" all as one batch.
         compiled: Whether `torch.compile` is used.
         channels_last: Memory layout of the backbone's features.
     """
@@ -70,13 +70,13 @@ class Side:
             "prompt_encoder": self.encoder,
         }
         return {
-            f"{part}.{name}": tensor.cpu().numpy().copy()  # not what training changes
+            f"{part}.{name}": tensor.cpu().numpy().copy()  # training changes the tensors
             for part, module in parts.items()
             for name, tensor in module.state_dict().items()
         }
 
     def set_noise(self, eps: np.ndarray, delta: np.ndarray) -> None:
-        """Takes the other side's noise (k, b, q, n)."""
+        """Uses the other side's noise (k, b, q, n)."""
         self.noise = [torch.tensor(x, device=self.device) for x in (eps, delta)]
 
     def _posterior(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,7 +87,7 @@ class Side:
         return self.encoder(*taps, x["mask"])
 
     def _compute(self) -> torch.Tensor:
-        """The loss, with its gradients left in the parameters."""
+        """Computes the loss and leaves its gradients in the parameters."""
         mean, log_scale = self._posterior()
         if self.problem.part == "generator":
             loss = mean.square().mean() + log_scale.square().mean()
@@ -123,22 +123,22 @@ class Side:
         return {"loss": losses[0], "grads": grads, "timing": timing}
 
     def timing(self) -> measure.Timing:
-        """Of a step."""
+        """Time of a step."""
         return measure.timed(lambda: self.step().item())
 
     def flops(self) -> int:
-        """Of the matrix products and convolutions of a step, multiply and add counted apart."""
+        """Matrix product and convolution operations in a step, as PyTorch counts them."""
         with FlopCounterMode(display=False) as counter:
             self.step()
         return counter.get_total_flops()
 
     def peak(self) -> int:
-        """Peak bytes: of the device, or of the process where that is the CPU."""
+        """Peak bytes of the device, or of the process on a CPU."""
         return pytorch.peak(self.problem.device)
 
 
 class Predictor:
-    """The evaluation: images in, logits of masks out; arguments as of `Side`."""
+    """The evaluation, from images to mask logits; arguments as for `Side`."""
 
     def __init__(self, problem: Problem, *, compiled: bool = False, channels_last: bool = False):
         self.problem = problem
@@ -187,24 +187,24 @@ class Predictor:
             return self.compute(*given).float().cpu().numpy()
 
     def first(self) -> dict[str, Any]:
-        """As of `Side`; what must agree are the logits."""
+        """As for `Side`; the logits must agree."""
         found = []
         timing = measure.timed(lambda: found.append(self.logits()))
         size = float(np.abs(found[0]).mean())
         return {"loss": size, "grads": {"logits": found[0]}, "timing": timing}
 
     def timing(self) -> measure.Timing:
-        """Of a batch."""
+        """Time of a batch."""
         return measure.timed(self.logits)
 
     def flops(self) -> int:
-        """Of the matrix products and convolutions of a batch."""
+        """Matrix product and convolution operations in a batch."""
         with FlopCounterMode(display=False) as counter:
             self.logits()
         return counter.get_total_flops()
 
     def peak(self) -> int:
-        """As of `Side`."""
+        """As for `Side`."""
         return pytorch.peak(self.problem.device)
 
 

@@ -1,13 +1,13 @@
-"""A training step, in PyTorch and here: time, memory and how much of the machine is used.
+"""A training step in PyTorch and in this library: time, memory and share of the peak rate.
 
     python -m benchmarks.train_step [--part=heads|all] [--malloc default tuned] [--groups 1 2 5 10]
 
 K samples of the Student-t distribution, SAM's mask decoder on each, the loss at full size, the
-gradient back to the prompt encoder's heads (or through all of it), and AdamW; what the frozen
-image networks make is given. Weights, inputs and noise are the same on both sides, and so must
-be the loss and every gradient of the first step. Each way to compute it has a process of its own,
-and they take turns. PyTorch goes through the samples one after the other ("loop") or decodes them
-as one batch ("folded"); on a GPU it also does so under `torch.compile`. Ratios are to the faster.
+gradient to the prompt encoder's heads (or through all of it), and AdamW. The outputs of the frozen
+image networks are given. Weights, inputs and noise are the same on both sides; the loss and every
+gradient of the first step must agree. Each way to compute it has its own process, and they take
+turns. PyTorch takes the samples one after the other ("loop") or decodes them as one batch
+("folded"), on a GPU also with `torch.compile`. Ratios are to the faster.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from benchmarks.problem import Problem, to_jax
 
 OUT = pathlib.Path("runs/benchmarks/train_step.json")
 SIZES = ("size", "embedding", "samples", "batch", "prompts", "merged", "prior")
-# Largest differences allowed: of the loss, and of a gradient's L2 norm against its own; where that
-# is nothing but rounding, as for a key's bias, against a hundredth of the largest of all.
+# Largest relative differences allowed: of the loss, and of a gradient in L2 norm. A gradient that
+# is only rounding, such as a key's bias, is compared with a hundredth of the largest norm.
 TOLERANCES = {"float32": (1e-5, 1e-3), "bfloat16": (2e-2, 0.1)}
 
 
@@ -49,12 +49,12 @@ def make_jax(problem: Problem, arrays: Mapping[str, np.ndarray], group: int = 0)
 
 
 def platform(problem: Problem) -> dict[str, str]:
-    """Variables that give JAX the devices of a problem, made-up ones where they are CPUs."""
+    """Variables that give JAX the devices of a problem; on a CPU they are simulated."""
     if problem.device == "gpu":
         precision = "highest" if problem.dtype == "float32" else "default"
         return {
             "JAX_PLATFORMS": "cuda",
-            "JAX_DEFAULT_MATMUL_PRECISION": precision,  # all digits, as `pytorch.set_up`
+            "JAX_DEFAULT_MATMUL_PRECISION": precision,  # full float32, as in `pytorch.set_up`
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share its memory
         }
     fake = f"--xla_force_host_platform_device_count={problem.devices}"
@@ -62,7 +62,7 @@ def platform(problem: Problem) -> dict[str, str]:
 
 
 class Sides:
-    """All ways to compute a problem, by name, each in a process of its own; checked to agree.
+    """All ways to compute a problem, by name, each in its own process; checked to agree.
 
     Args:
         problem: The problem.
@@ -102,7 +102,7 @@ class Sides:
         self._check()
 
     def _check(self) -> None:
-        """Takes the first step everywhere; ValueError if two sides do not agree."""
+        """Takes the first step on every side; ValueError if two sides do not agree."""
         expected = None
         for name, side in self.all.items():
             first = side("first")
@@ -118,19 +118,19 @@ class Sides:
             most = TOLERANCES[self.problem.dtype]
             if not (loss <= most[0] and grads <= most[1]):
                 raise ValueError(
-                    f"{name} has another loss ({loss:.1e} of {most[0]:.0e}) or other gradients "
-                    f"({grads:.1e} of {most[1]:.0e}) than {next(iter(self.all))}"
+                    f"{name} differs from {next(iter(self.all))}: loss by {loss:.1e} (allowed "
+                    f"{most[0]:.0e}), gradients by {grads:.1e} (allowed {most[1]:.0e})"
                 )
             print(
                 f"{name}: loss {first['loss']:.6f}, agrees to {loss:.0e}, {grads:.0e}", flush=True
             )
 
     def compare(self, turns: int, peak: float) -> list[dict[str, Any]]:
-        """Times every side in turns; rows of a table.
+        """Times every side in turns and returns the rows of a table.
 
         Args:
-            turns: How often.
-            peak: FLOP/s that the machine is capable of.
+            turns: Number of turns.
+            peak: The machine's peak FLOP/s.
         """
         cases = {name: lambda side=side: side("timing") for name, side in self.all.items()}
         found = measure.in_turns(cases, turns, lambda n: print(f"turn {n}", flush=True))
@@ -180,7 +180,7 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[
 
 
 def parser(text: str | None, out: pathlib.Path) -> argparse.ArgumentParser:
-    """Flags that the benchmarks of a `Problem` have in common."""
+    """The flags shared by the benchmarks of a `Problem`."""
     made = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -195,7 +195,7 @@ def parser(text: str | None, out: pathlib.Path) -> argparse.ArgumentParser:
 
 
 def problem_of(args: argparse.Namespace, part: str) -> Problem:
-    """The problem that the flags say; its device is this process's, too, unless it has one."""
+    """The problem that the flags describe; this process uses its device, unless JAX is loaded."""
     sizes = {name: getattr(args, name) for name in (*SIZES, "device", "dtype")}
     problem = Problem(part=part, **sizes)
     if "jax" not in sys.modules:

@@ -1,4 +1,4 @@
-"""What the training scripts of the packaged networks share: the loop, its log and its end."""
+"""Shared by the training scripts of the packaged networks: loop, log and weight file."""
 
 import argparse
 import contextlib
@@ -40,7 +40,7 @@ class Settings:
         workdir: Where checkpoints and rendered pictures go.
         steps: Steps of the whole run.
         batch_size: Pictures per step.
-        count: Different pictures, before they are `augmented`.
+        count: Number of different pictures, before they are `augmented`.
         learning_rate: Peak of the cosine.
         checkpoint_every: Steps between two checkpoints.
         seed: Seed of the initial weights, batches and prompts.
@@ -59,14 +59,14 @@ class Settings:
 
 
 class Batch(NamedTuple):
-    """Pictures of a step, and others that show the same classes.
+    """The pictures of a step, and others that show the same classes.
 
     Attributes:
-        images: RGB in 0-255: the pictures, then another one for each, then one more for each, and
-            so on, `references` times.
+        images: RGB in 0-255: the pictures, followed `references` times by another picture for
+            each.
         objects: As in `training_pictures.Pictures`.
         classes: As there.
-        wanted: For each of the other pictures the class that it shows and its picture, too.
+        wanted: For each of the other pictures, the class that it shares with its picture.
     """
 
     images: Float[Array, "b n n 3"]
@@ -88,7 +88,7 @@ def parse(default: Settings) -> Settings:
 def optimizer(cfg: Settings) -> optax.GradientTransformation:
     """Adam with a short warm-up and one cosine to zero; gradients are clipped.
 
-    It sees one long vector: compiling its formulas for every array apart takes a minute.
+    It works on one long vector: compiling its formulas for each array takes a minute.
     """
     rate = optax.warmup_cosine_decay_schedule(
         0.0, cfg.learning_rate, min(100, cfg.steps // 10), cfg.steps
@@ -103,15 +103,15 @@ def fit(
     name: str = "",
     references: int = 0,
 ) -> Any:
-    """Trains the parameters (`nnx.Param`) of `network`, or goes on from a checkpoint.
+    """Trains the parameters (`nnx.Param`) of `network`, from the latest checkpoint if there is one.
 
     Args:
         cfg: The run.
         network: With fresh weights.
-        loss: (network, batch, key) -> (loss, what to log), of a `Batch`, `augmented`. It may change
-            statistics of the network.
-        name: Folder in `cfg.workdir` for the checkpoints, where it holds several runs.
-        references: Further pictures for each of a batch.
+        loss: (network, batch, key) -> (loss, values to log), for an `augmented` `Batch`. It may
+            change statistics of the network.
+        name: Folder in `cfg.workdir` for the checkpoints, if it holds several runs.
+        references: Number of other pictures for each picture of a batch.
 
     Returns:
         The trained network.
@@ -172,7 +172,7 @@ def _check_settings(cfg: Settings, file: pathlib.Path, latest: int | None) -> No
 
 
 def draw_batch(data: Pictures, cfg: Settings, step: int, references: int) -> Batch:
-    """The batch of a step, a function of the run's seed and the step alone."""
+    """The batch of a step; it depends only on the run's seed and the step."""
     generator = np.random.default_rng([cfg.seed, step])
     chosen = generator.integers(cfg.count, size=cfg.batch_size)
     shown = [np.unique(x[x > 0]) for x in data.classes[chosen]]
@@ -196,7 +196,7 @@ def augmented(
     objects: UInt8[Array, "b n n"],
     classes: Int32[Array, "b o"],
 ) -> tuple[Float[Array, "b n n 3"], UInt8[Array, "b n n"], Int32[Array, "b o"]]:
-    """Pictures mirrored, turned and made darker or brighter, each in its own way."""
+    """Pictures mirrored, turned and made darker or brighter, each at random."""
     b = len(images)
     turn_key, gain_key = jax.random.split(key)
     both = jnp.concatenate([images, objects[..., None]], axis=-1)
@@ -211,7 +211,7 @@ def augmented(
 def write(
     cfg: Settings, network: nnx.Module, *, kind: str, script: str, scores: dict[str, float]
 ) -> None:
-    """Writes the weight file with its provenance: script, settings, data and own scores."""
+    """Writes the weight file with its provenance: script, settings, data and scores."""
     numbers = {name: f"{value:.4f}" for name, value in scores.items()}
     print("\n".join(f"{name}: {value}" for name, value in numbers.items()), flush=True)
     metadata = {

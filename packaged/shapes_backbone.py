@@ -1,11 +1,11 @@
-"""Trains the packaged small backbone to name the outline under every cell of its feature map.
+"""Trains the packaged small backbone to classify the outline under each cell of its feature map.
 
     python packaged/shapes_backbone.py
 
-The last stage sees every picture twice: whole, and with all but one object blotted out of its
-input, as the reference is when ProSAM compares it with the target. Features are classified by
-their direction alone, because ProSAM compares them by the cosine. The run goes on from its
-checkpoint when it was stopped. About 20 minutes on two CPU cores.
+The last stage sees half of the pictures a second time, with all but one object masked out of its
+input, as ProSAM masks the reference. Features are classified by direction alone, because ProSAM
+compares them by the cosine. A stopped run goes on from its checkpoint. It takes about 20 minutes on
+one CPU core.
 """
 
 import pathlib
@@ -39,14 +39,14 @@ DEFAULT = fitting.Settings(
 )
 SHARPNESS = 16.0  # the cosine's factor in the softmax
 MOMENTUM = 0.98  # of the running statistics
-CELL = 8  # pixels of a cell of the feature map
+CELL = 8  # side of a cell of the feature map in pixels
 
 
 class BatchNorm(layers.FrozenBatchNorm):
-    """Batch norm in training: the batch's own statistics, and running ones for later."""
+    """Batch norm in training, which uses the batch's statistics and updates the running ones."""
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Normalises with the batch's mean and variance and remembers them."""
+        """Normalises with the batch's mean and variance, and updates the running ones."""
         mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
         for running, found in ((self.running_mean, mean), (self.running_var, var)):
             running[...] = MOMENTUM * running[...] + (1 - MOMENTUM) * jax.lax.stop_gradient(found)
@@ -56,11 +56,11 @@ class BatchNorm(layers.FrozenBatchNorm):
 
 
 class Classifier(nnx.Module):
-    """The backbone with its norms in training, and a direction for the background and each class.
+    """The backbone with trainable batch norms, and a direction for the background and each class.
 
-    Features are compared with the directions by the cosine, as ProSAM compares them. A class's
-    direction is a learned map of its surface's traits and a part of its own, so that classes that
-    look alike learn together.
+    Features are compared with the directions by the cosine. A class's direction is the sum of a
+    learned map of its surface's traits and a vector of its own, so that similar classes share what
+    they learn.
     """
 
     def __init__(self, network: ResNet, *, rngs: nnx.Rngs):
@@ -69,7 +69,7 @@ class Classifier(nnx.Module):
                 module.bn = BatchNorm(len(module.bn.bias[...]))
         self.network = network
         channels = network.layer4[-1].conv3.bn.bias[...].size
-        known = np.pad(traits(), ((1, 0), (0, 0)))  # nothing is known of the background
+        known = np.pad(traits(), ((1, 0), (0, 0)))  # the background has no traits
         self.traits = nnx.Variable(jnp.asarray(known))
         init = nnx.initializers.normal(1.0)
         self.mapping = nnx.Param(init(rngs.params(), (known.shape[1], channels)) / 3)
@@ -83,7 +83,7 @@ class Classifier(nnx.Module):
 
 
 def unit(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-    """Vectors brought to length 1."""
+    """Vectors scaled to length 1."""
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
 
 
@@ -92,7 +92,7 @@ def loss(
     batch: fitting.Batch,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Cross-entropies: of cells, of objects' average features, of the cells of an object alone."""
+    """Cross-entropies of cells, of objects' average features, and of cells of an object alone."""
     images, objects, classes, _ = batch
     b, n, _ = objects.shape
     side = n // CELL
@@ -100,7 +100,7 @@ def loss(
     _, layer3 = model.network.trunk((images / 255 - mean) / std)
     shares = jax.nn.one_hot(objects, classes.shape[1])
     shares = shares.reshape(b, side, CELL, side, CELL, -1).mean((2, 4))
-    half = b // 2  # so many pictures are seen a second time, with one object alone
+    half = b // 2  # pictures that are seen a second time, with one object alone
     lots = jax.random.uniform(key, (half, classes.shape[1])) * (classes[:half] > 0)
     one = lots.argmax(1)
     mask = (objects[:half] == one[:, None, None])[..., None].astype(jnp.float32)
@@ -134,7 +134,7 @@ def scores(network: ResNet, episodes: int = 200) -> dict[str, float]:
 
     `knn_prior` and `knn_merged`: accuracy of the nearest neighbour by cosine among the other
     references of `episodes` test episodes of every fold, from features averaged over the
-    annotation. `prior`: mean IoU of the cosine prior at the one threshold that suits all best.
+    annotation. `prior`: mean IoU of the cosine prior at the threshold that is best over all.
     """
 
     @jax.jit

@@ -2,15 +2,15 @@
 
     python packaged/shapes_sam.py
 
-Every picture is asked for six of its objects: four by a click each, which is then corrected by a
-click where the answer was wrong and, in half the cases, by that answer as a mask prompt; two by a
-box drawn carelessly. A click on each of two objects asks for both.
+Six objects of every picture are prompted: four by a click each and two by an inexact box. A second
+click corrects each click where the answer was wrong, in half the cases with that answer as a mask
+prompt. A click on each of two objects asks for both.
 
-A second run adds descriptions, as SAM's text prompts were trained on embeddings of the object's
-crop: the packaged backbone's average features of a class's objects in another picture ask for them.
-Without it the decoder follows places only, and the best prompts of a class, learned freely, find it
-no better than an IoU of 0.28 on their own training pictures.
-The runs go on from their checkpoints when they were stopped. About an hour on two CPU cores.
+A second run adds descriptions, much as SAM's text prompts were trained on embeddings of the
+object's crop: the packaged backbone's average features of a class's objects in another picture.
+Without it the decoder uses positions only: even prompts learned freely for a class reach no more
+than an IoU of 0.28 on their own training pictures.
+Stopped runs go on from their checkpoints. Both together take about half an hour.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ DEFAULT = fitting.Settings(
     count=6000,
     learning_rate=1.5e-3,
 )
-SECOND_RUN = 0.6  # its steps, as a share of the first run's
-FOCAL_WEIGHT = 10.0  # of the focal loss beside the dice loss
+SECOND_RUN = 0.6  # steps of the second run, as a share of the first run's
+FOCAL_WEIGHT = 10.0  # of the focal loss, relative to the dice loss
 REFERENCES = 2  # descriptions for each picture
 WORDS = 4  # tokens of a description
 
@@ -54,8 +54,8 @@ WORDS = 4  # tokens of a description
 def fresh(cfg: fitting.Settings) -> Sam:
     """SAM before training.
 
-    Between prompts and image, queries and keys begin with one projection, so that a click looks at
-    its own place from the first step on. Found from nothing, this takes most of a short training.
+    Between prompts and image, queries and keys begin with the same projection, so that a click
+    attends to its own place from the first step. Learning this takes most of a short training.
     """
     sam = Sam(SAMConfig.shapes(), rngs=nnx.Rngs(cfg.seed))
     transformer = sam.mask_decoder.transformer
@@ -72,7 +72,7 @@ def fresh(cfg: fitting.Settings) -> Sam:
 
 
 class Described(nnx.Module):
-    """SAM, and the network that turns what the backbone sees of objects into tokens for it."""
+    """SAM, and a network that turns the backbone's features of objects into tokens for it."""
 
     def __init__(self, sam: Sam, *, rngs: nnx.Rngs):
         dim = sam.cfg.prompt_embed_dim
@@ -84,7 +84,7 @@ class Described(nnx.Module):
     def tokens(
         self, images: Float[Array, "b n n 3"], target: Float[Array, "b h w"]
     ) -> Float[Array, "b w c"]:
-        """The description of the marked part of each image, by its average features."""
+        """Tokens that describe the annotated part of each image by its average features."""
         merged, _ = _seen_by().trunk(self.sam.preprocess(images))
         merged = jax.lax.stop_gradient(merged)
         _, i, j, _ = merged.shape
@@ -100,10 +100,10 @@ class Described(nnx.Module):
         embeddings: Float[Array, "b i j c"],
         target: Float[Array, "b h w"],
     ) -> Float[Array, ""]:
-        """Cross-entropy of telling the cells of the target by their product with the first token.
+        """Cross-entropy of classifying cells as target by their product with the first token.
 
-        It is there for speed: a decoder that looks at places finds what a token and the image
-        have in common only after they have it.
+        It speeds up training: it makes the token and the image's features of the target alike,
+        which the decoder then uses.
         """
         b, i, j, c = embeddings.shape
         share = target.reshape(b, i, target.shape[1] // i, j, -1).mean((2, 4))
@@ -128,7 +128,7 @@ def _seen_by() -> Any:
 def loss(
     sam: Sam, batch: fitting.Batch, key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Mask and IoU losses of all clicks and boxes of a batch, and the IoU of each kind of prompt.
+    """Mask and IoU losses over all clicks and boxes of a batch, and the IoU by kind of prompt.
 
     Args:
         sam: The network.
@@ -177,13 +177,13 @@ def _by_place(
     b = len(cells)
     lots = jax.random.uniform(keys[0], (b, 6)) + 9.0 * (classes[:, 1:] == 0)
     there = (classes > 0).sum(1)
-    turns = jnp.arange(6)[None] % there[:, None]  # again from the first where there are fewer
+    turns = jnp.arange(6)[None] % there[:, None]  # repeats from the first if there are fewer
     order = jnp.take_along_axis(jnp.argsort(lots), turns, axis=1) + 1
     shares = jnp.take_along_axis(cells, order[:, None, None], axis=3)
     target = jnp.concatenate(jnp.moveaxis(shares, 3, 0))  # (6 b, h, w)
     encode, ones = sam.prompt_encoder, jnp.ones((4 * b, 1), jnp.int32)
 
-    # Clicks and boxes: two tokens each, so that they are decoded together.
+    # Clicks and boxes have two tokens each, so they are decoded together.
     first = pixel_in(keys[1], target[: 4 * b] > 0.5)[:, None]
     box = jittered(keys[2], boxes(target[4 * b :] > 0.5))
     clicks, dense = encode(points=first, labels=ones)
@@ -191,7 +191,7 @@ def _by_place(
     sparse, dense = (jnp.concatenate(x) for x in ((clicks, corners), (dense, none)))
     logits, value, found = answer(sam, jnp.concatenate([embeddings] * 6), sparse, dense, target)
 
-    # Each click and one where the answer was wrong; and a click on each of two objects.
+    # Each click with a second one where the answer was wrong; and a click on each of two objects.
     clicked = jax.lax.stop_gradient(logits[: 4 * b])
     inside = target[: 4 * b] > 0.5
     second = pixel_in(keys[3], foreground(clicked) != inside)
@@ -226,8 +226,8 @@ def answer(
 ) -> tuple[Float[Array, "b h w"], Float[Array, ""], Float[Array, " b"]]:
     """Decodes prompts and scores all four masks.
 
-    The single mask counts, and the best of the three others, as one click may mean several
-    things. The IoU head learns the IoU of every mask.
+    The loss takes the single mask and the best of the three others, because a click is ambiguous.
+    The IoU head learns the IoU of every mask.
 
     Returns:
         Logits of the single mask, the loss, and the single mask's IoU.
@@ -256,7 +256,7 @@ def iou(a: Bool[Array, "*b h w"], b: Bool[Array, "*b h w"]) -> Float[Array, "*b"
 def pixel_in(key: PRNGKeyArray, mask: Bool[Array, "b h w"]) -> Float[Array, "b 2"]:
     """A pixel of each mask, drawn uniformly, in pixels (x, y) of twice the mask's size.
 
-    An empty mask gives any pixel at all.
+    For an empty mask it is any pixel.
     """
     b, h, w = mask.shape
     place_key, odd_key = jax.random.split(key)
@@ -277,7 +277,7 @@ def boxes(mask: Bool[Array, "b h w"]) -> Float[Array, "b 4"]:
 
 
 def jittered(key: PRNGKeyArray, box: Float[Array, "b 4"]) -> Float[Array, "b 4"]:
-    """Corners moved by a tenth of the box's sides, as SAM's were."""
+    """Boxes with corners moved by about a tenth of their sides, as in SAM's training."""
     sides = jnp.tile(box[:, 2:] - box[:, :2], (1, 2))
     return box + 0.1 * sides * jnp.clip(jax.random.normal(key, box.shape), -2, 2)
 
@@ -285,9 +285,9 @@ def jittered(key: PRNGKeyArray, box: Float[Array, "b 4"]) -> Float[Array, "b 4"]
 def scores(sam: Sam, count: int = 50) -> dict[str, float]:
     """Mean IoU on the first test pictures of each fold of Shapes-5i, whose classes are unseen.
 
-    Scored are the classes that a picture shows once: from one click at the innermost pixel
-    (the single mask, and of the three others the one that the IoU head prefers), from the box,
-    and from no prompt at all.
+    It scores the classes that a picture shows once: from one click at the innermost pixel (the
+    single mask, and of the three others the one that the IoU head ranks best), from the box, and
+    from no prompt.
     """
 
     @jax.jit
@@ -329,7 +329,7 @@ def innermost(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, " 2"]:
 
 
 def described_score(network: Described, count: int = 50) -> float:
-    """Mean IoU of each class on the pictures of `scores`, described by the next that shows it."""
+    """Mean IoU of every class on the pictures of `scores`, described by the next one showing it."""
     decode = jax.jit(lambda *given: _described(network, *given))
     found, pictures = [], Shapes(network.sam.cfg.image_size[0])
     for fold in range(4):

@@ -1,8 +1,8 @@
 """Pictures on which the small networks of `prosam_jax/pretrained` are trained.
 
-They are drawn as those of Shapes-5i, but none shows an outline of Shapes-5i: every class is an
-outline made at random by one of several families, and `catalogue` leaves out what could be taken
-for a class of the benchmark, for a form of its clutter, or for an earlier class.
+They are drawn like those of Shapes-5i, but none shows an outline of Shapes-5i. Every class is a
+random outline from one of several families; `catalogue` leaves out outlines that resemble a class
+of the benchmark, a form of its clutter, or an earlier class.
 """
 
 import functools
@@ -27,7 +27,7 @@ from prosam_jax.data.datasets.outlines import (
 from prosam_jax.data.datasets.shapes import PATTERNS, Kind, Surface, scene
 
 CLASSES = 400
-"""Outlines of the catalogue."""
+"""Number of outlines in the catalogue."""
 
 SEED = 77
 """Seed of the catalogue and of the pictures."""
@@ -36,12 +36,12 @@ SIZE = 128
 """Side of a picture in pixels."""
 
 LIKENESS = 0.8
-"""Greatest IoU of an outline of the catalogue and one of the benchmark, at any place and angle."""
+"""Limit of the IoU between a catalogue's and a benchmark's outline, at any place and angle."""
 
-_RASTER, _WIDTH, _RAYS = 64, 4.0, 90  # pixels, how many units of a form they are, angles
-_MARGIN = 0.05  # by how much `_likeness` may be too low, because it tries few places and angles
-_SHIFTS = np.linspace(-0.12, 0.12, 7)  # centres of two forms that are alike differ by less
-_CHOICE, _OUTLINE, _SURFACE = 3, 4, 5  # streams of bits; `scene` has 1 and 2
+_RASTER, _WIDTH, _RAYS = 64, 4.0, 90  # pixels, their width in units of a form, angles
+_MARGIN = 0.05  # `_likeness` may be this much too low: it tries few places and angles
+_SHIFTS = np.linspace(-0.12, 0.12, 7)  # centres of similar forms differ by less
+_CHOICE, _OUTLINE, _SURFACE = 3, 4, 5  # random streams; `scene` has 1 and 2
 
 
 class Pictures(NamedTuple):
@@ -49,7 +49,7 @@ class Pictures(NamedTuple):
 
     Attributes:
         images: RGB, 0-255.
-        objects: Which object each pixel shows, 1 for the lowest, 0 for none.
+        objects: The object that each pixel shows, 1 for the lowest, 0 for none.
         classes: Class of objects 1, 2, ... at indices 1, 2, ..., counted from 1; 0 where there is
             no such object and for the background at index 0.
     """
@@ -62,7 +62,7 @@ class Pictures(NamedTuple):
 def pictures(count: int, cache: pathlib.Path) -> Pictures:
     """The first `count` training pictures, rendered or read from `cache` if it has them.
 
-    Some 50 to 100 a second are rendered.
+    About 50 to 100 a second are rendered.
     """
     file = cache / f"pictures-{SEED}-{count}.npz"
     first = picture(0)
@@ -70,7 +70,7 @@ def pictures(count: int, cache: pathlib.Path) -> Pictures:
         with np.load(file) as arrays:
             held = Pictures(*arrays.values())
         if all(np.array_equal(x[0], y) for x, y in zip(held, first, strict=True)):
-            return held  # else drawn by other code
+            return held  # otherwise other code drew them
     drawn = [first, *(picture(number) for number in range(1, count))]
     rendered = Pictures(*map(np.stack, zip(*drawn, strict=True)))
     cache.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def pictures(count: int, cache: pathlib.Path) -> Pictures:
 def picture(
     number: int,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"], Int[np.ndarray, " 7"]]:
-    """Training picture `number`, as in `Pictures`: 3 to 6 objects, some twice of one class."""
+    """Training picture `number`, as in `Pictures`: 3 to 6 objects, sometimes two of one class."""
     generator = np.random.default_rng([SEED, number, _CHOICE])
     n = generator.integers(3, 7)
     chosen = generator.choice(CLASSES, n, replace=False)
@@ -97,7 +97,7 @@ def picture(
 
 @functools.cache
 def catalogue() -> tuple[Form, ...]:
-    """The outlines of the training classes, of area 1 and around the origin."""
+    """The outlines of the training classes, with area 1 and centred on the origin."""
     known = [_centred(form) for form in (*FORMS.values(), *PLAIN)]
     shifts = [np.array([(x, y)]) for x in _SHIFTS for y in _SHIFTS]
     benchmark = [_spectrum(tuple(o + shift for o in form)) for form in known for shift in shifts]
@@ -126,7 +126,7 @@ def kinds() -> tuple[Kind, ...]:
 
 
 def traits() -> Float[np.ndarray, "k t"]:
-    """What numbers say of each class's surface: pattern, both hues on their circle, period."""
+    """Each class's surface as numbers: pattern, both hues on their circle, period."""
     surfaces = [kind.surface for kind in kinds()]
     pattern = np.array([[s.pattern == name for name in PATTERNS] for s in surfaces], float)
     angle = 2 * np.pi * np.array([(s.hue, s.other_hue) for s in surfaces])
@@ -144,14 +144,14 @@ def _raster(form: Form) -> Bool[np.ndarray, "h w"]:
 
 
 def _centred(form: Form) -> Form:
-    """The form with its centre of mass, which turns with it, at the origin."""
+    """The form with its centre of mass at the origin, which makes turns comparable."""
     rows, columns = np.nonzero(_raster(form))
     middle = np.array([(columns.mean(), rows.mean())]) + 0.5
     return tuple(outline - (middle / _RASTER - 0.5) * _WIDTH for outline in form)
 
 
 def _spectrum(form: Form) -> Complex64[np.ndarray, "f r"]:
-    """Of a form read along rays from the origin, each sample as long as its area's root."""
+    """Spectrum of a form sampled along rays from the origin, weighted by the root of each area."""
     angle = 2 * np.pi * np.arange(_RAYS)[:, None] / _RAYS
     radius = np.linspace(0.03, _WIDTH / 2 - 0.05, 32, dtype=np.float32)[None]
     column, row = (
@@ -165,7 +165,7 @@ def _spectrum(form: Form) -> Complex64[np.ndarray, "f r"]:
 def _likeness(
     one: Complex64[np.ndarray, "f r"], many: Complex64[np.ndarray, "m f r"]
 ) -> Float[np.ndarray, " m"]:
-    """Greatest IoU of a form, turned and mirrored about the origin, with each of some others."""
+    """Greatest IoU of a form, turned and mirrored about the origin, with each of the others."""
     products = [np.einsum("fr,mfr->mf", spectrum, many) for spectrum in (one, one.conj())]
     both = np.fft.irfft(products, _RAYS, norm="forward").max(axis=(0, 2))
     areas = [
@@ -176,7 +176,7 @@ def _likeness(
 
 
 def _is_drawable(form: Form) -> bool:
-    """Neither too long nor too thin to be seen in a small picture, and of the area it claims."""
+    """Whether it is visible in a small picture, neither too long nor thin, and has about area 1."""
     points = np.concatenate(form)
     if not np.isfinite(points).all() or np.abs(points).max() > 1.35:
         return False
@@ -202,7 +202,7 @@ def _candidates() -> Iterator[Form]:
 
 
 def _holes(generator: np.random.Generator, outline: Outline) -> Form:
-    """Now and then a smaller copy or some discs cut out of the middle."""
+    """Sometimes a smaller copy, a polygon or a disc cut out of the middle."""
     kind = generator.random()
     if kind < 0.75:
         return ()
@@ -216,7 +216,7 @@ def _holes(generator: np.random.Generator, outline: Outline) -> Form:
 
 
 def _waves(generator: np.random.Generator) -> Outline:
-    """A radius of few frequencies."""
+    """A radius with a few frequencies."""
     angle = 2 * np.pi * np.arange(96) / 96
     radius = np.ones(96)
     for k in generator.choice(np.arange(1, 9), 3, replace=False):
@@ -225,7 +225,7 @@ def _waves(generator: np.random.Generator) -> Outline:
 
 
 def _spikes(generator: np.random.Generator) -> Outline:
-    """A star whose rays have several lengths or lean to a side."""
+    """A star whose rays differ in length or lean to one side."""
     rays, ratio = generator.integers(3, 10), generator.uniform(0.3, 0.75)
     cycle = generator.uniform(0.7, 1.0, generator.integers(1, 4))
     lean = generator.uniform(-0.45, 0.45)
@@ -237,7 +237,7 @@ def _spikes(generator: np.random.Generator) -> Outline:
 
 
 def _corners(generator: np.random.Generator) -> Outline:
-    """A polygon of few corners in order of their angle."""
+    """A polygon with a few corners, sorted by angle."""
     n = generator.integers(4, 9)
     angle = 2 * np.pi * (np.arange(n) + generator.uniform(-0.35, 0.35, n)) / n
     return generator.uniform(0.25, 1, n)[:, None] * np.stack([np.sin(angle), np.cos(angle)], -1)
@@ -287,7 +287,7 @@ def _gielis(generator: np.random.Generator) -> Outline:
 
 
 def _blocks(generator: np.random.Generator) -> Outline:
-    """Columns of two heights above and below a line, as letters are built."""
+    """Columns of different heights above and below a line, like letters."""
     n = generator.integers(2, 6)
     edges = np.linspace(-1, 1, n + 1) + np.pad(generator.uniform(-0.15, 0.15, n - 1), 1)
     top = -generator.choice((0.2, 0.6, 1.0), n)
@@ -298,13 +298,13 @@ def _blocks(generator: np.random.Generator) -> Outline:
 
 
 def _union(generator: np.random.Generator) -> Outline:
-    """Bars, discs and polygons that all hold the origin, taken together."""
+    """A union of bars, discs and polygons that contain the origin."""
     angle = 2 * np.pi * np.arange(144) / 144
     radius = np.full(144, 0.2)
     for _ in range(generator.integers(2, 5)):
         turned = angle - generator.choice(16) * np.pi / 8
         kind = generator.choice(("bar", "disc", "polygon"))
-        if kind == "bar":  # a half-open bar from the origin on
+        if kind == "bar":  # a bar that begins at the origin
             length, half = generator.uniform(0.6, 1.2), generator.uniform(0.12, 0.3)
             ahead = np.cos(turned) > 0
             reach = np.minimum(
@@ -312,7 +312,7 @@ def _union(generator: np.random.Generator) -> Outline:
                 half / np.maximum(np.abs(np.sin(turned)), 1e-6),
             )
             reach = np.where(ahead, reach, 0)
-        elif kind == "disc":  # off centre, still holding the origin
+        elif kind == "disc":  # off centre, still containing the origin
             size = generator.uniform(0.35, 0.6)
             off = generator.uniform(0.3, 0.9) * size
             reach = off * np.cos(turned) + np.sqrt(size**2 - (off * np.sin(turned)) ** 2)

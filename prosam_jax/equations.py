@@ -1,14 +1,14 @@
-"""The paper's mathematics as pure functions, each the plain formula, in the paper's order.
+"""The paper's equations as pure functions, each in its plain form, in the paper's order.
 
 Equations and sections are those of ProSAM (ICCV 2025, arXiv 2506.21835). The module is written for
-reading: two functions have a faster form of the same name in `equations_fast`, which the model
+reading. Two functions have a faster form of the same name in `equations_fast`, which the model
 calls.
 
 | paper | states | function |
 |---|---|---|
 | Eq. 1 | F = E_img(I_t), p = E_prompt(prompts) | SAM's modules: `sam.model.Sam.encode_image`, |
 | | | `Sam.prompt_encoder` |
-| Eq. 2 | M^ = D(F, p) | a module: `model.ProSAM.decode`; M^ as a mask: `foreground` |
+| Eq. 2 | M^ = D(F, p) | a method: `model.ProSAM.decode`; M^ as a mask: `foreground` |
 | Eq. 3 | p = g(F'_r, F'_t) | a module: `prompt.encoder.ReferencePromptEncoder` |
 | Eq. 4 | L = BCE(M^, M) + Dice(M^, M) | `mask_loss`, of `bce_loss` and `dice_loss` |
 | Eq. 5 | q(p) = t_n(mu, diag(sigma^2), nu) | `student_t_log_prob`; sigma: `scale` |
@@ -40,7 +40,7 @@ SAMPLERS = ("gaussian", "student_t", "t3vae")
 Aux = TypeVar("Aux")
 
 
-# Eq. 2: the mask that logits M^ stand for.
+# Eq. 2: from logits M^ to a mask.
 
 
 @overload
@@ -54,14 +54,15 @@ def foreground(logits: Float[np.ndarray, "*b"]) -> Bool[np.ndarray, "*b"]: ...
 def foreground(
     logits: Float[Array, "*b"] | Float[np.ndarray, "*b"],
 ) -> Bool[Array, "*b"] | Bool[np.ndarray, "*b"]:
-    """Where a mask's logits are above 0, so its probability above 1/2: the one rule for masks.
+    """Where a mask's logits are above 0, that is its probability above 1/2.
 
-    A logit of exactly 0 is background, as in segment_anything (masks > `Sam.mask_threshold`, which
-    is 0.0) and in VRP-SAM's train.py (sigmoid > 0.5), where that holds for training and validation
-    alike. Its n-shot `predict_mask_nshot` alone takes 0 as foreground (sigmoid >= 0.5).
+    Every mask of this library follows this rule. A logit of exactly 0 is background, as in
+    segment_anything (masks > `Sam.mask_threshold`, which is 0.0) and in the training and validation
+    of VRP-SAM's train.py (sigmoid > 0.5). Only its n-shot `predict_mask_nshot` counts 0 as
+    foreground (sigmoid >= 0.5).
 
     Args:
-        logits: On a device or on the host; the mask stays there.
+        logits: On a device or on the host; the mask is in the same place.
     """
     return logits > 0
 
@@ -70,7 +71,7 @@ def foreground(
 
 
 def bce_loss(logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]) -> Float[Array, ""]:
-    """Binary cross-entropy, averaged over every pixel of the batch; stable at any logit."""
+    """Binary cross-entropy, averaged over all pixels of the batch; stable for any logit."""
     return optax.sigmoid_binary_cross_entropy(logits, target.astype(logits.dtype)).mean()
 
 
@@ -178,9 +179,9 @@ def monte_carlo(
 ) -> tuple[Float[Array, ""], Aux]:
     """Eq. 10: (1/K) sum_k L(D(F, p_k), M), p_k ~ q.
 
-    It estimates what Eq. 8-9 minimise over the prompt encoder, the expected loss
-    E_{p ~ q} L(D(F, p), M): an integral over prompts without a closed form. It is a mean of
-    losses, never the loss of a mean mask.
+    It estimates the expected loss E_{p ~ q} L(D(F, p), M), which Eq. 8-9 minimise over the prompt
+    encoder: an integral over prompts without a closed form. It is a mean of losses, not the loss of
+    a mean mask.
 
     Args:
         loss: Prompts of one sample -> (scalar loss, auxiliary arrays).
@@ -193,7 +194,7 @@ def monte_carlo(
     return losses.mean(), aux
 
 
-# Proposition 1 and Eq. 11-13: why noise makes for flat minima.
+# Proposition 1 and Eq. 11-13: why noise favours flat minima.
 
 
 def laplacian_penalised(
@@ -202,7 +203,7 @@ def laplacian_penalised(
     """Eq. 13: L(mu) + s^2 / 2 Lap L(mu), Lap L being the trace of the Hessian of L.
 
     By Proposition 1 that is E L(mu + xi) up to o(s^2), for noise xi of mean 0 and covariance
-    s^2 I, such as s eps of Eq. 6. Nothing is trained with it: Eq. 10 needs no second derivatives.
+    s^2 I, such as s eps of Eq. 6. Training does not use it: Eq. 10 needs no second derivatives.
 
     Args:
         loss: Twice continuously differentiable.
@@ -212,7 +213,7 @@ def laplacian_penalised(
     return loss(mean) + s**2 / 2 * jnp.trace(jax.hessian(loss)(mean))
 
 
-# 8.1 Feature augmentation: what turns annotated features into a prototype and a pseudo mask.
+# 8.1 Feature augmentation: from annotated features to a prototype and a pseudo mask.
 
 
 def masked_average(
@@ -220,7 +221,7 @@ def masked_average(
 ) -> Float[Array, "b c"]:
     """Average of the features inside the annotation, the prototype of 8.1.
 
-    The denominator carries VRP-SAM's 5e-4, so an empty mask gives zeros.
+    As in VRP-SAM 5e-4 is added to the denominator, so an empty mask gives zeros.
     """
     total = jnp.einsum("bhwc,bhw->bc", features, mask)
     return total / (mask.sum((1, 2)) + 5e-4)[:, None]
@@ -235,14 +236,14 @@ def cosine_prior(
 
     Args:
         target: High-level features of the target.
-        reference: The same of the reference, zero outside the annotation.
-        weight: The annotation in [0, 1], by which a reference position's similarities count:
-            those of positions outside it are 0.
+        reference: High-level features of the reference, zero outside the annotation.
+        weight: The annotation in [0, 1], which multiplies the similarities of each reference
+            position: outside the annotation they are 0.
 
     Returns:
-        The pseudo mask in [0, 1]; zero everywhere if the annotation is empty. (Only signed
-        features, such as DINOv2's, under an annotation of the whole image may make it negative.)
-        As in VRP-SAM's code 1e-7 is added to the product of the norms and nothing is normalised
+        The pseudo mask in [0, 1]; zero everywhere if the annotation is empty. (It can be
+        negative only with signed features, such as DINOv2's, and the whole image annotated.) As in
+        VRP-SAM's code, 1e-7 is added to the product of the norms and nothing is normalised
         afterwards.
     """
     products = jnp.einsum("bhwc,bijc,bij->bhwij", target, reference, weight)
@@ -253,14 +254,14 @@ def cosine_prior(
 def norm(x: Float[Array, "*b c"]) -> Float[Array, "*b"]:
     """Euclidean length of each feature vector.
 
-    Its tiny floor keeps the gradient finite where all features are zero; the prior's 1e-7 hides
-    its value.
+    A tiny floor keeps the gradient finite where all features are zero; next to the prior's 1e-7 its
+    value does not matter.
     """
     return jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1), 1e-30))
 
 
 def min_max(prior: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
-    """Each map stretched to [0, 1], the other reading of 8.1's "normalised"; flat maps give 0."""
+    """Each map stretched to [0, 1], another reading of 8.1's "normalised"; flat maps give 0."""
     low = prior.min((1, 2), keepdims=True)
     high = prior.max((1, 2), keepdims=True)
     return (prior - low) / (high - low + 1e-7)

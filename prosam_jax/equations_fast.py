@@ -1,12 +1,12 @@
-"""Faster forms of two functions of `equations`, under the same names: those that the model calls.
+"""Faster forms of two functions of `equations`, under the same names; the model calls these.
 
-`cosine_prior` saves work. It compares annotated positions only: with a fifth of a reference of
-512 x 512 annotated, 102 of the pseudo mask's 137 GFLOP fall away. Annotated all over, it gains
-nothing, and its gradient, which no training here needs, takes more memory than the plain one's.
+`cosine_prior` compares annotated positions only. With a fifth of a 512 x 512 reference annotated,
+that saves 102 of the pseudo mask's 137 GFLOP. With all of it annotated, it saves nothing, and its
+gradient, which training does not need, takes more memory than the plain one's.
 
-`monte_carlo` saves memory and time. It computes the gradients of a group of samples with their
-losses and keeps nothing else of them: on a CPU a training step with K = 10 takes 1.7 GB in groups
-of 2 and 5.5 GB with all 10 together, and a quarter less time.
+`monte_carlo` computes the gradients of a group of samples with their losses and keeps nothing else
+of them. On a CPU a training step with K = 10 takes 1.7 GB in groups of 2, 5.5 GB with all 10
+together, and a quarter less time.
 
 `docs/performance.md` has these measurements; `tests/test_equations_fast.py` compares both with the
 plain formulas, values and gradients.
@@ -31,10 +31,10 @@ def cosine_prior(
 ) -> Float[Array, "b h w"]:
     """The pseudo mask of 8.1; arguments and result are those of `equations.cosine_prior`.
 
-    Reference positions outside the annotation have similarity 0 and are not compared: the
-    annotated ones come first, in blocks of `PRIOR_BLOCK`, until those of every image of the batch
-    are done. Where several positions share the greatest similarity, the gradient may be divided
-    among them in another way.
+    Reference positions outside the annotation have similarity 0 and are skipped: the annotated ones
+    are moved to the front and compared in blocks of `PRIOR_BLOCK`, until those of every image of
+    the batch are done. Where several positions share the greatest similarity, the gradient may be
+    divided among them differently.
     """
     b, h, w, c = target.shape
     target, reference = (x.reshape(b, -1, c) for x in (target, reference))
@@ -47,7 +47,7 @@ def cosine_prior(
     block = min(PRIOR_BLOCK, weight.shape[1])
 
     def improved(best, start):
-        # Beyond the end the slice begins earlier: what is compared twice changes no maximum.
+        # At the end the slice begins earlier; comparing some twice does not change the maximum.
         part, share, length = (
             jax.lax.dynamic_slice_in_dim(x, start, block, axis=1)
             for x in (reference, weight, lengths[1])
@@ -74,16 +74,16 @@ def monte_carlo(
     """Eq. 10, as `equations.monte_carlo`, for `group` samples at a time.
 
     A `jax.vmap` over the samples of a group, one group after the other. What `loss` closes over,
-    the image embedding above all, has no K axis and is not repeated.
+    such as the image embedding, has no K axis and is not repeated.
 
-    Gradients flow to the prompts only: those of a group are computed with its losses, so that no
-    more than one group's activations are ever in memory, and nothing is computed twice. JAX
-    refuses to differentiate in what `loss` closes over, and differentiates once only.
+    Gradients flow to the prompts only. Those of a group are computed with its losses, so no more
+    than one group's activations are in memory at a time, and nothing is computed twice. JAX
+    refuses gradients of what `loss` closes over, and second derivatives.
 
     Args:
         loss: Prompts of one sample -> (scalar loss, auxiliary arrays, which are constants).
         prompts: K samples.
-        group: Samples at a time; any number, whatever K is.
+        group: Samples at a time; it need not divide K.
 
     Returns:
         The mean loss, and the auxiliary arrays with a leading K axis.

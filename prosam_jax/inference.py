@@ -1,8 +1,8 @@
-"""Inference as pure functions: the masks of the mean prompts, and how far to trust them.
+"""Inference as pure functions: masks of the mean prompts, and how far to trust them.
 
-The mean prompts alone are the paper's inference. Its five ways to merge the masks of sampled
-prompts instead (Table 8) score below it at K times the price, so samples serve only to tell where
-the mask is uncertain.
+The paper's inference uses the mean prompts alone. Its five ways to merge the masks of sampled
+prompts (Table 8) score below that at K times the cost, so samples only show where the mask is
+uncertain.
 """
 
 from typing import NamedTuple
@@ -17,14 +17,14 @@ from prosam_jax.types import Features, Posterior, Taps
 
 
 class Targets(NamedTuple):
-    """What the frozen networks say of target images (`ProSAM.encode_targets`)."""
+    """Outputs of the frozen networks for target images (`ProSAM.encode_targets`)."""
 
     image_embeddings: Float[Array, "b i j e"]
     taps: Taps
 
 
 class References(NamedTuple):
-    """The same of annotated references, all of one class (`ProSAM.encode_references`)."""
+    """The same for annotated references, all of one class (`ProSAM.encode_references`)."""
 
     taps: Taps
     mask: Float[Array, "s h w"]
@@ -35,9 +35,9 @@ class Prediction(NamedTuple):
 
     Attributes:
         posterior: The prompts that they come from.
-        logits: Of the masks (`equations.foreground`).
+        logits: Of the masks; `equations.foreground` turns them into masks.
         score: Mean probability of the foreground inside each mask, 0 if it is empty.
-        iou: The IoU that SAM expects of each mask. SAM learned to say so of clicks and boxes.
+        iou: The IoU that SAM expects of each mask. SAM learned to predict it for clicks and boxes.
     """
 
     posterior: Posterior
@@ -49,9 +49,9 @@ class Prediction(NamedTuple):
 def predict(
     model: ProSAM, targets: Targets, references: References, size: tuple[int, int]
 ) -> Prediction:
-    """Segments in every target what the references show, by the mean prompts.
+    """Segments in every target what the references show, with the mean prompts.
 
-    s references give s times as many prompts, which SAM's decoder takes all together (k-shot).
+    s references give s times as many prompts, which SAM's decoder takes together (k-shot).
 
     Args:
         model: The model.
@@ -74,12 +74,12 @@ def uncertainty(
     samples: int,
     key: PRNGKeyArray,
 ) -> Float[Array, "b h w"]:
-    """How far the masks of K sampled prompts disagree, in [0, 1] (`disagreement`).
+    """How much the masks of K sampled prompts disagree, in [0, 1] (`disagreement`).
 
     Args:
         model: The model.
-        image_embeddings: SAM's, of the targets.
-        posterior: Of the same targets.
+        image_embeddings: SAM's embeddings of the targets.
+        posterior: The posterior of the same targets.
         size: (height, width) of the map.
         samples: K.
         key: Draws the noise.
@@ -110,11 +110,11 @@ def sampled_prompts(
 
 
 def disagreement(logits: Float[Array, "k b h w"]) -> Float[Array, "b h w"]:
-    """How far K masks disagree, pixel by pixel.
+    """How much K masks disagree at each pixel.
 
     The mutual information, in bits, of a pixel's label and the prompt: the entropy of the mean
     probability less the mean entropy (BALD, Houlsby et al., arXiv 1112.5745). 0 where all masks
-    say the same, be it "perhaps"; 1 where half are sure of foreground and half of background.
+    have the same probability, even 1/2; 1 where half are sure of foreground and half of background.
     """
     foreground, background = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
 

@@ -1,4 +1,4 @@
-"""torch's layers, with every default that differs from flax's spelled out."""
+"""Layers that behave like torch's; every default that differs from flax's is set here."""
 
 import functools
 from typing import Any
@@ -10,15 +10,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the start of torch's linear and convolution kernels.
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's start of linear and convolution kernels.
 torch_kernel = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-# torchvision's start for convolutions before a ReLU, so that random features keep their size.
+# torchvision's initialisation of convolutions before a ReLU; it keeps the size of features.
 kaiming_kernel = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def torch_bias(fan_in: int) -> nnx.Initializer:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the start of torch's linear and convolution biases."""
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's start of linear and convolution biases."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32, **_):
@@ -91,7 +91,7 @@ def _pointwise(
 def layer_norm(dim: int, eps: float, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """`torch.nn.LayerNorm`; on NHWC maps also SAM's `LayerNorm2d`.
 
-    torch takes the variance in two passes; flax's fast one loses digits on small variances.
+    torch computes the variance in two passes; flax's fast variance is inaccurate when it is small.
     """
     return nnx.LayerNorm(dim, epsilon=eps, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
@@ -116,7 +116,8 @@ class FrozenBatchNorm(nnx.Module):
 def gelu(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
     """The exact GELU, torch's default.
 
-    As torch writes it: with its gradient, `jax.nn.gelu`'s `erfc` took twice the time on a CPU.
+    Written with `erf`, as in torch: `jax.nn.gelu`'s `erfc` took twice the time on a CPU with its
+    gradient.
     """
     return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
@@ -124,7 +125,7 @@ def gelu(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
 class ConvTranspose2x2(nnx.Module):
     """`torch.nn.ConvTranspose2d(in, out, kernel_size=2, stride=2)`.
 
-    Kernel size equals stride, so every input pixel makes its own 2 x 2 output pixels and the
+    Kernel size equals stride, so every input pixel makes its own 2 x 2 output pixels, and the
     layer is one matrix product. The kernel is (2, 2, out, in).
     """
 
@@ -136,7 +137,7 @@ class ConvTranspose2x2(nnx.Module):
         self.dtype = dtype
 
     def cells(self, x: Float[Array, "*b c"]) -> Float[Array, "*b 2 2 d"]:
-        """The rows and columns of output pixels that each input pixel makes."""
+        """The 2 x 2 output pixels of each input pixel, (row, column)."""
         kernel = self.kernel[...].astype(self.dtype)
         y = jnp.einsum("...c,ijdc->...ijd", x.astype(self.dtype), kernel)
         return y + self.bias[...].astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
@@ -156,7 +157,7 @@ def attend(
 ) -> Float[Array, "b n d"]:
     """Multi-head softmax attention; scores and softmax in float32.
 
-    Where `key_mask` is False a key is left out; at least one must be left.
+    Keys are left out where `key_mask` is False; at least one must remain.
     """
     q, k, v = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q, k, v))
     q = q * q.shape[-1] ** -0.5

@@ -23,12 +23,12 @@ from prosam_jax.weights.checkpoint import Checkpoints
 
 
 class ProSAM(nnx.Module):
-    """SAM and a semantic backbone, both frozen, and the prompt encoder that is learned.
+    """A frozen SAM, a frozen semantic backbone and the trained prompt encoder.
 
     Attributes:
         sam: Frozen.
         backbone: Frozen.
-        prompt_encoder: The only part with gradients (`learned` tells its parameters apart).
+        prompt_encoder: The only part with gradients (`learned` selects its parameters).
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ProSAM(nnx.Module):
         rngs: nnx.Rngs,
         prompt_encoder: ReferencePromptEncoder | None = None,
     ):
-        """Puts the parts together; without a prompt encoder `rngs` draws one."""
+        """Puts the parts together; `rngs` initialises a prompt encoder if none is given."""
         self.sam = sam
         self.backbone = backbone
         self.prompt_encoder = prompt_encoder or ReferencePromptEncoder(
@@ -55,14 +55,14 @@ class ProSAM(nnx.Module):
 
         Args:
             name: "prosam-shapes", which comes with the package; the file of a trained prompt
-                encoder (`prosam export`); the folder of a training run, of which the best
-                checkpoint is taken, or the latest if none was validated; or "user/name" on a hub.
+                encoder (`prosam export`); a run's folder, from which the best checkpoint is taken,
+                or the latest if none was validated; or "user/name" on a hub.
             overrides: Groups of settings that differ from the training's, such as
                 `sam={"weights": "elsewhere/sam_vit_h.safetensors", "dtype": "bfloat16"}`.
 
         Raises:
-            UserError: There is no such model, its frozen weights are missing or others than it
-                was trained on, or a setting is unknown or belongs to the training.
+            UserError: There is no such model, its frozen weights are missing or are not those it
+                was trained with, or a setting is unknown or belongs to the training.
         """
         return load(name, overrides)[0]
 
@@ -73,7 +73,7 @@ class ProSAM(nnx.Module):
 
         Args:
             episode: A batch.
-            image_embeddings: What `embed` says of its targets, where that is known already.
+            image_embeddings: `embed` of its targets, if already computed.
         """
         b, s, h, w, _ = episode.reference_image.shape
         images = episode.reference_image.reshape(b * s, h, w, 3)
@@ -87,7 +87,7 @@ class ProSAM(nnx.Module):
         images: UInt8[Array, "b h w 3"],
         image_embeddings: Float[Array, "b i j e"] | None = None,
     ) -> tuple[Float[Array, "b i j e"], Taps]:
-        """SAM's embedding of each target, unless it is known, and its backbone features."""
+        """SAM's embedding of each target, unless it is given, and its backbone features."""
         if image_embeddings is None:
             image_embeddings = embed(self.sam, images)
         return image_embeddings, backbone.target_taps(self.backbone, resize.normalize(images))
@@ -99,14 +99,14 @@ class ProSAM(nnx.Module):
         size: tuple[int, int],
         downsample: str | None = None,
     ) -> tuple[Taps, Float[Array, "r i j"]]:
-        """Backbone features of references, and their annotations at the size of these.
+        """Backbone features of references, and their annotations at the features' size.
 
         Args:
             images: The references.
-            annotated: Which pixels of them are annotated.
+            annotated: Which of their pixels are annotated.
             size: (height, width) of the backbone's merged features.
-            downsample: How annotations are shrunk to it, as in `data.downsample`; None as in
-                training.
+            downsample: How annotations are shrunk to that size, as in `data.downsample`; None for
+                the training's rule.
         """
         mask = resize.annotation(annotated.astype(jnp.float32), size, downsample or self.downsample)
         return backbone.reference_taps(self.backbone, resize.normalize(images), mask), mask
@@ -154,14 +154,14 @@ class ProSAM(nnx.Module):
         return self.segment(self.encode(episode, image_embeddings), (h, w))
 
     def segment(self, features: Features, size: tuple[int, int]) -> Float[Array, "b h w"]:
-        """`predict` for features that are there already."""
+        """`predict` for features already computed."""
         mean = self.posterior(features).mean
         return self.decode(features.image_embeddings, mean, size)
 
     def objective(
         self, features: Features, target: Bool[Array, "b h w"], key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Eq. 10 with training's dropout, and what a log wants to know of it.
+        """Eq. 10 with training's dropout, and values to log.
 
         Args:
             features: Output of `encode`.
@@ -184,7 +184,7 @@ class ProSAM(nnx.Module):
         target: Bool[Array, "b h w"],
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """`objective` for a posterior that is there already; `key` draws the samples."""
+        """`objective` for a posterior already computed; `key` draws the samples."""
         cfg = self.distribution
         _, h, w = target.shape
 
@@ -232,13 +232,13 @@ def learned(path: tuple, value: object) -> bool:
 
 
 def build(cfg: Config) -> ProSAM:
-    """The model of a run: frozen weights from their files, a prompt encoder to begin with.
+    """The model of a run: frozen weights from their files, and a prompt encoder.
 
-    That is a fresh one from the seed, or the trained one of the file `prompt.weights`.
+    The prompt encoder is a new one from the seed, or the trained one in the file `prompt.weights`.
 
     Raises:
-        UserError: A weight file is missing or not what the settings say; the message names it
-            and the command that makes it, or the settings that it wants.
+        UserError: A weight file is missing or does not match the settings; the message names it
+            and the command that makes it, or the settings that it needs.
     """
     if cfg.prompt.weights:
         prompt_encoder.check_fit(cfg.prompt.weights, cfg)
@@ -257,7 +257,7 @@ def build(cfg: Config) -> ProSAM:
 def load_prompt_encoder(
     path: str | os.PathLike[str], cfg: Config, merged_channels: int
 ) -> ReferencePromptEncoder:
-    """The prompt encoder of a file.
+    """The prompt encoder in a file.
 
     Raises:
         UserError: The file is missing or damaged, or its arrays are not exactly those of the
@@ -277,10 +277,10 @@ def load_prompt_encoder(
 def load(
     name: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None
 ) -> tuple[ProSAM, Config]:
-    """A trained model, and the settings that it is used with; see `ProSAM.from_pretrained`.
+    """A trained model and its settings; see `ProSAM.from_pretrained`.
 
     Args:
-        name: A name, a file, a run's folder or a hub's repository.
+        name: A name, a file, a run's folder or a repository on a hub.
         overrides: Settings by dotted name, or nested in groups.
     """
     path = prompt_encoder.find(name)
@@ -293,15 +293,15 @@ def load(
 
 
 def restored(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> tuple["Parts", int]:
-    """The model of a run's checkpoint, and its step.
+    """The model at a checkpoint of a run, and the checkpoint's step.
 
     Args:
         cfg: Settings of the run.
-        workdir: Its folder.
+        workdir: The run's folder.
         checkpoint: "best" (by validation mIoU), "latest" or a step.
 
     Raises:
-        UserError: There is no such checkpoint, or settings and files do not fit.
+        UserError: There is no such checkpoint, or the files do not match the settings.
     """
     trained_on = prompt_encoder.read_frozen(workdir)
     prompt_encoder.check_frozen(workdir, trained_on, prompt_encoder.frozen_weights(cfg))
@@ -312,7 +312,7 @@ def restored(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> tuple["Part
 
 
 class Parts(NamedTuple):
-    """A model taken apart: its structure, what is learned and what is frozen."""
+    """A model taken apart: its structure, its trained and its frozen parameters."""
 
     graph: nnx.GraphDef
     params: nnx.State
@@ -325,5 +325,5 @@ def split(model: ProSAM) -> Parts:
 
 
 def stream(seed: int, name: str) -> PRNGKeyArray:
-    """The key of one purpose; fold the step in to get the key of a step."""
+    """The random key for one purpose; fold in the step to get the key of a step."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))

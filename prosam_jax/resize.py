@@ -1,11 +1,11 @@
-"""torch's and torchvision's pixel rules: resizing and normalising."""
+"""Resizing and normalising, by torch's and torchvision's rules."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
-# Of ImageNet, for pixels in [0, 1]; times 255 they are SAM's pixel_mean and pixel_std.
+# ImageNet's, for pixels in [0, 1]; times 255 they are SAM's pixel_mean and pixel_std.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -26,8 +26,8 @@ def bilinear(
     Args:
         x: Maps.
         size: (H, W) of the result.
-        align_corners: True puts the corner pixels' centres on each other (VRP-SAM), False the
-            outer edges (SAM).
+        align_corners: True aligns the centres of the corner pixels (VRP-SAM), False the outer
+            edges (SAM).
 
     Returns:
         The resized maps, in the type of `x`; interpolated in float32.
@@ -43,7 +43,7 @@ def bicubic(x: Float[Array, "b h w c"], scale: tuple[float, float]) -> Float[Arr
     """Bicubic resize by a factor, as `torch.nn.functional.interpolate(x, scale_factor=scale)`.
 
     Without antialiasing and with align_corners=False. The sizes are floor(h * scale) and
-    floor(w * scale), but coordinates are mapped with `scale` itself: not the same unless both
+    floor(w * scale), but coordinates are mapped with `scale` itself, which differs unless both
     products are whole.
 
     Args:
@@ -61,15 +61,15 @@ def bicubic(x: Float[Array, "b h w c"], scale: tuple[float, float]) -> Float[Arr
 def _weigh(
     x: Float[Array, "b h w c"], rows: Float[np.ndarray, "H h"], cols: Float[np.ndarray, "W w"]
 ) -> Float[Array, "b H W c"]:
-    # As products of matrices: the gradient needs no scatter. Full precision, because the
-    # fractions would not survive an accelerator's default.
+    # Matrix products, so that the gradient needs no scatter. Full precision, because an
+    # accelerator's default would lose digits of the weights.
     y = jnp.einsum("Hh,bhwc->bHwc", rows, x.astype(jnp.float32), precision=HIGHEST)
     y = jnp.einsum("Ww,bhwc->bhWc", cols, y, precision=HIGHEST)
     return y.astype(x.dtype)
 
 
 def bilinear_weights(n_in: int, n_out: int, align_corners: bool) -> Float[np.ndarray, "o i"]:
-    """The (n_out, n_in) matrix by which `bilinear` resizes one axis, two non-zeros a row."""
+    """The (n_out, n_in) matrix with which `bilinear` resizes one axis, two non-zeros a row."""
     i = np.arange(n_out, dtype=np.float64)
     if align_corners:
         source = i * (n_in - 1) / (n_out - 1) if n_out > 1 else np.zeros(1)
@@ -88,7 +88,7 @@ def bilinear_weights(n_in: int, n_out: int, align_corners: bool) -> Float[np.nda
 def _cubic_weights(n_in: int, scale: float) -> np.ndarray:
     """The (floor(n_in * scale), n_in) matrix of one axis: Keys' kernel with torch's a = -0.75.
 
-    Four neighbours a row; those beyond a border are the border's pixel.
+    Four neighbours a row; beyond the border they repeat the border's pixel.
     """
     a = -0.75
     rows = np.arange(int(n_in * scale))
@@ -115,11 +115,11 @@ def nearest(x: Shaped[Array, "b h w c"], size: tuple[int, int]) -> Shaped[Array,
 
 
 def coverage(annotated: Float[Array, "b h w"], size: tuple[int, int]) -> Float[Array, "b H W"]:
-    """A sparse annotation at a smaller size, so that every annotated pixel counts.
+    """Shrinks a sparse annotation so that every annotated pixel counts.
 
     A cell's weight is the share of its area that is annotated, relative to the mean share of the
-    cells with any annotated pixel, and at most 1. So a lone point weighs as much in its cell as a
-    mask does in the cells that it fills, while a mask's rim weighs less.
+    cells with any annotated pixel, and at most 1. So a single point weighs as much in its cell
+    as a mask does in the cells that it fills, while a mask's rim weighs less.
 
     Args:
         annotated: Annotations, 0 or 1.
@@ -145,7 +145,7 @@ def _area_weights(n_in: int, n_out: int) -> Float[np.ndarray, "o i"]:
 
 
 def linear_table(table: Float[Array, "n c"], length: int) -> Float[Array, "m c"]:
-    """Linear interpolation of a table to `length` rows, torch's `align_corners=False`."""
+    """Linear interpolation of a table to `length` rows, with torch's `align_corners=False`."""
     if table.shape[0] == length:
         return table
     weights = jnp.asarray(bilinear_weights(table.shape[0], length, align_corners=False))

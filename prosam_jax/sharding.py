@@ -1,4 +1,4 @@
-"""Where arrays live: the batch is split over devices, everything else is on each of them."""
+"""Placement of arrays: the batch is split over the devices, everything else is on each of them."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar

@@ -29,7 +29,7 @@ class Case(NamedTuple):
     Attributes:
         what: What is odd.
         change: Changes a good folder of one picture, `images/a.png` and `masks/a.png`.
-        flags: Further flags of `prosam prepare folder`, "{root}" stands for the folder.
+        flags: Further flags of `prosam prepare folder`; "{root}" stands for the folder.
     """
 
     what: str
@@ -54,7 +54,7 @@ def write_folder(root: pathlib.Path) -> None:
 
 
 def _picture(image: Image.Image, name: str = "a.png", mask: np.ndarray | None = None, **options):
-    """Replaces the picture, and its mask by one of its size."""
+    """Replaces the picture, and the mask by one of the picture's size."""
 
     def change(root: pathlib.Path) -> None:
         _bare(root)
@@ -117,7 +117,7 @@ def _flipped(content: bytes) -> bytes:
 
 
 def _huge(content: bytes) -> bytes:
-    """A PNG whose head says that it has 20,000 x 10,000 pixels."""
+    """A PNG whose header says that it has 20,000 x 10,000 pixels."""
     head = content[12:16] + struct.pack(">II", 20000, 10000) + content[24:29]
     return content[:12] + head + struct.pack(">I", zlib.crc32(head)) + content[33:]
 
@@ -159,7 +159,7 @@ ODD = (
     Case("mask without an object", _mask(np.zeros((HEIGHT, WIDTH), np.uint8))),
     Case("a class that no picture shows", _bytes("classes.txt", lambda content: content + b"owl")),
 )  # fmt: skip
-"""What is handled."""
+"""Files that are accepted."""
 
 BAD = (
     Case("empty file", _bytes("images/a.png", lambda _: b"")),
@@ -194,9 +194,9 @@ BAD = (
     Case("no class", _bytes("classes.txt", lambda _: b"\n")),
     Case("a class twice", _bytes("classes.txt", lambda content: content + b"cat\n")),
     Case("classes in Latin-1", _bytes("classes.txt", lambda _: b"b\xe4r\n")),
-    Case("damaged notes", _bytes("checked.json", lambda _: b"{"), ()),
+    Case("damaged checked.json", _bytes("checked.json", lambda _: b"{"), ()),
 )  # fmt: skip
-"""What is named."""
+"""Files that are refused."""
 
 
 def _source(name: str, content: object):
@@ -227,7 +227,7 @@ def _labelme(shape: object, name: str = "a") -> tuple:
 
 
 def coco(**changes) -> dict:
-    """A good file of COCO's form for the good folder."""
+    """A valid COCO file for the good folder."""
     return {
         "images": [{"id": 7, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}],
         "categories": [{"id": 3, "name": "cat"}],
@@ -238,7 +238,7 @@ def coco(**changes) -> dict:
 
 
 def shape(**changes) -> dict:
-    """A good shape of labelme."""
+    """A valid labelme shape."""
     good = {"label": "cat", "shape_type": "polygon", "points": [[0, 0], [9, 0], [9, 9]]}
     return good | changes
 
@@ -249,7 +249,8 @@ SOURCES = (
     Case("table in Latin-1", *_table(b"image,mask,class\na.png,parts/a.png,b\xe4r\n")),
     Case("table: no such picture", *_table("image,mask,class\nb.png,parts/a.png,cat\n")),
     Case("table: no such mask", *_table("image,mask,class\na.png,parts/b.png,cat\n")),
-    Case("table: masks in the way", *_table("image,mask,class\na.png,masks/a.png,cat\n")),
+    Case("table: masks that would be overwritten",
+         *_table("image,mask,class\na.png,masks/a.png,cat\n")),
     Case("table: no class", *_table("image,mask,class\na.png,parts/a.png,\n")),
     Case("COCO's JSON cut short", *_coco('{"images": [')),
     Case("COCO's JSON without categories", *_coco({"images": [], "annotations": []})),
@@ -268,7 +269,7 @@ SOURCES = (
 
 
 def says(case: Case) -> str:
-    """What the command prints of a case; "DIR" stands for the folder."""
+    """What the command prints for a case; "DIR" stands for the folder."""
     with tempfile.TemporaryDirectory() as place:
         root = pathlib.Path(place) / "my data"
         write_folder(root)
@@ -281,10 +282,10 @@ def says(case: Case) -> str:
 
 def main() -> None:
     """Prints the tables."""
-    print("| handled | found |\n|---|---|")
+    print("| file | what the command says |\n|---|---|")
     for case in ODD:
         print(f"| {case.what} | {says(case).splitlines()[0]} |", flush=True)
-    print("\n| bad | what is said |\n|---|---|")
+    print("\n| bad | message |\n|---|---|")
     for case in (*BAD, *SOURCES):
         print(f"| {case.what} | {says(case).splitlines()[0]} |", flush=True)
 

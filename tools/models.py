@@ -2,8 +2,8 @@
 
     python -m tools.models --pictures VOC2012/JPEGImages
 
-Everything in the document is measured by this run, which takes about ten minutes on two cores
-and 3 GB of disk for a random checkpoint of SAM ViT-H's size.
+The run measures everything in the document. It takes about ten minutes on two cores, and 3 GB of
+disk for a random checkpoint of SAM ViT-H's size.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def distance(found: list[jax.Array], wanted: list[torch.Tensor]) -> tuple[float,
 
 
 def compare_backbone(name: str) -> str:
-    """Its row: both taps of an image of `SIZE`, at random weights, by the converter's rules."""
+    """A backbone's row: both taps of an image of `SIZE`, with random weights, converted."""
     twin = TWINS[name](SEED)
     table = backbone_to_flax.TABLES[name]
     ours = _filled(
@@ -82,7 +82,7 @@ def compare_backbone(name: str) -> str:
 
 
 def compare_sam(name: str) -> str:
-    """Its row: image embedding, mask logits and expected IoU of a click, at random weights."""
+    """A SAM's row: image embedding, mask logits, expected IoU of a click, with random weights."""
     cfg = dataclasses.replace(SAMConfig.named(name), image_size=SAM_SIZE)
     twin = sam.build(cfg, SEED)
     ours = _filled(lambda rngs: Sam(cfg, rngs=rngs), twin, META_RULES, ())
@@ -108,7 +108,7 @@ def compare_sam(name: str) -> str:
 
 
 def classify_pictures(folder: pathlib.Path) -> str:
-    """EfficientNet-Lite0 with its published weights: classes of real pictures, both ways."""
+    """Classes that both versions of the published EfficientNet-Lite0 give to real pictures."""
     published = registry.named("efficientnet_lite0")
     with tempfile.TemporaryDirectory() as temporary:
         path = download.fetch(published, pathlib.Path(temporary)).path
@@ -130,12 +130,12 @@ def classify_pictures(folder: pathlib.Path) -> str:
     return (
         f"EfficientNet-Lite0 with its published weights on {len(paths)} pictures of VOC 2012 at "
         f"{PICTURE_SIZE} x {PICTURE_SIZE}: the top-1 class equals that of the package "
-        f"efficientnet-lite-pytorch on {equal}; logits differ by at most {furthest:.1e}."
+        f"`efficientnet-lite-pytorch` on {equal}; logits differ by at most {furthest:.1e}."
     )
 
 
 def convert_vit_h() -> str:
-    """Time and memory to convert a random checkpoint of ViT-H's size."""
+    """Time and memory taken to convert a random checkpoint of ViT-H's size."""
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint, out = (pathlib.Path(temporary) / name for name in ("h.pth", "h.safetensors"))
         torch.save(sam.published("vit_h").state_dict(), checkpoint)
@@ -145,7 +145,7 @@ def convert_vit_h() -> str:
             [sys.executable, *command, "--out", str(out)], check=True, stdout=subprocess.DEVNULL
         )
         seconds = time.monotonic() - start
-        # Linux counts in KiB. Of this run's children the conversion is by far the largest.
+        # Linux counts in KiB. The conversion is by far the largest of this run's children.
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         return (
             f"A checkpoint of SAM ViT-H's size ({checkpoint.stat().st_size:,} bytes, random) is "
@@ -218,19 +218,20 @@ Made by `python -m tools.models --pictures VOC2012/JPEGImages` on
 
 ## Where the weights come from, and how far the numbers are from PyTorch's
 
-Differences are the largest over all outputs, at random weights that went through the converter's
-rules: both taps for backbones; image embedding, mask logits and expected IoU of a click for SAM.
-"Relative" is over the largest value of the array. `prosam weights list` shows sizes
-and checksums, `fetch NAME` fetches a checkpoint, checks it and says how to convert it.
+Differences are the largest over all outputs, with random weights converted by the converter's
+rules. Outputs are both taps for backbones, and the image embedding, mask logits and expected IoU of
+a click for SAM. "Relative" is over the largest value of the array. `prosam weights list` shows
+sizes and checksums; `prosam weights fetch NAME` fetches a checkpoint, checks it and prints the
+command that converts it.
 
 | model | parameters | checkpoints | licence | input | max. difference | relative |
 |---|---|---|---|---|---|---|
 {models}
 
 SAM is compared with `segment-anything`, EfficientNet-Lite0 with `efficientnet-lite-pytorch`
-(dilated as here), and the others with the plain PyTorch networks in `torch_models/`, which have the
-checkpoints' names. In the tests DINOv2's is itself compared with `transformers`, and so are SAM's
-files in Hugging Face's layout.
+(dilated in the same way), and the others with the plain PyTorch networks in `torch_models/`, whose
+tensors have the checkpoints' names. The tests also compare DINOv2's network, and SAM's files in
+Hugging Face's layout, with `transformers`.
 
 {pictures}
 
@@ -245,14 +246,14 @@ files in Hugging Face's layout.
 | DINOv2 | blocks 6 and 9 of 12, normalised, 768 or 1,536 channels | block 12, masked | 14 |
 | EfficientNet-Lite0 | stages 3 and 5, 152 channels | stage 7 of the masked stage 5 | 8 |
 
-DINOv2 sees images of the nearest whole number of patches: 518 x 518 for 512 x 512, its own size in
-training. The paper's Table 5 does not say which features it takes. Blocks 6, 9 and 12 end the
-second, third and last quarter, as in DINOv2's own dense heads; with ViT-B the two merged ones
-have exactly ResNet-50's 1,536 channels, so that the learned part keeps its size.
+Images for DINOv2 are resized to the nearest whole number of patches: 512 x 512 becomes 518 x 518,
+the size of its own training. The paper's Table 5 does not say which features it uses. Blocks 6, 9
+and 12 end the second, third and last quarter, as in DINOv2's own dense heads. With ViT-B the two
+merged ones have exactly ResNet-50's 1,536 channels, so the learned part keeps its size.
 
 ## Wrong files
 
-Each was made and tried by this run; nothing is written when a command refuses.
+This run made and tried each of them. A command that refuses a file writes nothing.
 
 {wrong_files}
 """

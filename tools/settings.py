@@ -1,6 +1,6 @@
-"""Writes docs/settings.md: every setting, as the dataclasses of `prosam_jax.config` say it.
+"""Writes docs/settings.md: every setting, from the dataclasses of `prosam_jax.config`.
 
-Run it by `python -m tools.settings`.
+Run it with `python -m tools.settings`.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ BEGINS = {
     Role.ARCHITECTURE: "no",
     Role.BENCHMARK: "yes, but on the same benchmark `data.fold` and `data.novel` stay",
 }
-"""What the sets of roles do not say: the rules of `training.loop` and `weights.prompt_encoder`."""
+"""Rules of `training.loop` and `weights.prompt_encoder` that the sets of roles do not contain."""
 
 
 def page() -> str:
@@ -34,7 +34,7 @@ def page() -> str:
 
 
 def described(cls: type) -> dict[str, str]:
-    """What the "Attributes:" of a dataclass's docstring say, by name, each in one line."""
+    """The "Attributes:" of a dataclass's docstring by name, each in one line."""
     _, _, text = (inspect.getdoc(cls) or "").partition("Attributes:\n")
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
     return {name: " ".join(words.split()) for name, words in entries}
@@ -118,38 +118,38 @@ TEXT = """# Settings
 
 Written by `python -m tools.settings` from [`prosam_jax/config`](../prosam_jax/config/settings.py).
 
-On the command line a setting is `--config.NAME=VALUE`:
+On the command line, set one with `--config.NAME=VALUE`:
 
 ```
 prosam train --config pascal --config.data.root=VOC2012 --config.data.fold=1 --workdir runs/p1
 ```
 
-`--config` names a recipe: one of [`configs/`](../configs) by its name, or a Python file of your own
-whose `get_config()` returns a dict. A recipe holds only what differs from the defaults below, and
-the command line has its way over it. In Python, `Config.from_dict` takes the same as nested dicts.
+`--config` names a recipe: one of [`configs/`](../configs) by name, or your own Python file whose
+`get_config()` returns a dict. A recipe holds only what differs from the defaults below; the command
+line overrides it. In Python, `Config.from_dict` takes the same settings as nested dicts.
 
-A name or a value that is not known ends the command, and the message names the nearest known ones.
-So does a setting that nothing would read, such as `distribution.nu` with
-`distribution.name=gaussian`.
+An unknown name or value ends the command with a message that names the nearest known ones. So does
+a setting that nothing would read, such as `distribution.nu` with `distribution.name=gaussian`.
 
 ## What may change, and when
 
 Every setting has a role, and the role says when it may change:
 
-| role | what it is for | a run goes on | it is scored | a training begins from a file |
+| role | what it is for | a run goes on | an evaluation | training begins from a file |
 |---|---|---|---|---|
 {roles}
 
-* *A run goes on*: `prosam train` with the workdir of an earlier run.
-* *It is scored*: `prosam evaluate`, a run by `--workdir` or a file by `--prompt-encoder`. A file
-  that does not know its fold may be scored on any, and one that was trained on your own pictures
-  may be scored on another folder: then the benchmark's settings may change, too.
-* *A training begins from a file*: `prosam train` with `--prompt-encoder`.
-* `prosam segment` and `from_pretrained` take less: the settings of `sam` and `backbone` that are
-  not of the architecture, and `data.downsample`.
+* *A run goes on*: `prosam train` with the run's folder as `--workdir`.
+* *An evaluation*: `prosam evaluate` of a run (`--workdir`) or of a prompt encoder's file
+  (`--prompt-encoder`). A file that does not record its fold may be scored on any fold, and one
+  trained on your own pictures may be scored on another folder; the benchmark's settings may change
+  then, too.
+* *Training begins from a file*: `prosam train` with `--prompt-encoder`.
+* `prosam segment` and `from_pretrained` take fewer: `data.downsample`, and the settings of `sam`
+  and `backbone` that do not belong to the architecture.
 
-A weight file may lie elsewhere (its role is path), but it must hold the weights of the training:
-checksums are compared. Random weights never stand in for those of a file, nor the other way round.
+A weight file may be elsewhere (its role is path), but it must hold the weights of the training:
+checksums are compared. Random weights never replace those of a file, nor the other way round.
 
 {groups}
 """

@@ -1,4 +1,4 @@
-"""Wrong checkpoints, tried one by one: what each command says of them."""
+"""Wrong checkpoints, tried one by one, and the message of the command for each."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
 
 def _named(build: Callable[[], torch.nn.Module], **changes: torch.Tensor | None):
-    """Writes a checkpoint of the right names and shapes, in which one zero stands for a tensor."""
+    """Writes a checkpoint with the right names and shapes, each tensor stored as one zero."""
 
     def write(path: pathlib.Path) -> None:
         with torch.device("meta"):
@@ -46,7 +46,7 @@ def _named(build: Callable[[], torch.nn.Module], **changes: torch.Tensor | None)
 
 
 class _Trainer:
-    """Stands for what careless training scripts save whole."""
+    """Stands for the objects that careless training scripts save whole."""
 
 
 CASES = (
@@ -58,21 +58,21 @@ CASES = (
         _named(lambda: resnet.ResNet((3, 4, 6, 3), deep_stem=False)),
     ),
     Case(
-        "the deep stem for torchvision's",
+        "the deep-stem ResNet-50 for torchvision's",
         "backbone",
         "resnet50_torchvision",
         "resnet50_v2.pth",
         _named(lambda: resnet.ResNet((3, 4, 6, 3), deep_stem=True)),
     ),
     Case(
-        "another depth",
+        "ResNet-101 for ResNet-50",
         "backbone",
         "resnet50",
         "resnet101_v2.pth",
         _named(lambda: resnet.ResNet((3, 4, 23, 3), deep_stem=True)),
     ),
     Case(
-        "batch norm where none is",
+        "VGG-16 with batch norm for the one without",
         "backbone",
         "vgg16",
         "vgg16_bn-6c64b313.pth",
@@ -117,7 +117,7 @@ CASES = (
         _named(lambda: resnet.ResNet((3, 4, 6, 3), deep_stem=True)),
     ),
     Case(
-        "a tensor is missing, another is unknown",
+        "one tensor missing, one unknown",
         "backbone",
         "resnet50",
         "resnet50_v2.pth",
@@ -156,7 +156,7 @@ CASES = (
         "last.pt",
         lambda path: torch.save({"trainer": _Trainer()}, path),
     ),
-    Case("a pickle of something else", "vrp_sam", "", "log.pt", lambda path: path.write_bytes(
+    Case("a pickle of a list", "vrp_sam", "", "log.pt", lambda path: path.write_bytes(
         pickle.dumps([1, 2, 3], protocol=2)
     )),
     Case("no file", "sam", "vit_h", "sam_vit_h_4b8939.pth", lambda path: None),
@@ -164,7 +164,7 @@ CASES = (
 
 
 def message(case: Case, folder: pathlib.Path) -> str:
-    """Writes the wrong file into `folder` and runs its command; what it printed as its error."""
+    """Writes the wrong file into `folder`, runs its command and returns the error printed."""
     path = folder / case.name
     case.write(path)
     flags = ["--checkpoint", str(path), "--out", str(folder / "out.safetensors")]
@@ -175,7 +175,7 @@ def message(case: Case, folder: pathlib.Path) -> str:
         status = cli.main(["weights", "convert", COMMANDS[case.command], *flags])
     path.unlink(missing_ok=True)
     if status != 1 or (folder / "out.safetensors").exists():
-        raise AssertionError(f"{case.what} was taken")
+        raise AssertionError(f"{case.what} was accepted")
     return errors.getvalue().replace(f"{folder}/", "").strip()
 
 

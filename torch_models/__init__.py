@@ -1,1 +1,1 @@
-"""The models in plain PyTorch, what tests and benchmarks compare this library with."""
+"""The models in plain PyTorch, for tests and benchmarks to compare this library with."""

@@ -1,6 +1,6 @@
 """DINOv2 with patches of 14 pixels, without registers, in plain PyTorch.
 
-The state dict has the names and shapes of dinov2_vits14_pretrain.pth and its larger sisters.
+The state dict has the names and shapes of dinov2_vits14_pretrain.pth and the larger models' files.
 """
 
 import torch
@@ -85,7 +85,7 @@ class Block(nn.Module):
 
 
 class DINOv2(nn.Module):
-    """The network; calling it gives the features of `prosam_jax.backbone.query_taps`, in NCHW.
+    """The network; calling it gives the features of `prosam_jax.backbone.target_taps`, in NCHW.
 
     The position table has `grid` x `grid` patches and is interpolated for other sizes.
     """
@@ -110,7 +110,7 @@ class DINOv2(nn.Module):
         return torch.cat([self.pos_embed[:, :1], table.flatten(2).transpose(1, 2)], dim=1)
 
     def tokens(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Normalised (b, 3, H, W), whole patches, to the tokens after each block, (b, 1 + n, c)."""
+        """Normalised (b, 3, H, W) of whole patches -> tokens after each block, (b, 1 + n, c)."""
         h, w = images.shape[2] // PATCH, images.shape[3] // PATCH
         x = self.patch_embed(images)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(h, w)
@@ -123,7 +123,7 @@ class DINOv2(nn.Module):
     def trunk(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images of any size -> (two middle blocks concatenated, the last one).
 
-        The images are first brought to the nearest whole number of patches. The blocks are the
+        The images are first resized to the nearest whole number of patches. The blocks are the
         ends of the second, the third and the last quarter, after the final norm.
         """
         h, w = (max(1, (n + PATCH // 2) // PATCH) for n in images.shape[2:])
@@ -137,7 +137,7 @@ class DINOv2(nn.Module):
         return torch.cat([second, third], dim=1), last
 
     def tail(self, x: torch.Tensor) -> torch.Tensor:
-        """The identity: attention has mixed the whole image in the first block already."""
+        """The identity: attention mixes the whole image from the first block on."""
         return x
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,7 +148,7 @@ class DINOv2(nn.Module):
 def random(dim: int, depth: int, num_heads: int, seed: int, grid: int = 37) -> DINOv2:
     """A network of any size with random weights."""
     model = draw(DINOv2(dim, depth, num_heads, grid), seed)
-    # `draw` takes the position table for a kernel, and makes it too small to be felt.
+    # `draw` scales the position table like a kernel, which makes it too small to matter.
     model.pos_embed *= model.pos_embed[0].numel() ** 0.5
     return model
 

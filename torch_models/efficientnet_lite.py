@@ -15,12 +15,12 @@ DILATIONS = ((5, 8, 1, 2), (8, 11, 2, 2), (11, 15, 2, 4), (15, 16, 4, 4))
 
 
 def lite0() -> EfficientNet:
-    """The classifier; it pads for the size at hand, as TensorFlow's does."""
+    """The classifier; it pads for the input's size, as TensorFlow's does."""
     return EfficientNet.from_name(NAME, image_size=None).eval().requires_grad_(False)
 
 
 def normalized(pixels: np.ndarray) -> torch.Tensor:
-    """RGB of 0-255, (b, h, w, 3), as TensorFlow's code feeds it, (b, 3, h, w)."""
+    """RGB of 0-255, (b, h, w, 3), normalised as in TensorFlow's code, (b, 3, h, w)."""
     return (torch.tensor(pixels).permute(0, 3, 1, 2) - 127.0) / 128
 
 
@@ -31,7 +31,7 @@ def tensorflow_normalized(images: torch.Tensor) -> torch.Tensor:
 
 
 class DilatedLite0(EfficientNet):
-    """The network; calling it gives the features of `prosam_jax.backbone.query_taps`, in NCHW."""
+    """The network; calling it gives the features of `prosam_jax.backbone.target_taps`, in NCHW."""
 
     def forward(self, inputs: torch.Tensor) -> Any:
         """Images in ImageNet's normalisation -> (stages 3 and 5 concatenated, stage 7)."""
@@ -44,7 +44,7 @@ class DilatedLite0(EfficientNet):
 
 
 def dilated_lite0(seed: int) -> DilatedLite0:
-    """The backbone with random weights, so large that ReLU6 cuts off both sides."""
+    """The backbone with random weights, large enough for ReLU6 to clip on both sides."""
     network = draw(DilatedLite0.from_name(NAME, image_size=None), seed, gain=2.0)
     for start, end, first, rest in DILATIONS:
         for i in range(start, end):

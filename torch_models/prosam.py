@@ -30,7 +30,7 @@ class Attended(nn.Module):
 
 
 class QueryDecoder(nn.Module):
-    """Learned queries read the reference, themselves, the target, themselves."""
+    """Learned queries attend to the reference, themselves, the target and themselves."""
 
     def __init__(self, dim: int, queries: int, heads: int):
         super().__init__()
@@ -78,7 +78,7 @@ class PromptEncoder(nn.Module):
 
         Args:
             query: Merged and high-level features of the targets.
-            support: The same of the references.
+            support: The same for the references.
             mask: (b, h, w), the annotations at the size of the merged features.
         """
         return self.heads(self.prompt_features(query, support, mask))
@@ -89,7 +89,7 @@ class PromptEncoder(nn.Module):
         support: tuple[torch.Tensor, torch.Tensor],
         mask: torch.Tensor,
     ) -> torch.Tensor:
-        """What the heads read, (b, q, c); arguments as of `forward`."""
+        """Input of the heads, (b, q, c); arguments as for `forward`."""
         mask = mask[:, None]
         reduced = self.downsample_query(query[0])
         support_reduced = self.downsample_query(support[0])
@@ -119,7 +119,7 @@ def cosine_prior(query: torch.Tensor, support: torch.Tensor, mask: torch.Tensor)
 
 
 def sine_positions(height: int, width: int, dim: int) -> torch.Tensor:
-    """(height * width, dim): sine positions of DETR, first of y, then of x."""
+    """Sine positions of DETR, (height * width, dim): y first, then x."""
     half = dim // 2
     frequency = 10000 ** (2 * torch.div(torch.arange(half), 2, rounding_mode="floor") / half)
 
@@ -136,20 +136,20 @@ def sine_positions(height: int, width: int, dim: int) -> torch.Tensor:
 def sample(
     mean: torch.Tensor, log_scale: torch.Tensor, eps: torch.Tensor, delta: torch.Tensor, nu: float
 ) -> torch.Tensor:
-    """Prompts of the t-distribution, eps (k, b, q, c) and delta (k, b, q, 1) being the noise."""
+    """Prompts of the t-distribution from the noise eps (k, b, q, c) and delta (k, b, q, 1)."""
     return mean + log_scale.exp() * eps * (nu / delta).sqrt()
 
 
 def decode(
     sam: modeling.Sam, embeddings: torch.Tensor, prompts: torch.Tensor, size: Sequence[int]
 ) -> torch.Tensor:
-    """Logits (b, h, w) of SAM's single mask; what the other masks need is left out.
+    """Logits (b, h, w) of SAM's single mask; the other masks are not computed.
 
     `segment_anything`'s own `MaskDecoder.forward` takes prompts of one image only, so this calls
     its parts.
 
     Args:
-        sam: Of the package.
+        sam: The package's.
         embeddings: (b, c, i, j).
         prompts: (b, q, c).
         size: (h, w).
@@ -177,7 +177,7 @@ def mask_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def objective_folded(
     sam: modeling.Sam, embeddings: torch.Tensor, prompts: torch.Tensor, target: torch.Tensor
 ) -> torch.Tensor:
-    """The mean loss of prompts (k, b, q, c), samples and images decoded as one batch."""
+    """The mean loss of prompts (k, b, q, c); samples and images are decoded as one batch."""
     samples = len(prompts)
     repeated = embeddings.repeat(samples, 1, 1, 1)
     logits = decode(sam, repeated, prompts.flatten(0, 1), target.shape[1:])
@@ -189,7 +189,7 @@ def backward_one_by_one(
 ) -> torch.Tensor:
     """The same mean loss, and its gradients, one sample after the other.
 
-    Each sample's graph is freed before the next is built: the loop over K at its best.
+    Each sample's graph is freed before the next is built, to save memory.
     """
     leaf = prompts.detach().requires_grad_()
     total = torch.zeros((), device=prompts.device)

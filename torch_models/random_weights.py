@@ -1,4 +1,4 @@
-"""Random weights that nobody has to store."""
+"""Reproducible random weights."""
 
 from typing import TypeVar
 
@@ -10,13 +10,13 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @torch.no_grad()
 def draw(module: Module, seed: int, *, gain: float = 1.0) -> Module:
-    """Fills a module of convolutions and batch norms, in eval mode and without gradients.
+    """Fills a module with random weights and sets it to eval mode, without gradients.
 
     Args:
         module: The module, changed in place.
-        seed: Same seed, same numbers.
-        gain: Kernels are N(0, gain / fan_in). 1 keeps features from growing along shortcuts, 2
-            makes up for what ReLUs take where there are none.
+        seed: The same seed gives the same numbers.
+        gain: Kernels are N(0, gain / fan_in). 1 keeps features from growing along shortcuts; 2
+            makes up for ReLUs in networks without shortcuts.
 
     Returns:
         The module itself.

@@ -1,7 +1,7 @@
 """ResNet in plain PyTorch, dilated to stride 8, with the published checkpoints' names.
 
-`resnet50` and `resnet101` name their tensors as semseg's resnet50_v2.pth and resnet101_v2.pth,
-the other two as torchvision's files; the classifier is left out.
+`resnet50` and `resnet101` name their tensors as in semseg's resnet50_v2.pth and resnet101_v2.pth,
+the other two as in torchvision's files. The classifier is left out.
 """
 
 import torch
@@ -38,7 +38,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The network; calling it gives the features of `prosam_jax.backbone.query_taps`, in NCHW."""
+    """The network; calling it gives the features of `prosam_jax.backbone.target_taps`, in NCHW."""
 
     def __init__(self, blocks: tuple[int, int, int, int], deep_stem: bool):
         super().__init__()
@@ -80,7 +80,7 @@ class ResNet(nn.Module):
 
 
 def resnet50(seed: int) -> ResNet:
-    """With the deep stem; random weights, as the three below."""
+    """With the deep stem; random weights, as in the three below."""
     return draw(ResNet((3, 4, 6, 3), deep_stem=True), seed)
 
 

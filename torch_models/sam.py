@@ -1,4 +1,4 @@
-"""SAM of the package `segment_anything` at any size, with random weights."""
+"""The package `segment_anything`'s SAM at any size, with random weights."""
 
 import functools
 import importlib.util
@@ -12,7 +12,7 @@ from prosam_jax.config import SAMConfig
 
 
 def _stub_torchvision() -> list[str]:
-    """Lets `segment_anything` be imported without torchvision, of which it uses two functions."""
+    """Lets `segment_anything` be imported without torchvision; it uses a few of its functions."""
     functions = {
         "torchvision.ops.boxes": {"batched_nms": None, "box_area": None},  # for its mask generator
         "torchvision.transforms.functional": {
@@ -30,14 +30,14 @@ def _stub_torchvision() -> list[str]:
 stubs = _stub_torchvision() if importlib.util.find_spec("torchvision") is None else []
 from segment_anything import modeling, sam_model_registry  # noqa: E402
 
-for stub in stubs:  # transformers would take it for torchvision
+for stub in stubs:  # else transformers takes them for torchvision
     del sys.modules[stub]
 
 
 def build(cfg: SAMConfig, seed: int) -> modeling.Sam:
-    """A SAM of the architecture `cfg`, in eval mode, every parameter drawn from `seed`.
+    """A SAM of the architecture `cfg`, in eval mode, with every parameter drawn from `seed`.
 
-    `segment_anything` builds square image encoders only; for other image sizes the position
+    `segment_anything` builds only square image encoders. For other image sizes, the position
     embedding and the global blocks' relative positions get tables of the right lengths.
     """
     dim = cfg.prompt_embed_dim
@@ -113,5 +113,5 @@ def draw(sam: torch.nn.Module, seed: int) -> None:
 
 
 def published(model: str) -> modeling.Sam:
-    """The network of the published checkpoint of "vit_b", "vit_l" or "vit_h", not trained."""
+    """The untrained network of the published checkpoint of "vit_b", "vit_l" or "vit_h"."""
     return sam_model_registry[model]()

@@ -1,6 +1,6 @@
 """VGG-16 in plain PyTorch with torchvision's names, cut as in PFENet and VRP-SAM.
 
-torchvision's last pool and its classifier are left out; its pools round sizes down, these up.
+torchvision's last pool and its classifier are left out; its pools round sizes down, these round up.
 """
 
 import torch
@@ -13,7 +13,7 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 
 
 class VGG(nn.Module):
-    """The network; calling it gives the features of `prosam_jax.backbone.query_taps`, in NCHW."""
+    """The network; calling it gives the features of `prosam_jax.backbone.target_taps`, in NCHW."""
 
     def __init__(self, batch_norm: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Frozen semantic backbones and the one interface that the prompt encoder sees."""
+"""Frozen semantic backbones behind one interface."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, cast, runtime_checkable
@@ -15,7 +15,7 @@ from prosam_jax.weights import files
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A network cut in two, because the reference's high-level features are made of masked ones."""
+    """A network in two parts: for references, the second part takes masked features."""
 
     merged_channels: int
 
@@ -49,10 +49,12 @@ def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:
 
 
 def load(cfg: BackboneConfig, seed: int = 0) -> Backbone:
-    """The backbone that settings name, with the weights of their file; "random" ones from a seed.
+    """The backbone that the settings name, with the weights of its weight file.
+
+    "random" weights come from the seed.
 
     Raises:
-        UserError: The file is missing, damaged or of another backbone; the message names the
+        UserError: The file is missing, damaged or for another backbone; the message names the
             command that makes it.
     """
     return files.frozen(
@@ -73,7 +75,7 @@ def target_taps(backbone: Backbone, images: Float[Array, "b H W 3"]) -> Taps:
 def reference_taps(
     backbone: Backbone, images: Float[Array, "b H W 3"], mask: Float[Array, "b h w"]
 ) -> Taps:
-    """Features of reference images, the high-level ones of the annotated region alone.
+    """Features of reference images; the high-level ones cover the annotated region only.
 
     Args:
         backbone: The network.
@@ -81,7 +83,7 @@ def reference_taps(
         mask: The annotation at the size of the merged features, weights in [0, 1].
 
     Returns:
-        Taps whose `prior` was computed from masked features and is masked again (VRP-SAM).
+        Taps whose `prior` is computed from masked features and masked again, as in VRP-SAM.
     """
     merged, x = backbone.trunk(images)
     prior = backbone.tail(x * mask[..., None])

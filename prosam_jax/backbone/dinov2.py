@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 from prosam_jax import layers, resize
 
 PATCH = 14
-# Side of the position table: the last phase of the pretraining saw 518 x 518 pixels.
+# Side of the position table; the pretraining ended with 518 x 518 pixels.
 GRID = 37
 NORM_EPS = 1e-6
-# The original adds it to the wanted size before it divides by the table's.
+# The original adds this to the wanted size before dividing by the table's.
 POSITION_OFFSET = 0.1
 
 
@@ -86,17 +86,17 @@ class Block(nnx.Module):
 class DINOv2(nnx.Module):
     """A ViT whose second, third and last quarter of blocks give the features.
 
-    DINOv2's own dense heads read the ends of all four quarters, blocks 2, 5, 8 and 11 of 12. The
-    middle two are merged here, as layers 2 and 3 of a ResNet are; for ViT-B these are 1,536
-    channels, exactly ResNet-50's, so that the learned part keeps its size when the backbone
-    changes. The last makes the prior. All go through the final norm, as the original's
-    `get_intermediate_layers` has it by default, and drop the class token.
+    DINOv2's own dense heads read the ends of all four quarters, blocks 2, 5, 8 and 11 of 12
+    (counted from 0). Here the middle two are merged, like layers 2 and 3 of a ResNet. With ViT-B
+    they have 1,536 channels, exactly ResNet-50's, so the learned part keeps its size. The last one
+    makes the prior. All go through the final norm, the default of the original's
+    `get_intermediate_layers`, and drop the class token.
 
     `tail` is the identity, because attention mixes the whole picture from the first block on:
-    masked tokens before the last blocks would not hide the background, and DINOv2 never saw
+    masking tokens before the last blocks would not hide the background, and DINOv2 never saw
     zeros there. The mask hides the background in the prior's features instead.
 
-    Images are brought to the nearest whole number of patches, so 512 x 512 pixels become the
+    Images are resized to the nearest whole number of patches, so 512 x 512 pixels become the
     518 x 518 of the pretraining, with the position table as published.
 
     Attributes:
@@ -134,7 +134,7 @@ class DINOv2(nnx.Module):
     def tokens(
         self, images: Float[Array, "b H W 3"], size: tuple[int, int]
     ) -> Float[Array, "b n c"]:
-        """The class token and, row by row, `size` patches, each with its position."""
+        """The class token and then the `size` patches row by row, with positions added."""
         pixels = (size[0] * PATCH, size[1] * PATCH)
         x = self.patch_embed(resize.bilinear(images, pixels, align_corners=False))
         b, _, _, c = x.shape
@@ -145,8 +145,8 @@ class DINOv2(nnx.Module):
     def positions(self, size: tuple[int, int]) -> Float[Array, "1 n c"]:
         """The position table, interpolated to `size` patches by the original's rule.
 
-        The original asks for 0.1 patches more than there are, so that the size survives
-        rounding, and torch maps coordinates with that factor.
+        The original asks for 0.1 patches more than there are, so that rounding keeps the size, and
+        torch maps coordinates with that factor.
         """
         table = self.pos_embed[...]
         if size == (self.grid, self.grid):

@@ -2,7 +2,7 @@
 
 EfficientNet (arXiv 1905.11946) for mobile processors: no squeeze-and-excitation, and ReLU6. The
 attribute names are those of the package efficientnet-lite-pytorch without leading underscores. Its
-weights come from TensorFlow, whose rules hold here: SAME padding, which is XLA's, too, and an
+weights come from TensorFlow, so TensorFlow's rules apply: SAME padding, which XLA has, too, and an
 epsilon of 1e-3 in the batch norms.
 """
 
@@ -20,7 +20,7 @@ NORM_EPS = 1e-3
 
 
 class Stage(NamedTuple):
-    """Blocks in a row; the stride is the first one's."""
+    """Consecutive blocks; the stride is that of the first one."""
 
     kernel_size: int
     stride: int
@@ -39,9 +39,9 @@ STAGES = (
     Stage(5, 2, 6, 192, 4),
     Stage(3, 1, 6, 320, 1),
 )
-# Blocks up to the ends of stages 3 and 5.
+# Number of blocks up to the ends of stages 3 and 5.
 STAGE3, STAGE5 = 5, 11
-# Of the dilated network.
+# Of the dilated network's features.
 STRIDE = 8
 
 
@@ -100,15 +100,15 @@ class EfficientNetLite(nnx.Module):
     """The published classifier of stride 32, and its blocks dilated to stride 8 as a backbone.
 
     `stem` brings images from the library's normalisation to TensorFlow's, (pixel - 127) / 128.
-    The PyTorch port does not say what its weights want, and its README shows ImageNet's mean and
-    deviation for other weights. On 276 pictures of VOC 2012 whose largest object ImageNet has
-    classes for, TensorFlow's puts 218 into one of them, ImageNet's 205, plain [0, 1] 202.
+    The PyTorch port does not say which normalisation its weights need; its README shows ImageNet's
+    mean and deviation for other weights. Of 276 pictures of VOC 2012 whose largest object has
+    ImageNet classes, TensorFlow's normalisation puts 218 into one of them, ImageNet's 205, plain
+    [0, 1] 202.
 
-    Where height and width are multiples of 32, the dilated stages hold the published features
-    exactly, at every second (stage 5) and fourth place (stage 7), with others between them. The
-    prior is the better for them: over 51 pairs of VOC pictures of 512 x 512 with a class in
-    common, the area under its ROC curve for that class is 0.71 with stride 8, 0.68 with 16 and
-    with 32.
+    If height and width are multiples of 32, the dilated stages hold the published features
+    exactly, at every second (stage 5) and fourth place (stage 7), with others between them. These
+    improve the prior: over 51 pairs of 512 x 512 VOC pictures with a class in common, the area
+    under its ROC curve for that class is 0.71 with stride 8, and 0.68 with 16 and with 32.
 
     Attributes:
         merged_channels: Channels of stages 3 and 5 together.
@@ -172,7 +172,7 @@ def lite0(*, rngs: nnx.Rngs) -> EfficientNetLite:
 def _dilated(strides: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Stride and dilation of each block, with dilations for the strides beyond `STRIDE`.
 
-    By torchvision's convention: a block that loses its stride keeps the dilation before it.
+    As in torchvision, a block that loses its stride keeps the previous dilation.
     """
     reached, dilation = 2, 1  # the stem's
     plan = []

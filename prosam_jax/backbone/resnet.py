@@ -1,7 +1,7 @@
 """ResNet dilated to stride 8, as a frozen backbone.
 
 `resnet50` and `resnet101` are the networks of semseg's and PFENet's `resnet50_v2` and
-`resnet101_v2` checkpoints, on which VRP-SAM stands: the stem is deep, three 3x3 convolutions.
+`resnet101_v2` checkpoints, which VRP-SAM uses: the stem is deep, three 3x3 convolutions.
 `resnet50_torchvision` and `resnet101_torchvision` have torchvision's stem, a single 7x7.
 """
 
@@ -71,8 +71,8 @@ class Bottleneck(nnx.Module):
 class ResNet(nnx.Module):
     """ResNet of bottlenecks whose layers 2, 3 and 4 all have stride 8.
 
-    Stages 3 and 4 are dilated by torchvision's convention: the first block keeps the previous
-    stage's dilation, the other ones double it.
+    Stages 3 and 4 are dilated as in torchvision: the first block keeps the previous stage's
+    dilation, the others double it.
 
     Attributes:
         merged_channels: Channels of layers 2 and 3 together.
@@ -121,13 +121,13 @@ class ResNet(nnx.Module):
         x = images
         for block in self.stem:
             x = jax.nn.relu(block(x))
-        # The border never wins: everything after a ReLU is at least the 0 it is filled with.
+        # Padding with 0 does not change the maximum: values after a ReLU are at least 0.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         return nnx.max_pool(x, (3, 3), strides=(2, 2))
 
 
 def resnet50(*, rngs: nnx.Rngs) -> ResNet:
-    """The paper's backbone; 1,536 merged channels, as the three below."""
+    """The paper's backbone; 1,536 merged channels, like the three below."""
     return ResNet((3, 4, 6, 3), 64, rngs=rngs)
 
 
@@ -137,17 +137,17 @@ def resnet101(*, rngs: nnx.Rngs) -> ResNet:
 
 
 def resnet50_torchvision(*, rngs: nnx.Rngs) -> ResNet:
-    """ResNet-50 as torchvision's, with `replace_stride_with_dilation=[False, True, True]`."""
+    """ResNet-50 of torchvision with `replace_stride_with_dilation=[False, True, True]`."""
     return ResNet((3, 4, 6, 3), 64, deep_stem=False, rngs=rngs)
 
 
 def resnet101_torchvision(*, rngs: nnx.Rngs) -> ResNet:
-    """ResNet-101 as torchvision's, with `replace_stride_with_dilation=[False, True, True]`."""
+    """ResNet-101 of torchvision with `replace_stride_with_dilation=[False, True, True]`."""
     return ResNet((3, 4, 23, 3), 64, deep_stem=False, rngs=rngs)
 
 
 def shapes(*, rngs: nnx.Rngs) -> ResNet:
-    """A narrow one for pictures as in Shapes-5i; 384 merged channels."""
+    """A narrow ResNet for pictures like those of Shapes-5i; 384 merged channels."""
     return ResNet((1, 1, 2, 1), 16, rngs=rngs)
 
 

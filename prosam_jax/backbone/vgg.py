@@ -1,7 +1,7 @@
 """VGG-16 as a frozen backbone (arXiv 1409.1556), cut as in PFENet and VRP-SAM.
 
-The five stages end with their max pool, except for the last. Layer 2 has stride 8 and is resized
-to layers 3 and 4, which have stride 16. VRP-SAM uses `vgg16_bn`.
+Each of the five stages but the last ends with a max pool. Layer 2 has stride 8 and is resized to
+stride 16, that of layers 3 and 4. VRP-SAM uses `vgg16_bn`.
 """
 
 import functools
@@ -31,13 +31,13 @@ class Conv(nnx.Module):
         self.bn = nnx.data(layers.FrozenBatchNorm(out_dim) if batch_norm else None)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
-        """Convolves, normalises and cuts off what is negative."""
+        """Convolves, normalises and applies the ReLU."""
         x = self.conv(x)
         return jax.nn.relu(x if self.bn is None else self.bn(x))
 
 
 class Stage(nnx.Module):
-    """Convolutions of one size, then a pool that halves it."""
+    """Convolutions at one size, then a max pool that halves it, if `pool`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""From a semantic backbone's checkpoint to the weight file of `prosam_jax.backbone`."""
+"""Converts a semantic backbone's checkpoint to a weight file of `prosam_jax.backbone`."""
 
 import pathlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from prosam_jax.convert.weight_file import write
 
 
 class Table(NamedTuple):
-    """How a checkpoint's names map to a backbone's."""
+    """How a checkpoint's names map to those of a backbone."""
 
     rules: Sequence[Rule]
     ignored: Sequence[Ignored]
@@ -41,7 +41,7 @@ def convert(model: str, checkpoint: pathlib.Path, out: pathlib.Path) -> None:
     """Writes `out`, the weight file of the backbone called `model`.
 
     Raises:
-        UserError: The checkpoint cannot be read or is not of that backbone.
+        UserError: The checkpoint cannot be read or is not one of that backbone.
     """
     check_choice("--model", model, MODELS)
     source = torch_files.read(checkpoint)

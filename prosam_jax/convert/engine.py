@@ -1,4 +1,4 @@
-"""Conversion by a table of rules, strict both ways."""
+"""Conversion by a table of rules: every tensor must be used and every array filled."""
 
 import collections
 import dataclasses
@@ -14,7 +14,7 @@ from prosam_jax.weights import files
 
 
 def identity(x: np.ndarray) -> np.ndarray:
-    """Biases, gains, embeddings and tables, which both sides lay out alike."""
+    """Biases, gains, embeddings and tables, which have the same layout on both sides."""
     return x
 
 
@@ -44,8 +44,8 @@ class Rule:
 
     Attributes:
         pattern: Regular expression that a tensor's whole name matches.
-        targets: NNX path, with `\1` for the pattern's first group and so on. Several paths share
-            the tensor: it is cut into equal parts along its first axis, in this order.
+        targets: NNX path, with `\1` for the pattern's first group and so on. With several
+            paths, the tensor is split into equal parts along its first axis, in this order.
         transform: Changes torch's layout to flax's.
     """
 
@@ -56,7 +56,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Ignored:
-    """Tensors that are left out knowingly: names that match `pattern`, for `reason`."""
+    """Tensors left out on purpose: names that match `pattern`, for `reason`."""
 
     pattern: str
     reason: str
@@ -68,13 +68,13 @@ def convert(
     ignored: Sequence[Ignored],
     specs: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
-    """Renames and re-lays out a checkpoint's tensors.
+    """Renames a checkpoint's tensors and changes their layout.
 
     Args:
         source: Tensors by torch name.
-        rules: Of which exactly one matches each tensor that is not ignored.
+        rules: Exactly one must match each tensor that is not ignored.
         ignored: Tensors to leave out.
-        specs: Shape and type by NNX path, every one to be filled once (`weights.leaves` of an
+        specs: Shape and type by NNX path, each to be filled once (`weights.files.leaves` of an
             abstract module).
 
     Returns:
@@ -82,8 +82,8 @@ def convert(
 
     Raises:
         UserError: A tensor is unknown, matched by several rules, of another type than its path
-            or not finite; a path is unknown, unfilled, filled twice or of another shape. All
-            cases are in the one message.
+            or not finite; a path is unknown, unfilled, filled twice or of another shape. One
+            message lists all cases.
     """
     problems: dict[str, list[str]] = collections.defaultdict(list)
     filled: dict[str, np.ndarray] = {}
@@ -118,7 +118,7 @@ def filled(
     rules: Sequence[Rule],
     ignored: Sequence[Ignored] = (),
 ) -> Any:
-    """The module that `build` makes, with a checkpoint's tensors; errors as `convert`."""
+    """The module that `build` makes, filled with a checkpoint's tensors; errors as in `convert`."""
     module = files.abstract(build)
     return files.fill(module, convert(source, rules, ignored, files.leaves(module)).__getitem__)
 
@@ -128,7 +128,7 @@ def _parts(rule: Rule, match: re.Match[str], array: np.ndarray) -> list[tuple[st
     try:
         parts = [rule.transform(part) for part in np.split(array, len(targets))]
     except (ValueError, IndexError):
-        # What a rule cannot lay out does not fit as it is either, and is reported by its shape.
+        # A tensor that a rule cannot transform has the wrong shape, which is reported below.
         parts = [array] * len(targets)
     return [(match.expand(target), part) for target, part in zip(targets, parts, strict=True)]
 

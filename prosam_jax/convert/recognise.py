@@ -1,4 +1,4 @@
-"""Telling from names and shapes what a checkpoint holds, to give a wrong file its own words."""
+"""Tells from names and shapes what a checkpoint holds, for the messages about wrong files."""
 
 import re
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ class Found(NamedTuple):
     """A network in a checkpoint.
 
     Attributes:
-        words: What it is, for people.
-        kind: A key of `weights.SETTINGS`, or "" for a network that this library does not have.
+        words: What it is, for messages.
+        kind: A key of `weights.files.SETTINGS`, or "" for a network that this library lacks.
         architecture: Value of that kind's setting, or "".
     """
 
@@ -41,12 +41,12 @@ class Found(NamedTuple):
 
 
 def require(path: object, tensors: Tensors, kind: str, architecture: str) -> None:
-    """Raises UserError in one line, saying what to do, unless the wanted network is there.
+    """Raises a one-line UserError that says what to do, unless the wanted network is there.
 
     Args:
         path: The checkpoint, for the message.
         tensors: Its tensors by torch name.
-        kind: A key of `weights.SETTINGS`.
+        kind: A key of `weights.files.SETTINGS`.
         architecture: Value of that kind's setting; "" for any.
     """
     held = recognise(tensors)
@@ -56,8 +56,8 @@ def require(path: object, tensors: Tensors, kind: str, architecture: str) -> Non
     if not held:
         names = ", ".join(list(tensors)[:3])
         raise UserError(
-            f"{path} holds no network that is known here, but {names} ...; {wanted} is converted "
-            f"from {_files(kind, architecture)}"
+            f"{path} holds no known network, but {names} ...; {wanted} is converted from "
+            f"{_files(kind, architecture)}"
         )
     found = " and ".join(x.words for x in held)
     mend = f"pass {_files(kind, architecture)}"
@@ -70,7 +70,7 @@ def require(path: object, tensors: Tensors, kind: str, architecture: str) -> Non
 
 
 def recognise(tensors: Tensors) -> list[Found]:
-    """The networks in a checkpoint; a VRP-SAM one holds its backbone, too."""
+    """The networks in a checkpoint; VRP-SAM's also holds its backbone."""
     looks = (_sam, _resnet, _vgg, _dinov2, _efficientnet, _prompt_encoder)
     return [found for look in looks if (found := look(tensors))]
 

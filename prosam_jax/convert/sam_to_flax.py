@@ -1,4 +1,4 @@
-"""From a checkpoint of SAM, in Meta's or Hugging Face's layout, to a weight file."""
+"""Converts a checkpoint of SAM, in Meta's or Hugging Face's layout, to a weight file."""
 
 import pathlib
 import re
@@ -19,7 +19,7 @@ def convert(model: str, checkpoint: pathlib.Path, out: pathlib.Path) -> None:
     """Writes `out`, the weight file of the SAM called `model`.
 
     Raises:
-        UserError: The checkpoint cannot be read or is not of that SAM.
+        UserError: The checkpoint cannot be read or is not one of that SAM.
     """
     check_choice("--model", model, SAM_MODELS)
     cfg = SAMConfig.named(model)
@@ -38,7 +38,7 @@ def convert(model: str, checkpoint: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def _copies(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> list[Ignored]:
-    """The second of the two names under which transformers may save the position matrix."""
+    """The second of two names under which transformers may save the position matrix."""
     one, other = HF_POSITIONS
     if one not in tensors or other not in tensors:
         return []

@@ -1,4 +1,4 @@
-"""Reading torch checkpoints without running what is pickled in them."""
+"""Reads torch checkpoints without running code that is pickled in them."""
 
 import pathlib
 import pickle
@@ -31,9 +31,9 @@ class Checkpoint(NamedTuple):
     Attributes:
         path: The file.
         sha256: Its checksum, in hexadecimal.
-        tensors: Its tensors by torch name; they stay on disk until they are read where the file's
-            format admits it.
-        widened: Names of the half-precision tensors, which are given as float32.
+        tensors: Its tensors by torch name; if the file's format allows it, they stay on disk until
+            they are read.
+        widened: Names of the half-precision tensors, which are converted to float32.
     """
 
     path: pathlib.Path
@@ -49,8 +49,8 @@ def read(path: pathlib.Path) -> Checkpoint:
     "module.". Half precision is widened to float32, which loses nothing.
 
     Raises:
-        UserError: The file is missing, damaged, of another format, needs code to be run, or
-            holds no dict of tensors; one line each.
+        UserError: The file is missing, damaged, of another format, would run code, or holds no
+            dict of tensors; the message is one line.
     """
     state = _state_dict(path, _loaded(path))
     if all(name.startswith("module.") for name in state):
@@ -64,7 +64,7 @@ def read(path: pathlib.Path) -> Checkpoint:
 
 def _loaded(path: pathlib.Path) -> Any:
     if not path.is_file():
-        raise UserError(f"{path} does not exist or is no file")
+        raise UserError(f"{path} does not exist or is not a file")
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
@@ -88,14 +88,14 @@ def _from_safetensors(path: pathlib.Path) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is no complete safetensors file ({error}); {AGAIN}") from error
+        raise UserError(f"{path} is not a complete safetensors file ({error}); {AGAIN}") from error
 
 
 def _from_torch(path: pathlib.Path, *, mmap: bool) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a file of arbitrary bytes makes the unpickler raise anything
+    except Exception as error:  # the unpickler raises anything on arbitrary bytes
         pickled = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
         if pickled:
             raise UserError(
@@ -106,7 +106,9 @@ def _from_torch(path: pathlib.Path, *, mmap: bool) -> Any:
             reason = "not in torch's format"
         else:
             reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-        raise UserError(f"{path} is damaged or no torch checkpoint ({reason}); {AGAIN}") from error
+        raise UserError(
+            f"{path} is damaged or not a torch checkpoint ({reason}); {AGAIN}"
+        ) from error
 
 
 def _state_dict(path: pathlib.Path, loaded: Any) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""From a checkpoint of VRP-SAM, or of ProSAM on top of it, to a trained prompt encoder's file."""
+"""Converts a checkpoint of VRP-SAM, or of ProSAM on top of it, to a prompt encoder's file."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ BLOCKS = {
     "transformer_self_attention_layers.0.self_attn": "query_self",
 }
 
-# The linear layers of `prompt.posterior.PosteriorHead` and the flags that name their modules.
+# The linear layers of `prompt.posterior.PosteriorHead`, and the flags that name their modules.
 FLAGS = {
     "mean": "--mean-head",
     "log_scale": "--scale-head",
@@ -95,15 +95,15 @@ def convert(
 
     Args:
         checkpoint: torch's file.
-        out: The `.safetensors` file.
+        out: The `.safetensors` file to write.
         distribution: What the heads predict, one of `DISTRIBUTIONS`.
-        heads: The checkpoint's modules, by the names in `HEADS`; the scale head predicts
-            log sigma.
+        heads: Names of the checkpoint's modules, by the names in `HEADS`; the scale head must
+            predict log sigma.
         backbone_name: One of `BACKBONES`; "" for the one in the checkpoint.
-        sam: The SAM it was trained with, which no checkpoint tells.
+        sam: The SAM it was trained with, which checkpoints do not record.
 
     Raises:
-        UserError: The checkpoint cannot be read or holds no such prompt encoder.
+        UserError: The checkpoint cannot be read, or does not hold such a prompt encoder.
     """
     check_choice("--distribution", distribution, DISTRIBUTIONS)
     check_choice("--sam", sam, SAM_MODELS)
@@ -125,7 +125,7 @@ def convert(
             distribution=DistributionConfig.of(name=distribution),
         )
     except UserError as error:
-        raise UserError(f"{checkpoint} is of a size unknown here: {error}") from error
+        raise UserError(f"{checkpoint} has sizes that do not fit: {error}") from error
     rules = _head_rules(checkpoint, source.tensors, distribution, heads or {})
     unknown = {"arrays_sha256": None}
     trained = Trained(
@@ -152,14 +152,14 @@ def convert(
 
 
 def _backbone(path: pathlib.Path, tensors: Mapping[str, np.ndarray], name: str) -> str:
-    """The backbone in the checkpoint, or else the one called `name`."""
+    """The name of the backbone in the checkpoint, or `name` if it holds none."""
     if name:
         check_choice("--backbone", name, BACKBONES)
     held = [x.architecture for x in recognise.recognise(tensors) if x.kind == "backbone"]
     if not held and not name:
         raise UserError(
-            f"{path} holds no backbone that is known here: say with --backbone which one it was "
-            f"trained with, {', '.join(BACKBONES)}"
+            f"{path} holds no known backbone: say with --backbone which one it was trained with, "
+            f"{', '.join(BACKBONES)}"
         )
     if held and name not in ("", held[0]):
         raise UserError(
@@ -169,12 +169,12 @@ def _backbone(path: pathlib.Path, tensors: Mapping[str, np.ndarray], name: str) 
 
 
 def _channels(path: pathlib.Path, tensors: Mapping[str, np.ndarray], name: str) -> int:
-    """Merged channels of the backbone, which must be those that the checkpoint reduces."""
+    """Merged channels of the backbone; the checkpoint must reduce as many."""
     channels = _merged_channels(name)
     if REDUCE in tensors and tensors[REDUCE].shape[1:2] != (channels,):
         raise UserError(
-            f"{path} reduces features as {REDUCE} {tensors[REDUCE].shape} does, but {name} has "
-            f"{channels} merged channels: pass the right --backbone"
+            f"{path} has {REDUCE} of shape {tensors[REDUCE].shape}, but {name} has {channels} "
+            "merged channels: pass the right --backbone"
         )
     return channels
 
@@ -191,7 +191,7 @@ def _head_rules(
     distribution: str,
     heads: Mapping[str, str],
 ) -> list[Rule]:
-    """Rules for the linear layers on top of VRP-SAM's, which the caller has named."""
+    """Rules for the linear layers on top of VRP-SAM, which the caller has named."""
     wanted = HEADS[distribution]
     flags = ", ".join(FLAGS[head] for head in wanted) or "none of the heads' flags"
     found = _linear_layers(tensors)

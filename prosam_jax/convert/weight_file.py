@@ -1,4 +1,4 @@
-"""What the converters share: from a checkpoint's tensors to a weight file, and its report."""
+"""Shared by the converters: writes a checkpoint's tensors to a weight file, and reports."""
 
 import pathlib
 import re
@@ -27,8 +27,8 @@ def write(
 ) -> None:
     """Converts a checkpoint to the weight file `out` of the module that `build` makes.
 
-    Prints what was read, ignored and written. The metadata tells where the numbers come from, and
-    `facts` on top of it.
+    Prints what was read, ignored and written. The metadata says where the numbers come from, and
+    holds `facts`.
 
     Raises:
         UserError: The checkpoint does not fit the module, or `out` is the checkpoint itself.

@@ -1,5 +1,5 @@
-"""SAM's embeddings of target images on disk: SAM is frozen, so it need not see an image twice.
+"""SAM's embeddings of target images on disk, so that the frozen SAM embeds each image only once.
 
-`entries` are the files, `packing` is what stands in them, `cache` reads or computes, `build` fills
-a cache ahead of training, and `prosam cache build` is the command for that.
+`entries` has the files, `packing` their content; `cache` reads or computes embeddings, and `build`
+fills a cache before training (`prosam cache build`).
 """

@@ -1,7 +1,7 @@
-"""Filling a cache ahead of training.
+"""Filling a cache before training.
 
-Any number of processes may fill one cache at once. Each goes through the missing images in an
-order of its own and looks again before it computes, so they share the work without a word.
+Any number of processes may fill one cache at once. Each goes through the missing images in its own
+order and checks again before it computes, so they share the work without communicating.
 """
 
 import collections
@@ -29,7 +29,7 @@ def missing(
     ids: Sequence[str],
     on_image: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-    """The ids of images without an entry that can be trusted; of equal images only the first.
+    """The ids of images without an intact entry; of equal images only the first.
 
     Args:
         cache: Where to look; every entry is read and checked.
@@ -54,15 +54,15 @@ def build(
     batch_size: int,
     on_image: Callable[[int], None] = lambda done: None,
 ) -> int:
-    """Computes and keeps the embeddings of images that have none.
+    """Computes and stores the embeddings of images that have none.
 
-    Stopped at any time it loses the batch under way; the next call goes on.
+    If it is stopped, only the batch in progress is lost; the next call goes on.
 
     Args:
         cache: The cache.
         source: Reads the pixels.
-        ids: Images, as `missing` gives them.
-        batch_size: Images computed at once.
+        ids: Images, as `missing` returns them.
+        batch_size: Images computed at a time.
         on_image: Called with the number of images done so far, here or by other processes.
 
     Returns:
@@ -94,14 +94,14 @@ def _look(cache: FeatureCache, source: EpisodeSource, image_id: str) -> tuple[by
 
 def _compute(cache: FeatureCache, batch: Sequence[tuple[bytes, _Image]], batch_size: int) -> None:
     images = [image for _, image in batch]
-    images += images[-1:] * (batch_size - len(images))  # one shape, compiled once
+    images += images[-1:] * (batch_size - len(images))  # one shape, so it compiles once
     rows = cache.compute(np.stack(images))
     for (key, _), row in zip(batch, rows[: len(batch)], strict=True):
         cache.entries.write(key, row)
 
 
 def _read_ahead(read: Callable[[_T], _S], items: Sequence[_T]) -> Iterator[_S]:
-    """What `read` gives for each item in order, with some of the next under way in threads."""
+    """`read` of each item in order, while threads read the next ones."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
         under_way: collections.deque[concurrent.futures.Future[_S]] = collections.deque()
         try:

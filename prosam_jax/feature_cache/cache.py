@@ -1,4 +1,4 @@
-"""A cache in use: embeddings from disk where they are, else from SAM, and then kept."""
+"""A cache in use: embeddings are read from disk, or computed by SAM and then stored."""
 
 import collections
 import concurrent.futures
@@ -21,7 +21,7 @@ from prosam_jax.sam.build_sam import embed
 from prosam_jax.sam.model import Sam
 from prosam_jax.weights import files
 
-# To be raised when `model.embed`, `pack` or the layout of an entry comes to mean something else.
+# Raise this when the results of `embed` or `pack`, or the layout of an entry, change.
 _RECIPE = 1
 
 
@@ -36,7 +36,7 @@ _unpack = jax.jit(unpack, static_argnums=1)
 class FeatureCache:
     """Gives the embeddings of batches of target images.
 
-    Whether an image's embedding was read or computed, the numbers are those of its entry.
+    Read or computed, an embedding has the numbers of its entry.
 
     Attributes:
         entries: The files.
@@ -46,12 +46,12 @@ class FeatureCache:
     def __init__(
         self, cfg: CacheConfig, sam: Sam, put: Callable[[Any], Any] = jax.device_put
     ) -> None:
-        """Opens the cache of this very SAM.
+        """Opens the cache of this SAM.
 
         Args:
             cfg: Folder and type.
             sam: The frozen SAM; its image encoder's arrays are hashed.
-            put: Brings a batch to the devices.
+            put: Puts a batch on the devices.
         """
         arch = sam.cfg
         shape = (1, *arch.embedding_size, arch.prompt_embed_dim)
@@ -72,9 +72,9 @@ class FeatureCache:
     def __call__(self, images: UInt8[np.ndarray, "b h w 3"]) -> Float[Array, "b i j e"]:
         """The embeddings, on the devices, in the type of SAM's activations.
 
-        Reading is the host's work: called before a step that is under way is waited for, it costs
-        no time. Where one of the batch is missing, all of it is computed, in the one shape that is
-        compiled.
+        Reading is the host's work: done while the device is busy with a step, it costs no time. If
+        one embedding of the batch is missing, the whole batch is computed, in the one shape that
+        is compiled.
         """
         with concurrent.futures.ThreadPoolExecutor() as pool:
             keys = list(pool.map(self.entries.key, images))
@@ -95,7 +95,7 @@ class FeatureCache:
         return [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(len(images))]
 
     def _keep(self, key: bytes, row: Packed) -> None:
-        # A full disk or a cache that may only be read is no reason to end a run.
+        # A full disk or a read-only cache is no reason to end a run.
         try:
             self.entries.write(key, row)
         except OSError as error:
@@ -107,7 +107,7 @@ class FeatureCache:
         """One line about the cache of a run that uses up to `images` images.
 
         Raises:
-            UserError: The disk has no room for the entries that are missing for certain.
+            UserError: The disk has no room for the entries that are certainly missing.
         """
         there = self.entries.count()
         self.entries.check_space(max(0, images - there))
@@ -120,7 +120,7 @@ class FeatureCache:
 
     def summary(self) -> str:
         """One line about what the cache did."""
-        damaged = f", {n} damaged and not mended" if (n := len(self.entries.damaged)) else ""
+        damaged = f", {n} damaged and not replaced" if (n := len(self.entries.damaged)) else ""
         return (
             f"feature cache: {self.counts['read']:,} embeddings read, "
             f"{self.counts['computed']:,} computed{damaged}"
@@ -128,5 +128,5 @@ class FeatureCache:
 
 
 def opened(cfg: CacheConfig, sam: Sam, put: Callable[[Any], Any]) -> FeatureCache | None:
-    """The cache of a run, None where `cache.dir` names none."""
+    """The cache of a run; None if `cache.dir` is empty."""
     return FeatureCache(cfg, sam, put) if cfg.dir else None

@@ -1,16 +1,15 @@
-"""The files of a cache: one per image, each either whole and of that very image, or not used.
+"""The files of a cache: one per image, used only if complete and of that very image.
 
-    DIR/<type>-<size>-<digest>/about.json     what the entries of this folder were made by
+    DIR/<type>-<size>-<digest>/about.json     what made the entries of this folder
     DIR/<type>-<size>-<digest>/ab/cdef...     an entry, named by its key
 
-A key is the SHA-256 of all that an embedding depends on: the facts in `about.json` and the pixels
-that are fed. An entry is its seal, the SHA-256 of key and numbers, and the numbers. So one test
-finds whatever is wrong with it: cut short, changed, of another image, of another encoder.
+A key is the SHA-256 of all that an embedding depends on: the facts in `about.json` and the input
+pixels. An entry holds its seal, the SHA-256 of key and numbers, and then the numbers. The seal
+fails for an entry that is cut short, changed, or of another image or encoder.
 
-One file per entry, not shards of many: a file appears by one rename, so that any number of
-processes may write without a lock, an interruption loses the entry under way, damage costs one
-image, and the random order of training reads just what it needs. An entry of 1 to 4 MB is large
-enough for a file of its own.
+Each entry has its own file, which appears by one rename. So any number of processes may write
+without a lock, an interruption loses only the entry in progress, damage costs one image, and the
+random order of training reads only what it needs.
 """
 
 import hashlib
@@ -38,7 +37,7 @@ class Entries:
     Attributes:
         folder: Where they are.
         nbytes: Size of each file.
-        damaged: Keys of the entries found to be damaged and not mended since.
+        damaged: Keys of entries that were found damaged and have not been replaced since.
     """
 
     def __init__(self, root: pathlib.Path, facts: Mapping[str, Any], like: Packed):
@@ -46,7 +45,7 @@ class Entries:
 
         Args:
             root: `cache.dir`.
-            facts: All that an embedding depends on besides the pixels, values that JSON knows.
+            facts: All that an embedding depends on besides the pixels, as JSON values.
             like: An entry's shapes and types, with a first axis of 1.
         """
         self._about = json.dumps(facts, sort_keys=True, indent=2) + "\n"
@@ -71,7 +70,7 @@ class Entries:
         return self.folder / key[:1].hex() / key[1:].hex()
 
     def read(self, key: bytes) -> Packed | None:
-        """An entry, or None if there is none that can be trusted."""
+        """An entry, or None if there is no intact one."""
         try:
             data = memoryview(self.path(key).read_bytes())
         except FileNotFoundError:
@@ -90,9 +89,9 @@ class Entries:
         return Packed(*parts, *[None] * (len(Packed._fields) - len(parts)))
 
     def write(self, key: bytes, entry: Packed) -> None:
-        """Puts an entry under its name when it is complete; an older one is replaced.
+        """Writes an entry, and replaces an older one once it is complete.
 
-        Not flushed to the disk: what a loss of power tears, the seal tells.
+        It is not flushed to the disk; the seal detects what a power failure damages.
 
         Raises:
             OSError: The disk is full, or the folder cannot be written.
@@ -107,7 +106,7 @@ class Entries:
         self.damaged.discard(key)
 
     def _prepare(self) -> None:
-        """Makes the folder, says in it what it is, and clears away what killed processes left."""
+        """Makes the folder with its `about.json`, and deletes what killed processes left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         about = self.folder / "about.json"
         with replacing(about) as part:
@@ -116,16 +115,16 @@ class Entries:
             try:
                 if time.time() - path.stat().st_mtime > _ABANDONED:
                     path.unlink(missing_ok=True)
-            except FileNotFoundError:  # another process was quicker
+            except FileNotFoundError:  # another process did it
                 continue
         self._prepared = True
 
     def count(self) -> int:
-        """How many entries there are, looked at or not."""
+        """The number of entries, checked or not."""
         return sum(not path.name.endswith(PART) for path in self.folder.glob("??/*"))
 
     def free(self) -> int:
-        """Bytes that the disk has left."""
+        """Free bytes on the disk."""
         there = next(path for path in self.folder.absolute().parents if path.exists())
         return shutil.disk_usage(there).free
 
@@ -134,13 +133,13 @@ class Entries:
         if (need := new * self.nbytes) > (free := self.free()):
             raise UserError(
                 f"cache.dir={str(self.folder.parent)!r}: {new:,} more entries take {size(need)} "
-                f"and the disk has {size(free)} left; make room, choose another cache.dir, or a "
-                "cache.dtype of fewer bytes (int8)"
+                f"and the disk has {size(free)} left; free some space, choose another "
+                "cache.dir, or a cache.dtype of fewer bytes (int8)"
             )
 
 
 def size(nbytes: int) -> str:
-    """A number of bytes for people."""
+    """A number of bytes in readable form."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if nbytes >= unit:
             return f"{nbytes / unit:,.1f} {name}"

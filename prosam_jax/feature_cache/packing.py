@@ -1,4 +1,4 @@
-"""Embeddings in fewer bytes, and back; runs on the device."""
+"""Packs embeddings into fewer bytes and unpacks them; runs on the device."""
 
 from typing import Any, NamedTuple
 
@@ -8,11 +8,11 @@ from jaxtyping import Array, Float, Shaped
 
 
 class Packed(NamedTuple):
-    """Embeddings as they are kept.
+    """Embeddings as they are stored.
 
     Attributes:
-        values: The embeddings, or whole numbers of -127 to 127.
-        scale: What one unit of such a number stands for in each channel of each image, or None.
+        values: The embeddings, or integers from -127 to 127.
+        scale: The value of one integer step in each channel of each image, or None.
     """
 
     values: Shaped[Any, "b i j e"]
@@ -20,10 +20,11 @@ class Packed(NamedTuple):
 
 
 def pack(embeddings: Float[Array, "b i j e"], dtype: str) -> Packed:
-    """Brings embeddings to a type of `cache.dtype`.
+    """Converts embeddings to a type of `cache.dtype`.
 
-    For int8 the largest number of each channel of each image becomes 127. SAM's channels differ in
-    size and its positions, behind a layer norm, hardly do: one scale per position errs more.
+    For int8 the largest number of each channel of each image becomes 127. SAM's channels
+    differ in size, and its positions, after a layer norm, hardly do: one scale per position has
+    larger errors.
     """
     if dtype != "int8":
         return Packed(embeddings.astype(dtype), None)

@@ -1,4 +1,4 @@
-"""The learned part: reference, annotation, target -> distribution over SAM prompts (Eq. 3, 5)."""
+"""The trained part: reference, annotation, target -> distribution over SAM prompts (Eq. 3, 5)."""
 
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -11,7 +11,7 @@ from prosam_jax.types import Posterior, Taps
 
 
 class ReferencePromptEncoder(nnx.Module):
-    """VRP-SAM's prompt encoder with ProSAM's heads; all that training changes.
+    """VRP-SAM's prompt encoder with ProSAM's heads: all the parameters that training changes.
 
     1,723,648 parameters with ResNet-50, 50 queries and width 256; 131,584 less for "vrp".
     """
@@ -35,13 +35,13 @@ class ReferencePromptEncoder(nnx.Module):
         mask: Float[Array, "b h w"],
         dropout_key: PRNGKeyArray | None = None,
     ) -> Posterior:
-        """Predicts q(p | I_r, A_r, I_t) of one reference for each target.
+        """Predicts q(p | I_r, A_r, I_t) from one reference for each target.
 
         Args:
             query: Features of the targets (`backbone.target_taps`).
             support: Features of the references (`backbone.reference_taps`).
             mask: Annotation at feature size, weights in [0, 1].
-            dropout_key: Switches training's channel dropout on and draws it.
+            dropout_key: Draws training's channel dropout; None for no dropout.
 
         Returns:
             The distribution of `num_queries` prompts per target.

@@ -1,4 +1,4 @@
-"""Feature augmentation (paper, 8.1): features that know what was annotated."""
+"""Feature augmentation (paper, 8.1): adds the annotation to the features."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from prosam_jax.types import Taps
 
 
 class FeatureAugmentation(nnx.Module):
-    """Two pointwise convolutions, each shared by reference and target."""
+    """Two pointwise convolutions, each used for both reference and target."""
 
     def __init__(self, cfg: PromptConfig, merged_channels: int, *, rngs: nnx.Rngs):
         self.reduce = layers.linear(
@@ -30,7 +30,7 @@ class FeatureAugmentation(nnx.Module):
         mask: Float[Array, "b h w"],
         dropout_key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-        """Enhances both images' features.
+        """Augments the features of target and reference.
 
         Args:
             query: Features of the targets.
@@ -39,7 +39,7 @@ class FeatureAugmentation(nnx.Module):
             dropout_key: Draws the dropped channels in training; None keeps them all.
 
         Returns:
-            F'_t and F'_r, the enhanced target and reference features.
+            F'_t and F'_r, the augmented target and reference features.
         """
         query_key, support_key = (
             (None, None) if dropout_key is None else jax.random.split(dropout_key)
@@ -56,7 +56,7 @@ class FeatureAugmentation(nnx.Module):
     def reduced(
         self, merged: Float[Array, "b h w d"], dropout_key: PRNGKeyArray | None = None
     ) -> Float[Array, "b h w c"]:
-        """Frozen features brought to the prompt encoder's width."""
+        """Frozen features reduced to the prompt encoder's width."""
         x = jax.nn.relu(self.reduce(merged))
         if dropout_key is not None:
             x = layers.channel_dropout(x, self.dropout, dropout_key)
@@ -65,7 +65,7 @@ class FeatureAugmentation(nnx.Module):
     def pseudo_mask(
         self, query: Taps, support: Taps, mask: Float[Array, "b h w"]
     ) -> Float[Array, "b h w"]:
-        """Where the target looks like the annotated region, brought to the mask's size."""
+        """How like the annotated region each target position is, at the mask's size."""
         (_, h, w), (_, i, j, _) = mask.shape, support.prior.shape
         weight = resize.bilinear(mask[..., None], (i, j), align_corners=True)[..., 0]
         prior = equations_fast.cosine_prior(query.prior, support.prior, weight)
@@ -79,6 +79,6 @@ class FeatureAugmentation(nnx.Module):
         prototype: Float[Array, "b c"],
         mask: Float[Array, "b h w"],
     ) -> Float[Array, "b h w c"]:
-        """Features, prototype and ten times the mask, merged (the factor is VRP-SAM's)."""
+        """Merges features, prototype and ten times the mask (the factor is VRP-SAM's)."""
         prototype = jnp.broadcast_to(prototype[:, None, None, :], x.shape)
         return jax.nn.relu(self.merge(jnp.concatenate([x, prototype, mask[..., None] * 10], -1)))

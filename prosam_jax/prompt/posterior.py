@@ -14,8 +14,8 @@ from prosam_jax.types import Posterior
 class PosteriorHead(nnx.Module):
     """Linear heads, chosen by `distribution.name`.
 
-    "vrp" passes the features on, "vrp_2linear" (Table 7) sends them through two linear layers,
-    one after the other, all others predict the mean and the log-scale with one linear layer each.
+    "vrp" passes the features on unchanged, "vrp_2linear" (Table 7) passes them through two linear
+    layers in turn, and all others predict mean and log-scale with one linear layer each.
     """
 
     def __init__(self, cfg: DistributionConfig, dim: int, *, rngs: nnx.Rngs):

@@ -9,7 +9,7 @@ from prosam_jax.config import PromptConfig
 
 
 class QueryDecoder(nnx.Module):
-    """Cross-attention to the reference, self-attention, the same for the target.
+    """Cross-attention to the reference, self-attention, then the same for the target.
 
     Post-norm residual blocks without feed-forward parts. Positions are added to the keys of the
     cross-attentions only, neither to values nor to queries (VRP-SAM's code).
@@ -41,7 +41,7 @@ class QueryDecoder(nnx.Module):
     def __call__(
         self, support: Float[Array, "b h w c"], query: Float[Array, "b h w c"]
     ) -> Float[Array, "b q c"]:
-        """Enhanced reference and target features -> prompt features."""
+        """Augmented reference and target features -> prompt features."""
         x = jnp.broadcast_to(self.queries[...], (len(support), *self.queries.shape))
         x = self.support_cross_norm(x + self.support_cross(x, *_keys_and_values(support)))
         x = self.support_self_norm(x + self.support_self(x, x, x))

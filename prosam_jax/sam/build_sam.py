@@ -1,4 +1,4 @@
-"""A frozen SAM from the settings, and how target images meet it."""
+"""Builds a frozen SAM from the settings, and embeds target images with it."""
 
 import jax
 from jaxtyping import Array, Float, UInt8
@@ -11,14 +11,14 @@ from prosam_jax.weights import files
 
 
 def build_sam(cfg: SAMSettings, seed: int = 0) -> Sam:
-    """The SAM that settings name, with the weights of their file.
+    """The SAM that the settings name, with the weights of its weight file.
 
     Args:
         cfg: Size, weights, input size and precision.
         seed: Draws the weights if they are "random".
 
     Raises:
-        UserError: The file is missing, damaged or of another SAM; the message names the command
+        UserError: The file is missing, damaged or for another SAM; the message names the command
             that makes it. Or cuDNN's attention is asked for without a GPU.
     """
     arch = cfg.architecture()
@@ -38,8 +38,8 @@ def build_sam(cfg: SAMSettings, seed: int = 0) -> Sam:
 def embed(sam: Sam, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b i j e"]:
     """SAM's embedding of target images.
 
-    They meet SAM as in VRP-SAM: brought to SAM's square size bilinearly with aligned corners,
-    whatever their aspect ratio.
+    As in VRP-SAM, images are resized to SAM's square, bilinearly with aligned corners. Their aspect
+    ratio is not kept.
     """
     square = resize.bilinear(resize.normalize(images), sam.cfg.image_size, align_corners=True)
     return sam.encode_image(square)

@@ -19,14 +19,14 @@ from prosam_jax.errors import UserError
 from prosam_jax.sam.mlp import MLPBlock
 
 NORM_EPS = 1e-6
-# Scores held at a time. On a CPU 4 MiB, which stay in its caches; elsewhere 256 MiB, with which
-# there is enough to do at a time.
+# Scores held at a time: 4 MiB on a CPU, to stay in its caches; 256 MiB elsewhere, to keep the
+# device busy.
 CPU_SCORES = 2**20
 SCORES = 2**26
 
 
 def to_windows(x: Float[Array, "b h w c"], size: int) -> Float[Array, "n s s c"]:
-    """Cuts maps into windows of `size` x `size`, padded with zeros at the bottom and the right.
+    """Cuts maps into windows of `size` x `size`, padded with zeros at the bottom and right.
 
     The windows of one image follow each other row by row.
     """
@@ -40,7 +40,7 @@ def to_windows(x: Float[Array, "b h w c"], size: int) -> Float[Array, "n s s c"]
 def from_windows(
     windows: Float[Array, "n s s c"], height: int, width: int
 ) -> Float[Array, "b h w c"]:
-    """Puts the windows of `to_windows` together again and drops the padding."""
+    """Reverses `to_windows` and drops the padding."""
     _, size, _, c = windows.shape
     rows, cols = -(-height // size), -(-width // size)
     x = windows.reshape(-1, rows, cols, size, size, c)
@@ -51,7 +51,7 @@ def from_windows(
 def relative_positions(table: Float[Array, "n d"], length: int) -> Float[Array, "m m d"]:
     """The embedding of the offset from each key to each query along an axis of `length`.
 
-    The table holds the offsets of the axis it was trained on and is interpolated for others.
+    The table holds the offsets of the axis it was trained on; for other lengths it is interpolated.
     """
     table = resize.linear_table(table, 2 * length - 1)
     offsets = np.arange(length)[:, None] - np.arange(length)[None, :]
@@ -78,8 +78,8 @@ def attend(
         v: Values.
         rel_h: Relative positions of rows.
         rel_w: Relative positions of columns.
-        limit: Scores to hold at a time, at least those of one row of queries of one head. A whole
-            map of 64 x 64 has 16.8 million in each head.
+        limit: Scores to hold at a time; those of one row of queries of one head are the least. A
+            whole map of 64 x 64 has 16.8 million in each head.
     """
     b, h, w, _, d = q.shape
     scores = b * w * h * w  # of one row of one head
@@ -95,7 +95,7 @@ def attend(
             scores += product("brwd,wjd->brwj", q, rel_w)[..., None, :]
         largest = jax.lax.stop_gradient(scores.max((-2, -1), keepdims=True))
         weights = jnp.exp(scores - largest)
-        # Divided afterwards: values are fewer than scores.
+        # Divide afterwards: there are fewer values than scores.
         out = product("brwij,bijd->brwd", weights.astype(v.dtype), v)
         return (out / weights.sum((-2, -1))[..., None]).astype(v.dtype)
 
@@ -120,7 +120,7 @@ def attend_fused(
     *,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "b h w n d"]:
-    """`attend` as one call of `jax.nn.dot_product_attention`, which holds no scores in cuDNN.
+    """`attend` as one call of `jax.nn.dot_product_attention`; cuDNN stores no scores.
 
     Relative positions become h + w more channels, which is exact: q.rel_h[h, i] is the product of
     the query's q.rel_h[h, :] and the key's one-hot row, and likewise for columns.
@@ -138,7 +138,7 @@ def attend_fused(
             jnp.broadcast_to(jnp.eye(w, dtype=k.dtype)[None, None, :, None], (b, h, w, n, w))
         )
     q, k = jnp.concatenate(queries, -1), jnp.concatenate(keys, -1)
-    channels = -(-q.shape[-1] // 8) * 8  # cuDNN takes multiples of 8, the same for all three
+    channels = -(-q.shape[-1] // 8) * 8  # cuDNN needs a multiple of 8, the same for q, k and v
 
     def tokens(x):
         x = jnp.pad(x, (*[(0, 0)] * 4, (0, channels - x.shape[-1])))
@@ -151,7 +151,7 @@ def attend_fused(
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention in windows of `window_size`, or over whole maps where that is 0."""
+    """Multi-head self-attention in windows of `window_size`, or over whole maps if that is 0."""
 
     def __init__(self, cfg: SAMConfig, window_size: int, *, rngs: nnx.Rngs):
         dim, dtype = cfg.embed_dim, jnp.dtype(cfg.dtype)
@@ -170,8 +170,8 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Mixes all positions of each window or map.
 
-        Windows are padded with zeros, and the padding is attended to: so was SAM trained. Its
-        projection is the bias, which therefore comes after it.
+        Windows are padded with zeros, and the padding is attended to, as in SAM's training. The
+        projection of a zero is the bias, so the bias is added after the padding.
         """
         _, height, width, c = x.shape
         assert self.qkv.bias is not None
@@ -205,7 +205,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A transformer block; attends in windows of `window_size`, or globally where that is 0."""
+    """A transformer block; attends in windows of `window_size`, or globally if that is 0."""
 
     def __init__(self, cfg: SAMConfig, window_size: int, *, rngs: nnx.Rngs):
         dim, dtype = cfg.embed_dim, jnp.dtype(cfg.dtype)
@@ -222,7 +222,7 @@ class Block(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-    """One linear map of every patch; pixels that fill no patch at the end are left out."""
+    """A linear map of every patch; pixels at the end that do not fill a patch are left out."""
 
     def __init__(self, patch_size: int, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.proj = layers.conv(3, dim, patch_size, stride=patch_size, dtype=dtype, rngs=rngs)
@@ -262,11 +262,11 @@ class ImageEncoderViT(nnx.Module):
             x: Normalised images, see `Sam.preprocess`.
 
         Returns:
-            Image embeddings, one for each whole patch, in the type `cfg.dtype`.
+            Image embeddings, one for each whole patch, of type `cfg.dtype`.
 
         Raises:
-            UserError: The images are smaller than a patch, or there are absolute positions and
-                the images make another grid of patches than `cfg.image_size`.
+            UserError: The images are smaller than a patch, or the encoder has absolute positions
+                for another grid of patches.
         """
         self._check_size(x.shape[1], x.shape[2])
         x = self.patch_embed(x)

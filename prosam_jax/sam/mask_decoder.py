@@ -15,7 +15,7 @@ NORM_EPS = 1e-6
 
 
 class MaskDecoder(nnx.Module):
-    """Predicts masks; mask 0 is for a single answer, the others for several.
+    """Predicts masks: mask 0 is the single mask, the others are alternatives.
 
     `__call__` is `attend`, `upscale`, `predict_masks` and `predict_iou` in turn.
     """
@@ -62,12 +62,12 @@ class MaskDecoder(nnx.Module):
             image_pe: Positions of the embeddings' cells, `PromptEncoder.dense_pe`.
             sparse: Prompt tokens.
             dense: Mask prompts.
-            token_mask: False for prompt tokens that are padding and change nothing.
+            token_mask: False for prompt tokens that are padding and have no effect.
             multimask_output: True for masks 1 and up, False for mask 0 alone.
 
         Returns:
-            Mask logits at four times the size of the image embeddings and the IoU that the
-            decoder expects of each, both float32.
+            Mask logits at four times the size of the image embeddings, and the IoU that the decoder
+            expects of each mask; both float32.
         """
         tokens, image = self.attend(image_embeddings, image_pe, sparse, dense, token_mask)
         which = range(1, self.num_masks) if multimask_output else range(1)
@@ -99,10 +99,10 @@ class MaskDecoder(nnx.Module):
         return self.transformer(image, image_pe, tokens, token_mask)
 
     def upscale(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w 2 2 2 2 d"]:
-        """Makes sixteen pixels of an eighth of the channels of each cell of the attended image.
+        """Makes sixteen pixels, with an eighth of the channels, from each cell of the image.
 
-        Every step is one of each pixel alone, so they stay with their cell: first its quarters,
-        (row, column), then theirs. Only the masks' are put in their places.
+        Every step treats each pixel alone, so pixels stay with their cell: the axes are its
+        quarters (row, column), then their quarters. Only the masks' pixels are put in place.
         """
         for layer in self.output_upscaling:
             image = (
@@ -120,7 +120,7 @@ class MaskDecoder(nnx.Module):
         b, h, w, *_, d = upscaled.shape
         weights = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in which]
         weights = jnp.stack(weights, axis=1).reshape(b, -1, 1, 1, 1, 1, 1, 1, d)
-        # Not a product of matrices, for which XLA would write the image a second time, transposed.
+        # Not a matrix product: XLA would write the image a second time for it, transposed.
         masks = (upscaled[:, None].astype(jnp.float32) * weights).sum(-1)
         masks = masks.transpose(0, 1, 2, 4, 6, 3, 5, 7)
         return masks.reshape(b, len(which), 4 * h, 4 * w)

@@ -19,10 +19,10 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class SamOutput(NamedTuple):
-    """What SAM says about a batch of images.
+    """SAM's output for a batch of images.
 
     Attributes:
-        masks: Logits above 0, at the original size of the images.
+        masks: Where logits are above 0, at the original size of the images.
         iou: The IoU that the decoder expects of each mask.
         low_res_logits: Mask logits at four times the image embedding, the size of mask prompts.
     """
@@ -55,7 +55,7 @@ class Sam(nnx.Module):
         """Segments what the prompts point at.
 
         Args:
-            images: RGB, 0-255, with their longer side brought to that of `cfg.image_size`.
+            images: RGB, 0-255, resized so that they fit `cfg.image_size`.
             points: x and y in pixels of `images`.
             labels: 1 for foreground, 0 for background, -1 for padding.
             boxes: x0, y0, x1, y1 in pixels of `images`.
@@ -67,7 +67,7 @@ class Sam(nnx.Module):
             Masks with their expected IoU and low-resolution logits.
 
         Raises:
-            UserError: As `preprocess` and `PromptEncoder` do.
+            UserError: As in `preprocess` and `PromptEncoder`.
         """
         embeddings = self.encode_image(self.preprocess(images))
         sparse, dense = self.prompt_encoder(points=points, labels=labels, boxes=boxes, masks=masks)
@@ -121,7 +121,7 @@ class Sam(nnx.Module):
         input_size: tuple[int, int],
         original_size: tuple[int, int],
     ) -> Float[Array, "b m H W"]:
-        """Brings mask logits back to the original image, bilinear with align_corners=False.
+        """Resizes mask logits to the original image, bilinearly with align_corners=False.
 
         Args:
             logits: Low-resolution logits.

@@ -1,4 +1,4 @@
-"""SAM as it is used: images of any size, prompts and masks in their own pixels."""
+"""SAM for users: images of any size, with prompts and masks in pixels of the image."""
 
 import dataclasses
 import functools
@@ -35,17 +35,17 @@ MADE_BY = "prosam weights convert sam --model MODEL --checkpoint FILE --out OUT"
 class SamPredictor:
     """Embeds images once, then answers any number of prompts.
 
-    Names, arguments and results are those of `segment_anything.SamPredictor`, those for batches
-    of `sam2.SAM2ImagePredictor`. Unlike theirs, batches are encoded and decoded at once.
+    Names, arguments and results are those of `segment_anything.SamPredictor`; for batches, those of
+    `sam2.SAM2ImagePredictor`. Unlike theirs, it encodes and decodes a whole batch at once.
 
-    Nothing is compiled anew for another image size, other kinds of prompts or up to seven
-    clicks; beyond, the number of clicks is padded to the next power of two. Padding is left out
-    of every attention and changes no result.
+    Another image size, other kinds of prompts and up to seven clicks need no new compilation; with
+    more clicks, their number is padded to the next power of two. Padding is left out of every
+    attention and changes results by rounding only.
     """
 
     def __init__(self, sam: Sam):
         self.model = sam
-        # Flattened once: to walk the modules at every call takes longer than to decode.
+        # Flattened once: walking the modules at every call takes longer than decoding.
         self._leaves, self._tree = jax.tree.flatten(sam)
         self.reset_image()
 
@@ -54,30 +54,30 @@ class SamPredictor:
         """A predictor with trained weights.
 
         Args:
-            name: "sam_vit_b", "sam_vit_l" or "sam_vit_h", whose file is looked for where the
-                settings have it (`weights/`); "sam_shapes", which comes with the package and
+            name: "sam_vit_b", "sam_vit_l" or "sam_vit_h", whose weight file is in `weights/` unless
+                the settings say otherwise; "sam_shapes", which comes with the package and
                 knows generated shapes; a weight file of a SAM (`prosam weights convert`); or
-                whatever names a trained model (`ProSAM.from_pretrained`), for the SAM that it
-                stands on.
-            overrides: Groups of settings that differ, here `sam` alone, such as
+                the name of a trained model (`ProSAM.from_pretrained`), for the SAM that it was
+                trained with.
+            overrides: Groups of settings that differ, here only `sam`, such as
                 `sam={"dtype": "bfloat16"}`.
 
         Raises:
-            UserError: There is no such model, its file is missing, damaged or not of a SAM, or a
+            UserError: There is no such model, its file is missing, damaged or not a SAM's, or a
                 setting is unknown or not SAM's.
         """
         changes = flat_mapping(overrides)
         if other := [x for x in changes if not x.startswith("sam.")]:
-            raise UserError(f"{', '.join(other)}: SamPredictor reads settings of sam alone")
+            raise UserError(f"{', '.join(other)}: SamPredictor takes settings of sam only")
         return cls(_load(name, changes))
 
     def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
-        """Embeds an image, to which `predict` then refers.
+        """Embeds an image for `predict`.
 
         Args:
             image: An array of height x width, or height x width x 1, 3 or 4 (alpha is left out),
-                of uint8 or of floats in 0-1; a Pillow image or the path of one, whose EXIF
-                rotation is applied, so that points and boxes are those that a viewer shows.
+                of uint8 or of floats in 0-1; or a Pillow image, or the path of one. Its EXIF
+                rotation is applied, so that points and boxes are in pixels as a viewer shows it.
             image_format: "RGB" or "BGR", the order of an array's channels.
 
         Raises:
@@ -93,13 +93,13 @@ class SamPredictor:
         *,
         micro_batch: int | None = None,
     ) -> None:
-        """Embeds several images, to which `predict_batch` then refers.
+        """Embeds several images for `predict_batch`.
 
         Args:
             images: As for `set_image`; their sizes may differ.
             image_format: "RGB" or "BGR", the order of the arrays' channels.
             micro_batch: Images that the encoder takes at a time, to bound its memory; None for
-                all. The last ones are padded to as many.
+                all. The last ones are padded to this number.
 
         Raises:
             UserError: As for `set_image`; no images; or `micro_batch` is less than 1.
@@ -154,19 +154,19 @@ class SamPredictor:
     ]:
         """Segments what the prompts point at in the image of `set_image`.
 
-        Every prompt may be left out, even all. Points may lie outside the image.
+        Any prompt may be left out, even all of them. Points may lie outside the image.
 
         Args:
             point_coords: N x 2, x and y in pixels of the image.
             point_labels: N labels, 1 for foreground and 0 for background.
             box: x0, y0, x1, y1 in pixels of the image; 4 or 1 x 4.
-            mask_input: 1 x h x w, one of the low-resolution logits of an earlier call.
+            mask_input: 1 x h x w, the low-resolution logits of one mask of an earlier call.
             multimask_output: True for several masks (better for a single click), False for one.
-            return_logits: True for the logits of the masks instead of whether they exceed 0.
+            return_logits: True for the masks' logits instead of the masks.
 
         Returns:
             The masks at the size of the image, the IoU that SAM expects of each, and their
-            logits in low resolution.
+            low-resolution logits.
 
         Raises:
             UserError: No image or more than one is set, or a prompt has the wrong shape or range.
@@ -201,8 +201,8 @@ class SamPredictor:
             Lists of masks, expected IoU and low-resolution logits, one entry for each image.
 
         Raises:
-            UserError: No image is set, a list has another length than there are images, or a
-                prompt has the wrong shape or range.
+            UserError: No image is set, a list does not have one entry per image, or a prompt has
+                the wrong shape or range.
         """
         embeddings = self.get_image_embedding()
         columns = []
@@ -266,12 +266,12 @@ def _replaced(cfg: SAMSettings, changes: Mapping[str, Any]) -> SAMSettings:
 def _encode(
     tree: Any, leaves: list[Array], images: UInt8[Array, "b H W 3"], sizes: Int[Array, "b 2"]
 ) -> Float[Array, "b h w c"]:
-    """Embeds images that lie at the top left, in `sizes`; sizes are data, so one compilation."""
+    """Embeds images of `sizes` that lie at the top left; sizes are data, so it compiles once."""
     sam = jax.tree.unflatten(tree, leaves)
     height, width = images.shape[1:3]
     rows = jnp.arange(height).reshape(1, -1, 1, 1) < sizes[:, 0].reshape(-1, 1, 1, 1)
     cols = jnp.arange(width).reshape(1, 1, -1, 1) < sizes[:, 1].reshape(-1, 1, 1, 1)
-    # SAM pads after it normalises: the padding is the mean colour, not black
+    # SAM pads after normalising: the padding is the mean colour, not black
     return sam.encode_image(jnp.where(rows & cols, sam.preprocess(images), 0.0))
 
 

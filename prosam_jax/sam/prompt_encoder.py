@@ -1,4 +1,4 @@
-"""SAM's prompt encoder: points, boxes, masks and learned prompts become embeddings."""
+"""SAM's prompt encoder: turns points, boxes, masks and learned prompts into embeddings."""
 
 import jax
 import jax.numpy as jnp
@@ -66,14 +66,14 @@ class PromptEncoder(nnx.Module):
         """Encodes the prompts of a batch of images, each image with its own.
 
         As in SAM, points without a box are followed by one padding point. Learned prompts come
-        last and alone are passed on as they are.
+        last and are passed on unchanged.
 
         Args:
             points: x and y in pixels of the encoder's input.
             labels: 1 for foreground, 0 for background, -1 for padding.
             boxes: x0, y0, x1, y1 in pixels of the encoder's input.
             masks: Mask logits at four times the size of the image embedding.
-            prompts: Ready prompt embeddings, such as those of ProSAM.
+            prompts: Prompt embeddings, such as those of ProSAM.
 
         Returns:
             The sparse tokens (points, box corners, learned prompts) and the dense map, which
@@ -120,7 +120,7 @@ class PromptEncoder(nnx.Module):
         return self._positions(boxes.reshape(-1, 2, 2)) + corners[None]
 
     def embed_masks(self, masks: Float[Array, "b h w 1"]) -> Float[Array, "b eh ew c"]:
-        """Scales masks down to the image embedding; UserError if they have another size."""
+        """Scales masks down to the image embedding; UserError if their size is wrong."""
         expected = tuple(4 * side for side in self.cfg.embedding_size)
         if masks.shape[1:3] != expected:
             raise UserError(

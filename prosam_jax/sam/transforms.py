@@ -1,4 +1,4 @@
-"""SAM's geometry: between the pixels of an image and the encoder's input, in NumPy."""
+"""SAM's geometry, in NumPy: from an image's pixels to the encoder's input and back."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Prompt(NamedTuple):
     """Checked prompts of one image, in pixels of the encoder's input.
 
     Attributes:
-        points: x and y of the clicks and of the padding point that SAM lets follow them.
+        points: x and y of the clicks, and of the padding point that SAM appends.
         labels: 1 for foreground, 0 for background, -1 for that padding point.
         box: x0, y0, x1, y1, if given.
         mask: Mask logits, if given.
@@ -33,13 +33,13 @@ class Prompt(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Prompts of a batch in equal shapes: which of them are given is data, not shape.
+    """Prompts of a batch in fixed shapes: data, not shape, says which of them are given.
 
     Attributes:
         points: Padded with zeros.
         labels: Padded with -1.
         boxes: Zeros where there is none.
-        token_mask: Which of the points and of the box's two corners are given.
+        token_mask: Which of the points and of the box's two corners are given; the rest is padding.
         masks: Zeros where there is none.
         has_mask: Whether there is one.
     """
@@ -54,12 +54,12 @@ class Prompts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResizeLongestSide:
-    """How an image lies in the encoder's input: scaled to fit, at the top left.
+    """Placement of an image in the encoder's input: scaled to fit, at the top left.
 
     Attributes:
         size: (height, width) of the image.
         inner: (height, width) that it is scaled to.
-        rows: Matrix that brings the rows of a low-resolution mask to those of the image.
+        rows: Matrix that resizes the rows of a low-resolution mask to those of the image.
         cols: The same for columns.
     """
 
@@ -70,12 +70,12 @@ class ResizeLongestSide:
 
     @classmethod
     def fit(cls, size: tuple[int, int], cfg: SAMConfig) -> "ResizeLongestSide":
-        """The frame of an image of `size`, scaled until one of its sides fills the input."""
+        """The placement of an image of `size`, scaled until one of its sides fills the input."""
         scale = min(whole / side for whole, side in zip(cfg.image_size, size, strict=True))
         height, width = (max(1, int(side * scale + 0.5)) for side in size)
 
         def weights(axis: int, inner: int) -> Float[np.ndarray, "o i"]:
-            # To the encoder's input, cut to the image, to the image: all of it is linear.
+            # Resize to the encoder's input, crop to the image, resize to its size: all linear.
             low, whole = 4 * cfg.embedding_size[axis], cfg.image_size[axis]
             up = resize.bilinear_weights(low, whole, align_corners=False)[:inner]
             return resize.bilinear_weights(inner, size[axis], align_corners=False) @ up
@@ -83,7 +83,7 @@ class ResizeLongestSide:
         return cls(size, (height, width), weights(0, height), weights(1, width))
 
     def scaled(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """The image in the encoder's input, by Pillow's bilinear filter as in SAM."""
+        """The image resized for the encoder, by Pillow's bilinear filter as in SAM."""
         height, width = self.inner
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(resized)
@@ -95,9 +95,9 @@ class ResizeLongestSide:
         box: Numbers | None,
         mask: Numbers | None,
     ) -> Prompt:
-        """Checks prompts in pixels of the image and brings them to the encoder's input.
+        """Checks prompts in pixels of the image and converts them to those of the encoder's input.
 
-        As in SAM, points without a box are followed by one padding point, which takes part.
+        As in SAM, points without a box are followed by one padding point, which is attended to.
 
         Raises:
             UserError: A shape, a value or a label is wrong, or points lack labels or vice versa.
@@ -128,9 +128,9 @@ class ResizeLongestSide:
         return Prompt(self._scale(xy), marks.astype(np.int32), box, mask)
 
     def masks(self, logits: Float[np.ndarray, "m h w"]) -> Float[np.ndarray, "m H W"]:
-        """Logits at the size of the image, as SAM's postprocess_masks.
+        """Logits at the size of the image, as SAM's `postprocess_masks`.
 
-        On the host, because a device would compile it anew for every size of an image.
+        On the host, because a device would compile it again for every image size.
         """
         return self.rows @ logits @ self.cols.T
 
@@ -140,9 +140,9 @@ class ResizeLongestSide:
 
 
 def stack(prompts: Sequence[Prompt], mask_size: tuple[int, int]) -> Prompts:
-    """Pads prompts to a batch; its shape depends on the number of points alone.
+    """Pads prompts to a batch whose shape depends only on the padded number of points.
 
-    That is 8, 16, 32 and so on, so that a function of it is compiled a few times only.
+    That number is 8, 16, 32 and so on, so that functions of it compile only a few times.
     """
     batch, most = len(prompts), max(len(x.points) for x in prompts)
     padded = max(LEAST_POINTS, 1 << (most - 1).bit_length())

@@ -39,8 +39,8 @@ class TwoWayAttentionBlock(nnx.Module):
         image_pe: Float[Array, "1 m c"],
         token_mask: Bool[Array, "b n"] | None = None,
     ) -> tuple[Float[Array, "b n c"], Float[Array, "b m c"]]:
-        """Returns the new tokens and the new image; positions are added to queries and keys."""
-        if self.is_first:  # the tokens still are their own positions: neither added nor kept
+        """Returns the updated tokens and image; positions are added to queries and keys."""
+        if self.is_first:  # tokens equal their positions here: no positions added, no residual
             tokens = self.self_attn(tokens, tokens, tokens, token_mask)
         else:
             q = tokens + token_pe
@@ -81,10 +81,10 @@ class TwoWayTransformer(nnx.Module):
             image: Image embeddings.
             image_pe: Their positions, the same for all images.
             tokens: Output and prompt tokens, which are their own positions.
-            token_mask: False for tokens that nothing attends to; None for none such.
+            token_mask: False for tokens that nothing attends to; None if all are attended to.
 
         Returns:
-            The tokens and the image, both changed.
+            The updated tokens and image.
         """
         shape = image.shape
         image, image_pe = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (image, image_pe))

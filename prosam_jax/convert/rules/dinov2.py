@@ -1,6 +1,6 @@
 """Rules of DINOv2's published checkpoints, for `prosam_jax.backbone.dinov2`.
 
-Checkpoints with registers are of another network; no rule knows their `register_tokens`.
+Checkpoints with registers belong to another network; no rule matches their `register_tokens`.
 """
 
 from prosam_jax.convert.engine import Ignored, Rule, conv, linear
@@ -18,4 +18,4 @@ RULES = (
     Rule(rf"{NORM}\.bias", r"\1.bias"),
     Rule(r"(blocks\.\d+\.ls[12]\.gamma)", r"\1"),
 )
-IGNORED = (Ignored("mask_token", "what stands for hidden patches, in pretraining alone"),)
+IGNORED = (Ignored("mask_token", "it stands for hidden patches, in pretraining only"),)

@@ -1,6 +1,6 @@
-"""Rule table of the ResNets, of torchvision, semseg and VRP-SAM.
+"""Rules of the ResNets of torchvision, semseg and VRP-SAM.
 
-One table serves both stems: torchvision's has `conv1` and `bn1` only. VRP-SAM calls the deep
+One table serves both stems: torchvision's has only `conv1` and `bn1`. VRP-SAM calls the deep
 stem's parts layer0.*.
 """
 
@@ -21,13 +21,13 @@ RULES = (
     Rule(rf"(layer[1-4]\.\d+\.downsample)\.1\.{NORM}", r"\1.bn.\2"),
 )
 
-COUNTERS = Ignored(r".*\.num_batches_tracked", "a counter of training that no prediction reads")
+COUNTERS = Ignored(r".*\.num_batches_tracked", "a counter for training only")
 LEARNED = Ignored(
     r"(downsample_query|merge_1|transformer_decoder)\..*",
-    "VRP-SAM's learned part, which `prosam weights convert vrp-sam` takes",
+    "VRP-SAM's trained part, for `prosam weights convert vrp-sam`",
 )
 IGNORED = (
     COUNTERS,
-    Ignored(r"fc\.(weight|bias)", "the classifier, which features do not need"),
+    Ignored(r"fc\.(weight|bias)", "the classifier, not needed for features"),
     LEARNED,
 )

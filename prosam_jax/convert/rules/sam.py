@@ -1,4 +1,4 @@
-"""Where SAM's tensors go, from Meta's checkpoints and from those in Hugging Face's layout."""
+"""Rules of SAM's checkpoints, in Meta's and in Hugging Face's layout."""
 
 import re
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import numpy as np
 
 from prosam_jax.convert.engine import Rule, conv, conv_transpose, identity, linear
 
-# The modules' names are Meta's; what changes is the name of the leaf and its layout.
+# The modules have Meta's names; only the name of the leaf and its layout change.
 META_RULES = (
     Rule(r"(.+\.bias)", r"\1"),
     # Image encoder
@@ -54,7 +54,7 @@ def _layer(
     leaf: str,
     transform: Callable[[np.ndarray], np.ndarray] = identity,
 ) -> tuple[Rule, Rule]:
-    """The weight of a layer, which is called `leaf` here, and its bias."""
+    """Rules for the weight of a layer, called `leaf` here, and its bias."""
     weight = Rule(rf"{source}\.weight", rf"{target}.{leaf}", transform)
     return weight, Rule(rf"{source}\.bias", rf"{target}.bias")
 

@@ -1,7 +1,7 @@
-"""Rule tables of VGG-16 by model name, of torchvision and VRP-SAM.
+"""Rules of torchvision's and VRP-SAM's VGG-16, by model name.
 
-torchvision numbers convolutions, norms, ReLUs and pools through, as features.N. VRP-SAM starts
-anew with each stage, which ends with its pool, as layerK.j.
+torchvision numbers all convolutions, norms, ReLUs and pools in turn, as features.N. VRP-SAM starts
+again with each stage, which ends with its pool, as layerK.j.
 """
 
 from prosam_jax.convert.engine import Ignored, Rule, conv
@@ -30,6 +30,6 @@ def _rules(batch_norm: bool) -> tuple[Rule, ...]:
 RULES = {"vgg16": _rules(batch_norm=False), "vgg16_bn": _rules(batch_norm=True)}
 IGNORED = (
     COUNTERS,
-    Ignored(r"classifier\.\d\.(weight|bias)", "the classifier, which features do not need"),
+    Ignored(r"classifier\.\d\.(weight|bias)", "the classifier, not needed for features"),
     LEARNED,
 )
