@@ -43,7 +43,7 @@ def evaluate(
     """Scores the mean prompts on every episode of `source`.
 
     Args:
-        predict: Compiled by `step.make_predict_step` or `controls.make_step`.
+        predict: Compiled by `prediction.make_predict_step` or `controls.make_step`.
         params: The prompt encoder's parameters.
         frozen: SAM and the backbone.
         source: The fixed list of episodes.
