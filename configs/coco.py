@@ -1,4 +1,4 @@
-"""ProSAM on COCO-20i, as in section 5.1 of the paper.
+r"""ProSAM on COCO-20i, as in section 5.1 of the paper.
 
     prosam train --config coco --config.data.root=COCO2014 --config.data.fold=0 \
         --workdir runs/coco0

@@ -1,4 +1,4 @@
-"""COCO to Pascal: trained on a fold of COCO-20i, tested on VOC's images (Table 3 of the paper).
+r"""COCO to Pascal: trained on a fold of COCO-20i, tested on VOC's images (Table 3 of the paper).
 
     prosam train --config coco_to_pascal --config.data.root=COCO2014 \
         --config.data.test_root=VOC2012 --config.data.fold=0 --workdir runs/coco_to_pascal0

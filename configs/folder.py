@@ -1,4 +1,4 @@
-"""ProSAM on your own pictures and masks.
+r"""ProSAM on your own pictures and masks.
 
     prosam prepare folder --root my_data
     prosam train --config folder --config.data.root=my_data --config.data.novel=fox,owl \

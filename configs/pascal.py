@@ -1,4 +1,4 @@
-"""ProSAM on Pascal-5i, as in section 5.1 of the paper.
+r"""ProSAM on Pascal-5i, as in section 5.1 of the paper.
 
     prosam train --config pascal --config.data.root=VOCdevkit/VOC2012 --config.data.fold=0 \
         --workdir runs/pascal0

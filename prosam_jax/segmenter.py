@@ -1,4 +1,4 @@
-"""Visual reference segmentation for users: show an object in a picture, segment it in others."""
+"""Visual reference segmentation: show an object in one picture, segment it in others."""
 
 import dataclasses
 import functools
@@ -51,7 +51,7 @@ class Segmentation:
 
 
 class Segmenter:
-    """Segments in pictures the objects that references show.
+    """Segments the objects of references in other pictures.
 
         seg = Segmenter.from_pretrained("prosam-shapes")
         seg.set_reference("cat.jpg", mask="cat.png")

@@ -17,7 +17,7 @@ from prosam_jax.cli import settings
 from prosam_jax.errors import UserError
 
 VERBS = {
-    "segment": "segment in your pictures the object that a reference shows",
+    "segment": "segment the object of a reference in other pictures",
     "train": "train a prompt encoder",
     "evaluate": "score a trained prompt encoder on novel classes",
     "export": "write a run's prompt encoder to one file",

@@ -1,4 +1,4 @@
-"""Computes SAM's embeddings of all target images of a run in advance.
+r"""Computes SAM's embeddings of all target images of a run in advance.
 
     prosam cache build --config pascal --config.data.root=VOC2012 --config.data.fold=0 \
         --config.cache.dir=cache

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--download", action="store_true", help="fetch what is missing")
         one.set_defaults(run=benchmark, name=name)
     own = what.add_parser("folder", help="pictures and masks of your own")
-    own.add_argument("--root", type=pathlib.Path, required=True, help="folder that holds them")
+    own.add_argument("--root", type=pathlib.Path, required=True, help="your folder")
     own.add_argument(
         "--annotations",
         type=pathlib.Path,

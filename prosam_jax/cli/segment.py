@@ -1,4 +1,4 @@
-"""Segments in your pictures the object that a reference shows.
+r"""Segments the object of a reference in other pictures.
 
     prosam segment --reference cat.jpg --mask cat.png --targets photos/ --out masks/
     prosam segment --reference a.jpg --box 120,80,460,400 --reference b.jpg --box 10,20,90,200 \

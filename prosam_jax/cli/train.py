@@ -3,7 +3,7 @@
     prosam train --config pascal --config.data.root=VOC2012 --config.data.fold=1 --workdir runs/p1
     prosam train --config my_recipe.py --prompt-encoder pascal1.safetensors --workdir runs/tuned
 
-Run it again with the same --workdir to resume. Ctrl-C and SIGTERM save before they stop it.
+Run it again with the same --workdir to resume. Ctrl-C and SIGTERM stop it after it has saved.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Lists, fetches, converts, verifies and shares weight files.
+r"""Lists, fetches, converts, verifies and shares weight files.
 
     prosam weights list
     prosam weights fetch sam_vit_h
@@ -152,7 +152,7 @@ def identify(path: pathlib.Path) -> str:
         check = registry.verify(entry, path, digest)
     except UserError as error:
         raise UserError(f"{error}: it is damaged, or another file of that name") from error
-    known = "is" if entry.sha256 else "has the name of"
+    known = "is" if entry.sha256 else "is named like"
     return f"{path} {known} {entry.name}\n{check}\nnext: {registry.convert_command(entry, path)}"
 
 
@@ -162,11 +162,11 @@ def _origin(metadata: Mapping[str, Any]) -> str:
         return "trained with this library, not converted from a checkpoint"
     published, namesake = registry.with_checksum(digest), registry.with_file(name)
     if published:
-        known = f"the published {published.name}"
+        known = f"which is the published {published.name}"
     elif namesake and namesake.sha256 is None:
-        known = f"named like the published {namesake.name}, whose checksum is not known"
+        known = f"which is named like the published {namesake.name}, whose checksum is not known"
     else:
-        known = "not a published checkpoint known here"
+        known = "which is not a known published checkpoint"
     return f"made from {name}, sha256 {digest}, {known}"
 
 

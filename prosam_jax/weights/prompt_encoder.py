@@ -356,4 +356,5 @@ def origin(frozen: Mapping[str, Any]) -> str:
     """Describes an entry of `Trained.frozen`, such as "weights of sha256 ..."."""
     if "seed" in frozen:
         return f"random weights of seed {frozen['seed']}"
-    return f"weights of sha256 {frozen['arrays_sha256'] or 'unknown'}"
+    digest = frozen["arrays_sha256"]
+    return f"weights of sha256 {digest}" if digest else "weights of unknown sha256"
