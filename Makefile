@@ -1,4 +1,4 @@
-# All targets set up .venv themselves; they need Python 3.11 or newer and nothing else.
+# Every target sets up .venv itself and needs only Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
@@ -8,7 +8,7 @@ DEMO ?= runs/demo
 demo: .venv/runtime
 	$(BIN)/prosam demo --workdir $(DEMO) $(ARGS)
 
-# Hours; on a CPU as many runs at a time as there are cores.
+# Takes hours. On a CPU it does as many runs at a time as there are cores.
 demo-full: .venv/runtime
 	$(BIN)/prosam demo --full $(ARGS)
 

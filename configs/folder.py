@@ -1,16 +1,16 @@
-"""ProSAM on pictures and masks of one's own.
+r"""ProSAM on your own pictures and masks.
 
     prosam prepare folder --root my_data
-    python train.py --config configs/folder.py --config.data.root=my_data \
-        --config.data.novel="fox,owl" --workdir=runs/mine
+    prosam train --config folder --config.data.root=my_data --config.data.novel=fox,owl \
+        --workdir runs/mine
 
-Trains on all classes but the novel ones and tests on these. Without `data.novel` every fourth
-class is novel. `docs/data.md` has the layout of the folder.
+Trains on all classes but the novel ones, and tests on the novel ones. Without `data.novel`, every
+fourth class is novel. `docs/data.md` describes the layout of the folder.
 """
 
 
 def get_config() -> dict:
-    """What differs from the defaults of `prosam_jax.config`."""
+    """The settings that differ from their defaults."""
     return {
         "data": {"name": "folder"},
         "train": {"steps": 5000, "schedule": "cosine", "eval_every": 500},

@@ -1,4 +1,4 @@
-"""`python convert/backbone_to_flax.py` is `prosam weights convert backbone`."""
+"""Makes `python convert/backbone_to_flax.py` the same as `prosam weights convert backbone`."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""`python convert/sam_to_flax.py` is `prosam weights convert sam`."""
+"""Makes `python convert/sam_to_flax.py` the same as `prosam weights convert sam`."""
 
 import pathlib
 import sys

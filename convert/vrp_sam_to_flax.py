@@ -1,4 +1,4 @@
-"""`python convert/vrp_sam_to_flax.py` is `prosam weights convert vrp-sam`."""
+"""Makes `python convert/vrp_sam_to_flax.py` the same as `prosam weights convert vrp-sam`."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""`python -m prosam_jax` is `prosam`."""
+"""Makes `python -m prosam_jax` the same as the command `prosam`."""
 
 import sys
 

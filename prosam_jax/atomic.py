@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: a file appears complete or not at all."""
 
 import contextlib
 import pathlib
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from typing import IO
 
 PART = ".part"
-"""Ends the names of files that are not whole yet; a killed process may leave one."""
+"""Suffix of files that are not complete yet; a killed process may leave one behind."""
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a path to write to, which takes the place of `path` once the block is through.
+    """Gives a temporary path to write to; it replaces `path` when the block succeeds.
 
-    Whatever stops the block leaves `path` as it was. Of several threads or processes that write it
-    at a time the last one to end counts.
+    If the block fails, `path` stays as it was. If several threads or processes write it at the same
+    time, the last one to finish wins.
     """
     part = path.with_name(f".{uuid.uuid4().hex}{PART}")
     try:
@@ -27,7 +27,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def writing(target: pathlib.Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name when it is complete."""
+    """Opens a file, in a folder made if needed, that gets its name when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as part, part.open("wb") as file:
         yield file

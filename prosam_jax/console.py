@@ -1,4 +1,4 @@
-"""What commands show while they work: bars and lines on stderr."""
+"""Progress bars and notes, which commands show on stderr."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -7,13 +7,12 @@ from typing import TypeVar
 
 import rich.console
 import rich.progress
-import rich.table
 
 _T = TypeVar("_T")
 
 
 def stderr() -> rich.console.Console:
-    """Where bars and notes go, so that stdout has results alone."""
+    """The console for bars and notes, so that stdout has only results."""
     return rich.console.Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -23,7 +22,7 @@ def note(line: str) -> None:
 
 
 def track(items: Iterable[_T], total: int, what: str) -> Iterable[_T]:
-    """The items, with a progress bar where there is a terminal to show it."""
+    """Yields the items, with a progress bar if stderr is a terminal."""
     console = stderr()
     return rich.progress.track(
         items, what, total=total, console=console, disable=not console.is_terminal
@@ -32,7 +31,7 @@ def track(items: Iterable[_T], total: int, what: str) -> Iterable[_T]:
 
 @contextmanager
 def byte_bar(what: str, total: int | None, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes where there is a terminal to show it; call what it gives with those added."""
+    """A bar of bytes if stderr is a terminal; call the result with the number of new bytes."""
     console = stderr()
     with rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
@@ -50,11 +49,11 @@ def byte_bar(what: str, total: int | None, done: int) -> Iterator[Callable[[int]
 def training_bars(
     console: rich.console.Console, *more: rich.progress.ProgressColumn | str
 ) -> rich.progress.Progress:
-    """Bars of trainings, a task with a "text" for each; none where there is no terminal.
+    """Bars for training runs, one task each, with a field "text"; hidden without a terminal.
 
     Args:
-        console: Where they are shown.
-        more: Further columns.
+        console: Where the bars are shown.
+        more: Additional columns.
     """
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
@@ -69,7 +68,7 @@ def training_bars(
 
 
 class Progress:
-    """A bar with loss, mIoU, episodes/s and time left; plain lines where there is no terminal."""
+    """A bar with loss, mIoU, episodes/s and time left; plain lines without a terminal."""
 
     def __init__(self, total: int, start: int, batch_size: int):
         self._console = stderr()
@@ -93,7 +92,7 @@ class Progress:
         self._bar.update(self._task, completed=step)
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows the newest numbers: "loss", "miou" and "episodes_per_s"."""
+        """Shows the latest values of "loss", "miou" and "episodes_per_s"."""
         rate = values["episodes_per_s"]
         text = f"loss {values['loss']:.4f}  mIoU {100 * values['miou']:.1f}  {rate:.2f} episodes/s"
         self._bar.update(self._task, text=text)
@@ -108,9 +107,9 @@ class Progress:
 
 @contextmanager
 def counting(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar that counts to `total`; call what it gives with the number done.
+    """A bar that counts to `total`; call the result with the number done so far.
 
-    Where there is no terminal it is a line a minute.
+    Without a terminal it prints a line every minute.
     """
     console = stderr()
     if not console.is_terminal:

@@ -1,9 +1,9 @@
-"""The one kind of error that a user can mend."""
+"""The error for everything that a user can fix."""
 
 
 class UserError(ValueError):
-    """A setting, a file or an argument that is not as it must be.
+    """A setting, file or argument is not valid.
 
-    Its message is one line: the value, what was expected, and what to do. Commands print that line
-    and end with status 1. Any other error is a fault of this library, and keeps its traceback.
+    The message is one line: the value, what was expected and what to do. Commands print that line
+    and exit with status 1. Any other error is a bug in this library and keeps its traceback.
     """

@@ -1,13 +1,15 @@
-"""The one reader of pictures and masks: files, Pillow images and arrays become pixels here.
+"""Reads pictures and masks from files, Pillow images and arrays.
 
-Whoever opens a picture has the same rules:
+All pictures follow the same rules:
 
-* It is turned as its EXIF data ask, as viewers and annotation tools do.
-* Of 16 bits the upper 8 count; numbers that would all become black are refused, as fractions are.
-* Gray, CMYK, 1 bit and palettes become RGB, alpha is left out, of several frames the first counts.
-* What cannot be read ends as one line, a `UserError`; where there is no file it is a `MissingFile`.
+* They are rotated according to their EXIF data, as in viewers and annotation tools.
+* Of 16 bits, the upper 8 are used. Fractions are refused, and so are levels so low that the upper 8
+  bits would be black.
+* Gray, CMYK, 1-bit and palette images become RGB; alpha is dropped; of several frames, the first is
+  used.
+* What cannot be read raises a `UserError` of one line, a missing file a `MissingFile`.
 
-Where a caller has a reason for another rule, it is an argument. NumPy and Pillow only.
+Callers that need other rules pass arguments. This module needs only NumPy and Pillow.
 """
 
 import contextlib
@@ -28,30 +30,30 @@ ImageLike = np.ndarray | Image.Image | str | os.PathLike[str]
 File = str | os.PathLike[str] | io.BytesIO
 Numbers = np.ndarray | Sequence[Any]
 
-# Of the formats that Pillow knows by name: these it cannot decode by itself.
+# Formats that Pillow registers but cannot decode by itself.
 _UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _MEND = "save it with 8 or 16 bits"
 
 
 class MissingFile(UserError, FileNotFoundError):
-    """There is no such file; one line that names it."""
+    """A file does not exist; the message names it."""
 
 
 def is_picture(path: str | os.PathLike[str]) -> bool:
-    """Whether a file's suffix is one of the formats that Pillow reads."""
+    """Whether a path's suffix is that of a format that Pillow reads."""
     return pathlib.PurePath(path).suffix.lower() in _suffixes()
 
 
 def read(
     image: ImageLike, name: str = "image", *, order: str = "RGB"
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of an array, of a Pillow image or of a file, RGB 0-255.
+    """The pixels of an array, a Pillow image or a file, RGB 0-255.
 
     Args:
         image: An array of height x width, or height x width x 1, 3 or 4, of uint8 or of floats
-            in 0-1; a Pillow image; or the path of a file that Pillow reads. Alpha is left out.
-        name: What messages call it, if it is no file.
-        order: "RGB" or "BGR", in which an array's channels lie.
+            in 0-1; a Pillow image; or the path of a file that Pillow reads. Alpha is dropped.
+        name: Its name in messages, unless it is a file.
+        order: Order of an array's channels, "RGB" or "BGR".
 
     Raises:
         UserError: It is none of these, or damaged.
@@ -89,14 +91,15 @@ def load(
 
     Args:
         file: Its path or its bytes.
-        name: What messages call the bytes.
-        turn: Whether EXIF data turn it. False for benchmarks, whose masks lie on stored pixels.
-            A TIFF is always turned, by Pillow itself.
-        fit: (width, height) of its mask, which it must have. A picture of which only the stored
-            pixels have it is not turned.
-        square: 0 decodes every pixel. Otherwise a JPEG is brought to a square of this side, and
-            one of four times that or more is decoded at 1/2, 1/4 or 1/8 of its size, the smallest
-            of twice the square or more: within 1 of 255 levels of the exact pixels in the mean.
+        name: Name of the bytes in messages.
+        turn: Whether to rotate it by its EXIF data. False for benchmarks, whose masks match the
+            stored pixels. Pillow itself always rotates a TIFF.
+        fit: (width, height) of its mask, which it must have. A picture is not rotated if only its
+            stored pixels have that size.
+        square: 0 decodes every pixel. Otherwise a JPEG is resized to a square of this side; if it
+            has four times that size or more, it is decoded at 1/2, 1/4 or 1/8 of its size, the
+            smallest that is still twice the square or more. The mean difference from the exact
+            pixels is within 1 of 255 levels.
 
     Raises:
         UserError: The file cannot be read, or is of another size than `fit`.
@@ -108,14 +111,14 @@ def load(
             shown = _upright_size(stored) if turn else stored.size
             if fit not in (shown, stored.size):
                 raise UserError(
-                    f"{name} has {_by(shown)} pixels and its mask {_by(fit)}; both must have one "
-                    "size"
+                    f"{name} has {_by(shown)} pixels and its mask {_by(fit)}; both must have the "
+                    "same size"
                 )
             turn = turn and fit == shown
         drafted = stored.draft(None, (2 * square, 2 * square)) if square else None
-        if drafted is None:  # no JPEG
+        if drafted is None:  # not a JPEG
             return _rgb(ImageOps.exif_transpose(stored) if turn else stored, name)
-        _, box = drafted  # what the pixels show: sizes that 8 does not divide are rounded up
+        _, box = drafted  # the part with content: sizes that 8 does not divide are rounded up
         small = _rgb(stored, name).resize((square, square), Image.Resampling.BILINEAR, box)
         return ImageOps.exif_transpose(small) if turn else small
 
@@ -125,8 +128,8 @@ def size(file: File, name: str = "image", *, turn: bool = True) -> tuple[int, in
 
     Args:
         file: Its path or its bytes.
-        name: What messages call the bytes.
-        turn: True for the size that a viewer shows, False for that of the stored pixels.
+        name: Name of the bytes in messages.
+        turn: True for the size in a viewer, False for that of the stored pixels.
 
     Raises:
         UserError: The file cannot be read.
@@ -137,39 +140,39 @@ def size(file: File, name: str = "image", *, turn: bool = True) -> tuple[int, in
 
 
 def read_labels(file: File, name: str = "mask") -> UInt8[np.ndarray, "h w"]:
-    """The class numbers of a mask file, from its stored pixels; of a palette the indices.
+    """The class numbers of a mask file: its stored pixels, or the indices of a palette.
 
     Raises:
-        UserError: The file cannot be read, has several channels, or numbers beyond 0-255.
+        UserError: The file cannot be read, or has several channels or numbers outside 0-255.
         FileNotFoundError: There is no such file.
     """
     name = _called(file, name)
     with _opened(file, name) as mask:
         if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
             raise UserError(
-                f"{name} is of mode {mask.mode}; a mask has one channel of class numbers, with or "
-                "without a palette"
+                f"{name} has mode {mask.mode}; save the mask with one channel of class numbers, "
+                "with or without a palette"
             )
         labels = np.array(mask)
     if labels.dtype != np.uint8:
-        _check_range(labels, name, 255, "a mask holds 0-255")
+        _check_range(labels, name, 255, "save the mask with numbers in 0-255")
     return labels.astype(np.uint8, copy=False)
 
 
 def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
-    """Which pixels belong to the one object of a mask.
+    """Which pixels belong to the object of a mask.
 
     Args:
-        mask: An array of height x width: bool, floats in 0-1 (the object from 0.5), or integers,
-            0 and one other number. Or a Pillow image or a file, white on black, where gray from
-            128 counts as white and transparent as black. Of a palette's two colours the brighter
-            one is the object; with more of them, of 16 bits or all darker than 128 it is taken as
-            integers.
-        name: What messages call it, if it is no file.
+        mask: An array of height x width: bool, floats in 0-1 (at least 0.5 for the object), or
+            integers (0 and one other number). Or a Pillow image or a file, white on black: gray of
+            128 or more counts as white, transparent as black. The brighter one of a palette's two
+            colours is the object. Palettes with more colours, 16-bit images and images with all
+            levels below 128 are treated as integers.
+        name: Its name in messages, unless it is a file.
 
     Raises:
-        UserError: It is none of these, damaged, has more than one number beside 0, or is a file
-            that looks like a photo.
+        UserError: It is none of these, is damaged, has more than one number besides 0, or looks
+            like a photo.
         FileNotFoundError: There is no such file.
     """
     if isinstance(mask, str | os.PathLike | Image.Image):
@@ -190,15 +193,22 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
     values = np.unique(array)
     if np.count_nonzero(values) > 1:
         shown = ", ".join(map(str, values[:6].tolist())) + (", ..." if len(values) > 6 else "")
-        raise UserError(f"{name} holds {shown}: pass the mask of one object, such as labels == 1")
+        raise UserError(
+            f"{name} contains {shown}: pass the mask of one object, such as labels == 1"
+        )
     return array != 0
 
 
 def numbers(name: str, value: Numbers, shape: tuple[int | None, ...]) -> Float[np.ndarray, "..."]:
-    """Finite numbers of a shape, in which None is any length; an axis of 1 before it is cut.
+    """Converts a value to finite float64 numbers of a shape.
+
+    Args:
+        name: The value's name in messages.
+        value: The numbers; one extra leading axis of length 1 is dropped.
+        shape: The expected shape; None stands for any length.
 
     Raises:
-        UserError: `value` has another shape, or holds something else; the message calls it `name`.
+        UserError: `value` has another shape, or contains anything but finite numbers.
     """
     wanted = " x ".join("N" if side is None else str(side) for side in shape)
     try:
@@ -213,13 +223,13 @@ def numbers(name: str, value: Numbers, shape: tuple[int | None, ...]) -> Float[n
         held = " x ".join(map(str, array.shape)) or "a single number"
         raise UserError(f"{name} is {held}: pass {wanted}")
     if not np.isfinite(inner).all():
-        raise UserError(f"{name} holds NaN or infinity: pass finite numbers")
+        raise UserError(f"{name} contains NaN or infinity: pass finite numbers")
     return inner
 
 
 @functools.cache
 def _suffixes() -> frozenset[str]:
-    forms = Image.registered_extensions()  # before OPEN is asked: it loads Pillow's decoders
+    forms = Image.registered_extensions()  # must come first: it loads the decoders into OPEN
     return frozenset(end for end, form in forms.items() if form in Image.OPEN.keys() - _UNREAD)
 
 
@@ -229,7 +239,7 @@ def _called(image: Any, name: str) -> str:
 
 @contextlib.contextmanager
 def _opened(image: File | Image.Image, name: str) -> Iterator[Image.Image]:
-    """Opens a picture; whatever goes wrong while it is used becomes one line."""
+    """Opens a picture; any error while it is in use becomes a `UserError` of one line."""
     try:
         if isinstance(image, Image.Image):
             yield image
@@ -242,8 +252,8 @@ def _opened(image: File | Image.Image, name: str) -> Iterator[Image.Image]:
         raise MissingFile(f"{name} is missing") from None
     except UnidentifiedImageError as error:
         raise UserError(
-            f"cannot read {name}: it is no picture of a known format; copy the file again, or save "
-            "it as PNG"
+            f"cannot read {name}: it is not a picture of a known format; copy the file again, or "
+            "save it as PNG"
         ) from error
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
@@ -257,7 +267,7 @@ def _opened(image: File | Image.Image, name: str) -> Iterator[Image.Image]:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    if image.format not in ("JPEG", "MPO"):  # whose heads tell; Pillow turns TIFFs as it loads them
+    if image.format not in ("JPEG", "MPO"):  # their headers tell; Pillow rotates a TIFF on loading
         image.load()
     width, height = image.size
     lies = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)  # by a quarter turn
@@ -266,14 +276,14 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("F"):
-        raise UserError(f"{name} holds fractions; {_MEND}")
+        raise UserError(f"{name} contains fractions; {_MEND}")
     if image.mode.startswith("I"):
         levels = np.array(image)
         _check_range(levels, name, 65535, _MEND)
-        if 0 < levels.max() < 4096:  # of 12 bits or fewer: its upper 8 of 16 would be black
+        if 0 < levels.max() < 4096:  # 12 bits or fewer: the upper 8 of 16 would be nearly black
             raise UserError(
-                f"{name} holds levels up to {levels.max()} of 65535, next to black; save it with 8 "
-                "bits"
+                f"{name} has levels of at most {levels.max()} of 65535, almost black; save it with "
+                "8 bits"
             )
         image = Image.fromarray((levels >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -282,7 +292,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _levels(image: Image.Image, name: str) -> np.ndarray:
-    """A picture of a mask as bool, or as its numbers if they are not gray in 0-255."""
+    """A picture of a mask as bool, or as numbers if it is not white on black."""
     if image.mode.startswith(("I", "F")):
         return np.array(image)
     shown = image
@@ -290,7 +300,7 @@ def _levels(image: Image.Image, name: str) -> np.ndarray:
         black = Image.new("RGBA", image.size, "black")
         shown = Image.alpha_composite(black, image.convert("RGBA"))
     gray = np.array(shown.convert("L"))
-    if image.mode == "P":  # in which packers number the colours as they like
+    if image.mode == "P":  # where programs number the colours in any order
         colours = len(shown.convert("RGB").getcolors(2) or [])
         if colours == 2 and gray.min() < gray.max():
             return gray == gray.max()
@@ -300,8 +310,8 @@ def _levels(image: Image.Image, name: str) -> np.ndarray:
     between = gray[(gray > 31) & (gray < 224)]
     if len(between) > gray.size / 4 and len(np.unique(between)) > 64:
         raise UserError(
-            f"{name} looks like a photo, for much of it is neither black nor white: pass a mask "
-            "that is white on the object and black elsewhere"
+            f"{name} looks like a photo, because much of it is neither black nor white: pass a "
+            "mask that is white on the object and black elsewhere"
         )
     return gray >= 128 if gray.max() >= 128 else gray
 
@@ -317,7 +327,7 @@ def _check_unit(array: np.ndarray, name: str) -> None:
 def _check_range(levels: np.ndarray, name: str, most: int, mend: str) -> None:
     low, high = int(levels.min()), int(levels.max())
     if low < 0 or high > most:
-        raise UserError(f"{name} holds the number {low if low < 0 else high}; {mend}")
+        raise UserError(f"{name} contains the number {low if low < 0 else high}; {mend}")
 
 
 def _by(size: tuple[int, int]) -> str:

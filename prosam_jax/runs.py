@@ -1,4 +1,4 @@
-"""Scores of trained parameters: of a run's checkpoint or of a file, printed and written."""
+"""Evaluation of trained prompt encoders, from a run's checkpoint or from a file."""
 
 import dataclasses
 import pathlib
@@ -20,37 +20,43 @@ from prosam_jax.training import state
 from prosam_jax.weights import prompt_encoder
 
 SAMPLES = 8
-"""Prompts drawn for a map of uncertainty."""
+"""Number of prompts drawn for an uncertainty map."""
 
 
 def settings(
     trained: Config, overrides: Mapping[str, Any], may: frozenset[Role] = OF_AN_EVALUATION
 ) -> Config:
-    """The settings of a training with other values for some, by dotted name.
+    """The settings of a training, changed for an evaluation.
+
+    Args:
+        trained: Settings of the training.
+        overrides: New values by dotted name.
+        may: Roles of the settings that may change.
 
     Raises:
-        UserError: A setting that is changed has a role that is not in `may`, or is not valid.
+        UserError: A changed setting does not have one of these roles, or is not valid.
     """
     cfg = replaced(trained, overrides)
     if differences := changed(trained, cfg, may):
         raise UserError(
             f"these settings belong to the training and cannot be changed: "
-            f"{'; '.join(differences)}; those that can are {names_of(may)}"
+            f"{'; '.join(differences)}; you can change {names_of(may)}"
         )
     return cfg
 
 
 def settings_of_file(file: pathlib.Path, overrides: Mapping[str, Any]) -> Config:
-    """The settings under which the file of a trained prompt encoder is scored.
+    """The settings with which the file of a trained prompt encoder is evaluated.
 
     Raises:
-        UserError: As `settings`, or the file does not know its fold, nor does the command line.
+        UserError: As for `settings`; or neither the file nor `overrides` has the fold, or the file
+            may have been trained on the classes to be tested.
     """
     trained = prompt_encoder.read(file)
     if trained.fold is None and "data.fold" not in overrides:
         raise UserError(
-            f"{file} does not say which fold it was trained on, and classes that it has seen "
-            "prove nothing: pass --config.data.fold=0, 1, 2 or 3"
+            f"{file} does not say which fold it was trained on, and scores on classes that it has "
+            "seen prove nothing: pass --config.data.fold=0, 1, 2 or 3"
         )
     own = trained.config.data.name == "folder" and trained.classes is not None
     may = OF_AN_EVALUATION
@@ -62,7 +68,7 @@ def settings_of_file(file: pathlib.Path, overrides: Mapping[str, Any]) -> Config
 
 
 def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result:
-    """Evaluates one checkpoint of a run; see `score_file` for what comes of it.
+    """Evaluates a checkpoint of a run; see `score_file` for the output.
 
     Args:
         cfg: Settings of the run (`config.read_config`).
@@ -72,7 +78,7 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result
     Raises:
         UserError: There is no such checkpoint, or settings and files do not fit.
     """
-    cfg = replaced(cfg, {"prompt.weights": ""})  # where the run began no longer matters
+    cfg = replaced(cfg, {"prompt.weights": ""})  # where the run started from no longer matters
     source = evaluate.test_episodes(cfg)
     if cfg.data.name == "folder":
         seen = prompt_encoder.read_classes(workdir)
@@ -84,8 +90,8 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result
 def score_file(cfg: Config, workdir: pathlib.Path) -> results.Result:
     """Evaluates the file `prompt.weights` on the fold's fixed list of test episodes.
 
-    Prints mIoU, FB-IoU and the IoU of each class; writes `results.json` and, if
-    `eval.pictures` is above 0, `examples.png` into `workdir`.
+    Prints mIoU, FB-IoU and the IoU of each class; writes `results.json` and, if `eval.pictures` is
+    above 0, `examples.png` to `workdir`.
 
     Raises:
         UserError: Settings and files do not fit.

@@ -1,4 +1,4 @@
-"""Segmenting a folder of pictures: what is written where, and what becomes of bad files."""
+"""Segments the pictures of a folder and writes masks, overlays and COCO run lengths."""
 
 import collections
 import contextlib
@@ -22,16 +22,16 @@ from prosam_jax.segmenter import Segmentation, Segmenter
 
 SHOWN = 3
 TINT = (25, 130, 255)
-_DARKEST = 0.5 / 255  # what a map shows as black
+_DARKEST = 0.5 / 255  # smaller values are black in a map
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be done, found to be possible before anything is computed.
+    """The files to write, checked before anything is computed.
 
     Attributes:
-        outputs: Of each target the files to write, by kind: "mask", "overlay", "uncertainty".
-        json: The file of run lengths, or None.
+        outputs: For each target, the files to write by kind: "mask", "overlay", "uncertainty".
+        json: The file for run lengths, or None.
     """
 
     outputs: dict[pathlib.Path, dict[str, pathlib.Path]]
@@ -50,22 +50,21 @@ def plan(
 ) -> Plan:
     """Names the output of every target.
 
-    Masks are `out`/NAME.png, overlays `out`/overlay/NAME.png, uncertainty maps
-    `out`/uncertainty/NAME.png, all run lengths `out`/masks.json. NAME is the target's without its
-    suffix, or with it if two targets would have one name.
+    Masks go to `out`/NAME.png, overlays to `out`/overlay/NAME.png, uncertainty maps to
+    `out`/uncertainty/NAME.png and all run lengths to `out`/masks.json. NAME is the target's name
+    without its suffix, or with it if two targets would have the same name.
 
     Args:
-        targets: A picture, or a folder whose pictures (by their suffixes, not of folders in it)
-            are taken.
-        out: Folder of the output.
-        overlay: Whether overlays are wanted.
-        uncertainty: Whether uncertainty maps are wanted.
-        as_json: Whether run lengths are wanted.
-        force: Whether files that exist are overwritten. Targets and `inputs` never are.
-        inputs: Files that are read apart from the targets.
+        targets: A picture, or a folder of pictures (by their suffixes, without subfolders).
+        out: Folder for the output.
+        overlay: Whether to write overlays.
+        uncertainty: Whether to write uncertainty maps.
+        as_json: Whether to write run lengths.
+        force: Whether to overwrite existing files, except targets and `inputs`.
+        inputs: Files that are read besides the targets.
 
     Raises:
-        UserError: No target, an input is missing, or a file is in the way.
+        UserError: There is no target, an input is missing, or a file is in the way.
     """
     for path in inputs:
         if not path.is_file():
@@ -86,14 +85,16 @@ def plan(
     }
     lengths = out / "masks.json"
     if force and not as_json and lengths.exists():
-        raise UserError(f"{lengths} would not fit the new masks: add --json, or delete it")
+        raise UserError(f"{lengths} would not match the new masks: add --json, or delete it")
     made = Plan(outputs, lengths if as_json else None)
     wanted = [path for paths in outputs.values() for path in paths.values()]
     wanted += [made.json] if made.json else []
     read = {(x.stat().st_dev, x.stat().st_ino) for x in (*files, *inputs)}
     there = [path for path in wanted if path.exists()]
     if clash := [x for x in there if (x.stat().st_dev, x.stat().st_ino) in read]:
-        raise UserError(f"{_few(clash)} would be overwritten, but is read: pass another --out")
+        raise UserError(
+            f"{_few(clash)} would be overwritten while needed as input: pass another --out"
+        )
     if there and not force:
         verb = "exists" if len(there) == 1 else "exist"
         raise UserError(f"{_few(there)} {verb} already: pass --force, or another --out")
@@ -101,13 +102,13 @@ def plan(
 
 
 def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Path, str]:
-    """Segments the targets of a plan and writes what it names.
+    """Segments the targets of a plan and writes its files.
 
-    A target that cannot be read is passed over. Stopped before its end, it leaves whole files
-    only, and the run lengths of the targets that are done.
+    Targets that cannot be read are skipped. If it is interrupted, all files are complete, and the
+    run lengths are those of the targets that are done.
 
     Returns:
-        Such targets, each with the reason.
+        The skipped targets, each with the reason.
     """
     for folder in {path.parent for paths in todo.outputs.values() for path in paths.values()}:
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,7 @@ def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Pa
                     add_to_coco(records, name, one)
                 bar.advance(task)
     if uncertainty and largest < _DARKEST:
-        print(f"uncertainty is {largest:.1g} at most: its maps are black", file=sys.stderr)
+        print(f"uncertainty is at most {largest:.1g}, so its maps are black", file=sys.stderr)
     return bad
 
 
@@ -158,9 +159,9 @@ def coco(classes: Sequence[str]) -> dict[str, Any]:
 
 
 def add_to_coco(dataset: dict[str, Any], target: pathlib.Path, found: Segmentation) -> None:
-    """Adds a target's masks, with run lengths as plain numbers.
+    """Adds a target's masks, with uncompressed run lengths, which `pycocotools.coco.COCO` reads.
 
-    `pycocotools.coco.COCO` reads it. An empty mask is no annotation.
+    An empty mask adds no annotation.
     """
     images, annotations = dataset["images"], dataset["annotations"]
     image_id = len(images) + 1
@@ -187,14 +188,14 @@ def add_to_coco(dataset: dict[str, Any], target: pathlib.Path, found: Segmentati
 
 
 def run_lengths(mask: Bool[np.ndarray, "h w"]) -> list[int]:
-    """COCO's run lengths: column by column, background and foreground in turn, background first."""
+    """COCO's run lengths by column: background and foreground alternate, background first."""
     pixels = np.concatenate([[False], mask.ravel(order="F")])
     borders = np.flatnonzero(pixels[1:] != pixels[:-1])
     return np.diff(borders, prepend=0, append=mask.size).tolist()
 
 
 def _names(files: Sequence[pathlib.Path]) -> list[str]:
-    """What the outputs are called: no two the same where A and a are one name."""
+    """Names for the outputs, unique even where file names are case-insensitive."""
     stems = collections.Counter(file.stem.casefold() for file in files)
     names = [file.stem if stems[file.stem.casefold()] == 1 else file.name for file in files]
     if len({name.casefold() for name in names}) < len(names):  # a.jpg, a.png and a.jpg.webp
@@ -209,7 +210,7 @@ def _pictures_of(targets: pathlib.Path) -> list[pathlib.Path]:
         raise UserError(f"--targets={targets}: there is no such file or folder")
     files = sorted(x for x in targets.iterdir() if x.is_file() and is_picture(x))
     if not files:
-        raise UserError(f"--targets={targets}: the folder has no pictures")
+        raise UserError(f"--targets={targets}: the folder has no pictures; pass another")
     return files
 
 
@@ -218,7 +219,7 @@ def _batches(
     size: int,
     failed: Callable[[pathlib.Path, Exception], None],
 ) -> Iterator[tuple[list[pathlib.Path], list[UInt8[np.ndarray, "_ _ 3"]]]]:
-    """Targets with their pixels, `size` at a time; those that cannot be read are handed over."""
+    """Targets with their pixels, `size` at a time; calls `failed` for those that cannot be read."""
     names, images = [], []
     for target in targets:
         try:

@@ -1,4 +1,4 @@
-"""Visual reference segmentation as it is used: show an object in one picture, find it in others."""
+"""Visual reference segmentation: show an object in one picture, segment it in others."""
 
 import dataclasses
 import functools
@@ -28,18 +28,18 @@ from prosam_jax.weights import prompt_encoder
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What was found in one picture, in its own pixels; the first axis counts the classes.
+    """The result for one picture, at its own size; the first axis is the class.
 
     Attributes:
-        classes: Their names, in the order in which they were shown.
-        masks: Each class by itself; masks of several classes may overlap.
-        label_map: One class for each pixel: number i + 1 for class i where its logit is the
-            largest and above 0, and 0 where none is.
-        scores: Mean probability of the foreground inside each mask, 0 if it is empty.
-        predicted_iou: The IoU that SAM expects of each mask. SAM learned to say so of clicks and
-            boxes, so it orders masks better than it measures them.
-        uncertainty: In [0, 1], how far masks of sampled prompts disagree: mutual information in
-            bits (`inference.disagreement`). None if it was not asked for.
+        classes: Names of the classes, in the order of their first references.
+        masks: One mask per class; masks of different classes may overlap.
+        label_map: One class per pixel: i + 1 for class i where its logit is the largest and above
+            0, and 0 where no logit is above 0.
+        scores: Mean foreground probability inside each mask, 0 if the mask is empty.
+        predicted_iou: The IoU that SAM predicts for each mask. SAM learned this for clicks and
+            boxes, so it is better for ranking masks than as an absolute value.
+        uncertainty: How much masks of sampled prompts disagree, in [0, 1]: mutual information in
+            bits (`inference.disagreement`). None unless it was requested.
     """
 
     classes: tuple[str, ...]
@@ -51,22 +51,22 @@ class Segmentation:
 
 
 class Segmenter:
-    """Finds in pictures what references show.
+    """Segments the objects of references in other pictures.
 
         seg = Segmenter.from_pretrained("prosam-shapes")
         seg.set_reference("cat.jpg", mask="cat.png")
         found = seg.segment("other.jpg")
 
-    Every picture is brought to the model's square, as in training, and its masks back to its own
-    size. So it compiles once for single pictures, once for batches, and once more for every
-    number of references that a class has.
+    Every picture is resized to the model's square, as in training, and its masks back to the
+    picture's size. So there is one compilation for single pictures, one for each batch size, and
+    one for each number of references of a class.
     """
 
     def __init__(self, prosam: ProSAM, image_size: int):
-        """A segmenter of a model that was trained on squares of `image_size` pixels."""
+        """Takes a model and the side in pixels of the squares that it was trained on."""
         self.model = prosam
         self.image_size = image_size
-        # Flattened once: to walk the modules at every call takes longer than a small decoder.
+        # Flattened once, because walking the modules takes longer than a small decoder.
         self._leaves, self._tree = jax.tree.flatten(prosam)
         square = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
         merged, _ = jax.eval_shape(prosam.backbone.trunk, square)
@@ -77,13 +77,13 @@ class Segmenter:
     def from_pretrained(
         cls, name: str | os.PathLike[str] = prompt_encoder.DEFAULT, **overrides: Any
     ) -> "Segmenter":
-        """A segmenter with a trained model; arguments and errors as of `ProSAM.from_pretrained`."""
+        """Loads a trained model; arguments and errors are those of `ProSAM.from_pretrained`."""
         built, cfg = model.load(name, overrides)
         return cls(built, cfg.data.image_size)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes that were shown, in that order."""
+        """Names of the classes, in the order of their first references."""
         return tuple(self._references)
 
     def set_reference(
@@ -96,15 +96,16 @@ class Segmenter:
         scribble: ImageLike | None = None,
         label: str = "object",
     ) -> None:
-        """Shows what a class is, in place of what was shown of it before.
+        """Sets the reference of a class, in place of its earlier ones.
 
-        Exactly one of mask, points, box and scribble tells where. Other classes stay.
+        Exactly one of mask, points, box and scribble annotates the object. Other classes keep their
+        references.
 
         Args:
-            image: An array of height x width, or height x width x 1, 3 or 4 (alpha is left out),
-                of uint8 or of floats in 0-1; a Pillow image or the path of one, whose EXIF
-                rotation is applied.
-            mask: The object, as large as the picture: an array of bool, of floats in 0-1, or of
+            image: An array of height x width, or height x width x 1, 3 or 4 (alpha is dropped), of
+                uint8 or of floats in 0-1; a Pillow image; or the path of a file. EXIF rotation is
+                applied.
+            mask: The object, at the size of the picture: an array of bool, of floats in 0-1, or of
                 integers (0 and one other number); or a picture of it, white on black.
             points: N x 2, x and y in pixels of the picture, on the object.
             box: x0, y0, x1, y1 in pixels of the picture, around the object.
@@ -112,8 +113,7 @@ class Segmenter:
             label: Name of the class.
 
         Raises:
-            UserError: The picture cannot be read, or the annotation is not valid; the message says
-                why.
+            UserError: The picture cannot be read, or the annotation is not valid.
             FileNotFoundError: There is no such file.
         """
         given = {"mask": mask, "points": points, "box": box, "scribble": scribble}
@@ -129,7 +129,7 @@ class Segmenter:
         scribble: ImageLike | None = None,
         label: str = "object",
     ) -> None:
-        """Shows a class once more (k-shot); all else as `set_reference`."""
+        """Adds a reference to a class (k-shot); otherwise like `set_reference`."""
         given = {"mask": mask, "points": points, "box": box, "scribble": scribble}
         new = self._encoded(image, given)
         if label in self._references:
@@ -138,7 +138,7 @@ class Segmenter:
         self._references[label] = new
 
     def reset(self) -> None:
-        """Forgets all references."""
+        """Removes all references."""
         self._references = {}
 
     @overload
@@ -169,24 +169,24 @@ class Segmenter:
         samples: int = 10,
         batch_size: int = 4,
     ) -> Segmentation | Iterator[Segmentation]:
-        """Finds what the references show.
+        """Segments the classes of the references in pictures.
 
         Args:
-            images: A picture, given as for `set_reference`, or an iterable of pictures of any
-                sizes, such as a list or `folder.glob("*.jpg")`, of which no more than a batch is
-                in memory at a time.
-            uncertainty: Whether to add the uncertainty maps.
-            samples: How many sampled masks they are made of; always the same samples.
-            batch_size: Pictures of an iterable that are taken at a time; the last are padded to
-                as many. It changes time and memory only.
+            images: A picture, as for `set_reference`, or an iterable of pictures of any sizes, such
+                as a list or `folder.glob("*.jpg")`. No more than a batch is in memory at a time.
+            uncertainty: Whether to add uncertainty maps.
+            samples: Number of sampled masks that the maps are made from, at least 2; the samples
+                are the same for every call.
+            batch_size: How many pictures of an iterable to process at a time; the last batch is
+                padded. It only affects time and memory.
 
         Returns:
-            What was found in the picture; for an iterable an iterator that gives it picture by
-            picture, as it comes, with the references that were set when this was called.
+            The result for the picture, or for an iterable an iterator over results. It computes
+            them as it goes, with the references that were set when this was called.
 
         Raises:
-            UserError: No reference is set, a picture cannot be read, or uncertainty is wanted
-                of a deterministic model.
+            UserError: No reference is set, a picture cannot be read, an argument is too small, or
+                uncertainty is requested from a deterministic model.
             FileNotFoundError: There is no such file.
         """
         if not self._references:
@@ -196,7 +196,7 @@ class Segmenter:
             check_at_least("samples", samples, 2)
             if (name := self.model.distribution.name) not in SAMPLERS:
                 raise UserError(
-                    f"a model with distribution.name={name} has one mask for each picture and no "
+                    f"a model with distribution.name={name} is deterministic and has no "
                     f"uncertainty; use one that was trained with {' or '.join(SAMPLERS)}"
                 )
         k = samples if uncertainty else 0
@@ -221,7 +221,7 @@ class Segmenter:
         height, width, _ = pixels.shape
         mask = annotated((height, width), self.image_size, **annotation)
         square = resize_image(pixels, self.image_size)
-        # Most points and thin strokes would vanish under any other rule.
+        # With any other rule, most points and thin strokes would vanish.
         thin = annotation["mask"] is None and annotation["box"] is None
         rule = "coverage" if thin else None
         found = _encode_reference(
@@ -230,8 +230,8 @@ class Segmenter:
         if not found.mask.any():
             rows, cols = self._cells
             raise UserError(
-                f"nothing of the annotation is left at {rows} x {cols}, the size of the backbone's "
-                "features: annotate a larger region, pass it as scribble, or cut the picture to it"
+                f"the annotation vanishes at {rows} x {cols}, the size of the backbone's features: "
+                "annotate a larger region, pass it as scribble, or crop the picture to it"
             )
         return found
 
@@ -247,7 +247,7 @@ class Segmenter:
         for i, image in enumerate(images):
             squares[i] = resize_image(image, side)
         targets = _encode_targets(self._tree, self._leaves, squares)
-        # All classes are sent off before the first is waited for.
+        # All classes are dispatched before waiting for the first result.
         found = [self._predicted(targets, one, samples) for one in references.values()]
         stacked = [np.stack(xs) for xs in zip(*jax.device_get(found), strict=True)]
         return [
@@ -258,7 +258,7 @@ class Segmenter:
     def _predicted(
         self, targets: Targets, references: References, samples: int
     ) -> tuple[Array, ...]:
-        """Logits, score and expected IoU of one class, and the uncertainty if there are samples."""
+        """Logits, score and predicted IoU of one class, and uncertainty if `samples` is not 0."""
         side = self.image_size
         posterior, *found = _predict(self._tree, self._leaves, targets, references, side)
         if samples:
@@ -269,10 +269,10 @@ class Segmenter:
     def _finished(
         self, found: list[np.ndarray], size: tuple[int, int], classes: tuple[str, ...]
     ) -> Segmentation:
-        """Brings what `_predicted` says of one picture, classes first, to its own size.
+        """Resizes the output of `_predicted` for one picture, classes first, to its own size.
 
-        Bilinearly with aligned corners, as VRP-SAM's code does. On the host, because a device
-        would compile it anew for every size of a picture.
+        It is bilinear with aligned corners, as in VRP-SAM's code, and runs on the host, because a
+        device would have to compile it for every picture size.
         """
         rows, cols = (resize.bilinear_weights(self.image_size, n, align_corners=True) for n in size)
         logits, scores, iou, *uncertainty = found
@@ -290,13 +290,13 @@ class Segmenter:
 
 def _is_one(images: Any) -> bool:
     a_file = isinstance(images, str | os.PathLike | Image.Image)
-    return a_file or getattr(images, "ndim", 0) in (2, 3)  # 4 axes are a batch
+    return a_file or getattr(images, "ndim", 0) in (2, 3)  # an array of 4 axes is a batch
 
 
 def _several(images: Any) -> Iterable[ImageLike]:
     if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray | Mapping):
         raise UserError(
-            f"images is of {type(images).__name__}: pass a picture (path, Pillow image or array of "
+            f"images is a {type(images).__name__}: pass a picture (path, Pillow image or array of "
             "height x width x 3) or a list of them"
         )
     return images

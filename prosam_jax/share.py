@@ -1,4 +1,4 @@
-"""Trained prompt encoders as single files: out of a run, and to and from a hub."""
+"""Shares trained prompt encoders: exports them from runs, and pushes to and pulls from a hub."""
 
 import contextlib
 import json
@@ -34,16 +34,19 @@ from prosam_jax.weights.prompt_encoder import Trained
 def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained:
     """Writes the prompt encoder of a run's checkpoint to the file `out`.
 
-    The scores of `results.json` come along if they are those of this checkpoint. Paths of this
-    machine do not: they mean nothing elsewhere, and files are made to be shared.
+    The file includes the scores of `results.json` if they belong to this checkpoint. It does not
+    include paths, because they mean nothing on another machine.
 
     Args:
         workdir: Folder of the run.
         checkpoint: "best", "latest" or a step.
-        out: The `.safetensors` file.
+        out: The `.safetensors` file; an older one is replaced.
+
+    Returns:
+        What the file says.
 
     Raises:
-        UserError: There is no such run or checkpoint.
+        UserError: There is no such run or checkpoint, or a file of the run is missing or damaged.
     """
     cfg = read_config(workdir / "config.json")
 
@@ -72,7 +75,7 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
 
 
 def _without_paths(cfg: Config) -> Config:
-    """The settings with the default for every path, but for weights that are no file."""
+    """The settings with every path set to its default, except weights that are not a file."""
     kept = (RANDOM, PACKAGED)
     default = flat(Config())
     return replaced(
@@ -105,19 +108,19 @@ def _results(path: pathlib.Path, run: Config, at: int) -> dict[str, Any] | None:
 def push(
     path: pathlib.Path, repo: str, *, private: bool = False, endpoint: str | None = None
 ) -> str:
-    """Uploads a trained prompt encoder, and a model card where there is none yet.
+    """Uploads a trained prompt encoder, and a model card if there is none yet.
 
     Args:
         path: The file.
-        repo: "user/name"; the repository is made if it is missing.
-        private: Makes it private.
-        endpoint: Address of another hub.
+        repo: "user/name"; the repository is created if it is missing.
+        private: Whether to make the repository private.
+        endpoint: Address of the hub; None for the default.
 
     Returns:
         The address of the commit.
 
     Raises:
-        UserError: The file is none of a prompt encoder, or as `weights.hub.upload`.
+        UserError: The file is not a trained prompt encoder, or as for `weights.hub.upload`.
     """
     trained = verified(path)
     return hub.upload(path, repo, card=card(trained, repo), private=private, endpoint=endpoint)
@@ -126,22 +129,25 @@ def push(
 def pull(
     repo: str, out: pathlib.Path, *, revision: str | None = None, endpoint: str | None = None
 ) -> Trained:
-    """Downloads a prompt encoder to `out`, which appears when it is found to be one.
+    """Downloads a prompt encoder to `out`, which appears when it has been verified.
 
     Args:
         repo: "user/name".
         out: The file; an older one is replaced.
         revision: Branch, tag or commit; None for the newest.
-        endpoint: Address of another hub.
+        endpoint: Address of the hub; None for the default.
+
+    Returns:
+        What the file says.
 
     Raises:
-        UserError: The file is none of a prompt encoder, or as `weights.hub.download`.
+        UserError: The file is not a trained prompt encoder, or as for `weights.hub.download`.
     """
     cached = hub.download(repo, revision=revision, endpoint=endpoint)
     try:
         trained = verified(cached)
     except UserError as error:
-        raise UserError(f"{repo} holds no prompt encoder for this library: {error}") from error
+        raise UserError(f"{repo} has no prompt encoder that can be used: {error}") from error
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as part:
         shutil.copyfile(cached, part)
@@ -149,14 +155,14 @@ def pull(
 
 
 def verified(path: pathlib.Path) -> Trained:
-    """What a file says of its prompt encoder; UserError unless its arrays are those it needs."""
+    """What a file says; raises UserError unless it contains exactly a prompt encoder's arrays."""
     trained = prompt_encoder.read(path)
     model.load_prompt_encoder(path, trained.config, trained.merged_channels)
     return trained
 
 
 def card(trained: Trained, repo: str) -> str:
-    """The model card: what the file says and how it is used."""
+    """The model card: what the file says and how to use it."""
     rows = "\n".join(
         f"| {name} | {value} |" for name, value in prompt_encoder.facts(trained).items()
     )
@@ -174,7 +180,7 @@ tags:
 
 # {repo.rpartition("/")[2]}
 
-A prompt encoder for visual reference segmentation: given a picture with an object marked, it
+A prompt encoder for visual reference segmentation: given a picture with an annotated object, it
 prompts a frozen Segment Anything model to segment the same kind of object in other pictures
 (ProSAM, arXiv 2506.21835). The frozen networks are not in this repository.
 
@@ -190,7 +196,7 @@ prosam evaluate --prompt-encoder FILE.safetensors --workdir DIR{flags}
 
 
 def describe(path: pathlib.Path, trained: Trained) -> str:
-    """What a file says, in lines for people."""
+    """What a file says, as lines of text."""
     rows = {"file": f"{path}, {path.stat().st_size:,} bytes"} | prompt_encoder.facts(trained)
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())

@@ -1,6 +1,6 @@
-"""What travels between the parts: named tuples of arrays, no logic.
+"""Named tuples of arrays that the packages pass to each other; no logic.
 
-The arrays are NumPy's on the side of the data and JAX's on the side of the model.
+The arrays are NumPy arrays in the data code and JAX arrays in the model.
 """
 
 from typing import Any, NamedTuple
@@ -9,17 +9,17 @@ from jaxtyping import Bool, Float, Int32, UInt8
 
 
 class Episode(NamedTuple):
-    """A batch of episodes: reference images with their annotation, a target and its truth.
+    """A batch of episodes: annotated reference images, a target image and its true mask.
 
     Attributes:
         reference_image: RGB, 0-255.
-        reference_mask: The pixels marked in each reference image, by mask, box, scribble or point.
+        reference_mask: Annotated pixels of each reference image (a mask, box, scribble or points).
         target_image: RGB, 0-255.
-        target_mask: The truth, pixels of the episode's class.
-        target_ignore: Pixels that no metric counts (label 255); the loss takes them as background.
+        target_mask: The true mask: pixels of the episode's class.
+        target_ignore: Pixels that metrics ignore (label 255); the loss treats them as background.
         class_id: Class of the episode, numbered as in the dataset.
         index: Index of the episode in its list or stream.
-        valid: False for the repetitions that fill up a last, short batch.
+        valid: False for the repeated episodes that pad a short last batch.
     """
 
     reference_image: UInt8[Any, "b s h w 3"]
@@ -36,8 +36,8 @@ class Taps(NamedTuple):
     """Frozen backbone features of one set of images.
 
     Attributes:
-        merged: Middle layers, concatenated, that the prompt encoder reduces (8.1).
-        prior: High-level features that make the pseudo mask.
+        merged: Concatenated middle layers, which the prompt encoder reduces (section 8.1).
+        prior: High-level features, from which the pseudo mask is computed.
     """
 
     merged: Float[Any, "b h w c"]
@@ -57,14 +57,14 @@ class Posterior(NamedTuple):
 
 
 class Features(NamedTuple):
-    """All that the frozen networks say about a batch of episodes; r = b * s references.
+    """Everything the frozen networks compute for a batch of episodes; r = b * s references.
 
     Attributes:
         image_embeddings: SAM's embedding F of each target.
         target: Backbone features of the targets.
-        reference: Backbone features of the references, those of one target together.
-        reference_mask: The annotations at the size of the merged features: weights in [0, 1], of
-            which "nearest" knows 0 and 1 only.
+        reference: Backbone features of the references, grouped by target.
+        reference_mask: The annotations at the size of the merged features: weights in [0, 1], which
+            are only 0 and 1 with `data.downsample=nearest`.
     """
 
     image_embeddings: Float[Any, "b i j e"]
@@ -74,5 +74,5 @@ class Features(NamedTuple):
 
     @property
     def empty_annotations(self) -> Bool[Any, " r"]:
-        """Of which references nothing annotated is left at this size."""
+        """Which references have no annotated cell left at this size."""
         return ~self.reference_mask.any((1, 2))

@@ -1,9 +1,9 @@
-"""How many annotations survive on the way to the size of the features, as a table in Markdown.
+"""How many annotations survive the reduction to the size of the features, as a Markdown table.
 
     python -m studies.annotation_survival --root=VOCdevkit/VOC2012
 
-A reference whose marks are all lost tells the model nothing. Measured are references of test
-episodes of Pascal-5i and Shapes-5i at 512 pixels, at the strides of the backbones.
+A reference whose annotation vanishes tells the model nothing. This study measures references of
+test episodes of Pascal-5i and Shapes-5i at 512 pixels, at the strides of the backbones.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from prosam_jax.data.rng import Rng
 
 GRIDS = {"1/8": 64, "1/14 (DINOv2)": 36, "1/16": 32}
 BENCHMARKS = {"pascal": "Pascal-5i", "shapes": "Shapes-5i"}
-# A title, a kind of annotation, and whether it is drawn as in training.
+# Title, kind of annotation, and whether it is drawn as in training.
 KINDS = (
     ("mask", "mask", False),
     ("box", "box", False),
@@ -30,7 +30,7 @@ KINDS = (
 
 
 def references(name: str, root: str, folds: list[int], episodes: int) -> Bool[np.ndarray, "n h w"]:
-    """Masks of the references of every fold's first test episodes."""
+    """Masks of the references of the first test episodes of every fold."""
     found = []
     for fold in folds:
         cfg = DataConfig.of(name=name, root=root, fold=fold)
@@ -40,13 +40,13 @@ def references(name: str, root: str, folds: list[int], episodes: int) -> Bool[np
 
 
 def nearest(marked: Bool[np.ndarray, "n h w"], side: int) -> Bool[np.ndarray, "n i j"]:
-    """Cells in which `resize.nearest` finds a mark."""
+    """Cells for which `resize.nearest` picks an annotated pixel."""
     starts = np.arange(side) * marked.shape[1] // side
     return marked[:, starts[:, None], starts]
 
 
 def coverage(marked: Bool[np.ndarray, "n h w"], side: int) -> Bool[np.ndarray, "n i j"]:
-    """Cells to which `resize.coverage` gives weight: those that a marked pixel touches."""
+    """Cells to which `resize.coverage` gives weight: those that an annotated pixel touches."""
     size = marked.shape[1]
     cells = [slice(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
     rows = np.stack([marked[:, cell].any(1) for cell in cells], axis=1)
@@ -54,13 +54,13 @@ def coverage(marked: Bool[np.ndarray, "n h w"], side: int) -> Bool[np.ndarray, "
 
 
 def survival(marked: Bool[np.ndarray, "n h w"]) -> str:
-    """Share of annotations with a cell left, and their mean number of cells, by rule and grid."""
+    """Percentage of annotations that keep a cell, and mean number of cells, by rule and grid."""
     counts = [rule(marked, n).sum((1, 2)) for rule in (nearest, coverage) for n in GRIDS.values()]
     return " | ".join(f"{100 * (n > 0).mean():.1f} % ({n.mean():.1f})" for n in counts)
 
 
 def main() -> None:
-    """Prints one row per benchmark and annotation."""
+    """Prints a row per benchmark and annotation."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", required=True, help="Folder of VOC 2012.")
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3])

@@ -1,11 +1,11 @@
-"""Models that were trained with masks, shown references that are marked otherwise.
+"""Scores models that were trained with masks on references with other annotations.
 
     python -m studies.other_annotations [--workdir=runs/full] [--numbers=docs/results.json]
 
-Scores every finished run with masks of `python demo.py --full` on its test episodes anew, with
-boxes, scribbles and points. Prints mIoU, mean of the four folds and standard deviation over the
-seeds, and how much that is more than the same method trained with such marks has, and than a click
-at the prior's peak: mean of the runs ± its standard error.
+Evaluates every finished run of `prosam demo --full` that was trained with masks again, with boxes,
+scribbles and points. Prints the mIoU (mean over the folds and standard deviation over the seeds)
+and how far it lies above the same method trained with such annotations and above a click at the
+prior's peak (mean over the runs ± its standard error).
 """
 
 import argparse
@@ -28,7 +28,7 @@ MASKED = "trained with masks"
 
 
 def scored(cfg: Config, workdir: pathlib.Path, predict: dict[str, controls.Predict]) -> Score:
-    """A run under these settings; `predict` keeps what was compiled."""
+    """Scores a run with these settings; `predict` keeps the compiled steps for later calls."""
     method, mesh = cfg.distribution.name, sharding.make_mesh(cfg.eval.batch_size)
     parts, _ = model.restored(cfg, workdir, "latest")
     kind = f"{method}, {cfg.data.downsample}"  # what the structure of the model depends on
@@ -49,13 +49,16 @@ def scored(cfg: Config, workdir: pathlib.Path, predict: dict[str, controls.Predi
 
 
 def table(found: list[Score]) -> str:
-    """Markdown of what the module promises, of all scores of the grid and of `scored`."""
+    """The Markdown table, from the scores of the sweep and those of `scored`."""
     lines = [f"| | {' | '.join(SHOWN)} |", "|---|" + "---|" * len(SHOWN)]
     for method in METHODS:
         title = TITLES[method]
         cells = [tables.over_seeds(found, kind, method, MASKED)[-2] for kind in SHOWN]
         lines.append(f"| **{title}, {MASKED}** | {' | '.join(cells)} |")
-        for name, below in ((title, "trained with such marks"), (controls.CLICK, controls.CLICK)):
+        for name, below in (
+            (title, "trained with such annotations"),
+            (controls.CLICK, controls.CLICK),
+        ):
             one, other = (method, MASKED), (method, name)
             cells = [tables.difference(found, kind, one, other) for kind in SHOWN]
             lines.append(f"| more than {below} | {' | '.join(cells)} |")
@@ -63,7 +66,7 @@ def table(found: list[Score]) -> str:
 
 
 def main() -> None:
-    """Scores all and prints the table."""
+    """Scores all runs and prints the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -79,7 +82,7 @@ def main() -> None:
             found.append(scored(cfg, file.parent, predict))
             print(f"{file.parent.name}, {kind}: {found[-1].miou:.2f}", flush=True)
     if not found:
-        parser.error(f"{args.workdir} holds no finished run with masks: run demo.py --full first")
+        parser.error(f"{args.workdir} has no finished run with masks: run prosam demo --full first")
     known = json.loads(args.numbers.read_text())["scores"]
     print(table(found + [Score(**x) for x in known]))
 

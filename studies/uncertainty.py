@@ -1,9 +1,9 @@
-"""How well a trained model says where its masks are wrong, on its fold's test episodes.
+"""How well a trained model predicts where its masks are wrong, on its fold's test episodes.
 
     python -m studies.uncertainty [--model=prosam-shapes] [--episodes=100]
 
-Of maps: how often a wrong pixel has a higher value than a right one (the area under the ROC
-curve; by chance 0.5). Of numbers for a whole mask: their rank correlation with its true IoU.
+For maps it prints how often a wrong pixel has a higher value than a right one (the area under the
+ROC curve; 0.5 by chance), for numbers per mask their rank correlation with the mask's true IoU.
 """
 
 import argparse
@@ -31,7 +31,7 @@ DISAGREEMENT = {factor: f"disagreement, sigma x {factor:g}" for factor in SPREAD
 
 
 def judged(prosam: ProSAM, episode: Episode, samples: int) -> dict[str, Array]:
-    """Maps (b, h, w) and numbers (b) of a batch by name, and "wrong" (b, h, w) and "iou" (b)."""
+    """Maps (b, h, w) and numbers (b) of a batch by name; also "wrong" (b, h, w) and "iou" (b)."""
     features = prosam.encode(episode)
     posterior = prosam.posterior(features)
     assert posterior.log_scale is not None, "a deterministic model has no uncertainty"
@@ -54,24 +54,24 @@ def judged(prosam: ProSAM, episode: Episode, samples: int) -> dict[str, Array]:
 
 
 def ranks(x: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Ranks from 1 on; equal values share the mean of theirs."""
+    """Ranks from 1 on; equal values share their mean rank."""
     _, which, count = np.unique(x, return_inverse=True, return_counts=True)
     return (count.cumsum() - (count - 1) / 2)[which]
 
 
 def roc_area(values: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> float:
-    """Share of pairs of a positive and another in which the positive has the higher value."""
+    """Fraction of pairs of a positive and a negative in which the positive has the higher value."""
     n = int(positive.sum())
     return float((ranks(values)[positive].sum() - n * (n + 1) / 2) / (n * (len(values) - n)))
 
 
 def rank_correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
-    """Spearman's."""
+    """Spearman's rank correlation."""
     return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Prints the measures of all maps and numbers."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

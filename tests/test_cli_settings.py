@@ -19,10 +19,10 @@ def settings_of(*arguments):
 @pytest.mark.parametrize("name", settings.recipes())
 def test_recipes_say_how_they_are_used(name):
     text = ast.get_docstring(ast.parse(settings.recipes()[name].read_text()), clean=False)
-    shown = examples(text, "python train.py")
+    shown = [words[1:] for words in examples(text) if words[0] == "train"]
     assert shown
     for words in shown:
-        given = settings_of(*words[:-1] if words[-1].startswith("--workdir") else words)
+        given = settings_of(*words)
         assert given.data.name == settings.recipe(name)["data.name"]
 
 

@@ -135,7 +135,7 @@ def test_models_trained_with_masks_are_compared_with_what_was_trained_with_other
     title = "**ProSAM, Gaussian, trained with masks**"
     # in the order of SHOWN; its seeds' means lie 1.5 apart
     assert f"| {title} | 15.50 ± 1.50 | 25.50 ± 1.50 | 35.50 ± 1.50 |" in table
-    assert table.count("| more than trained with such marks |" + " +3.0 ± 0.2 |" * 3) == 3
+    assert table.count("| more than trained with such annotations |" + " +3.0 ± 0.2 |" * 3) == 3
     assert table.count("| more than click at the prior's peak |" + " +3.0 ± 0.2 |" * 3) == 3
 
 

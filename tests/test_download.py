@@ -164,7 +164,7 @@ def test_without_a_checksum_each_connection_begins_anew(server, entry, tmp_path,
     half = dataclasses.replace(unknown, file="x.safetensors")
     (tmp_path / "x.pth").unlink()
     server.answers.append(reply(200, server.data[:5000], Content_Length=5000))
-    assert "is no complete safetensors file" in _failure(half, tmp_path)
+    assert "is not a complete safetensors file" in _failure(half, tmp_path)
     _fetch(half, tmp_path, server.data)
 
 
@@ -243,7 +243,7 @@ def test_a_file_on_the_hub_comes_through_the_hubs_client(tmp_path, monkeypatch):
         monkeypatch.setattr(hub, "download", download_here)
         repository, name = entry.hub
         running.private[repository], running.files[repository] = False, {name: whole[:-1]}
-        assert "is no complete safetensors file" in _failure(entry, folder)
+        assert "is not a complete safetensors file" in _failure(entry, folder)
         running.files[repository][name] = whole
         assert not _fetch(entry, folder, whole).was_there
         assert _fetch(entry, folder, whole).was_there

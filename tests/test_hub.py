@@ -86,7 +86,7 @@ def test_unknowns_stay_unknown_in_the_card(file):
     card = share.card(Trained(cfg, 192, frozen, "0.1.0", **source), REPO)
     for name in ("results", "steps", "trained on"):
         assert f"| {name} | unknown |" in card
-    assert "| SAM | vit_h, weights of sha256 nobody knows |" in card
+    assert "| SAM | vit_h, weights of unknown sha256 |" in card
     assert f"| converted from | vrp.pt, sha256 {'e' * 64} |" in card
     assert "--config.data.fold=FOLD" in card
 

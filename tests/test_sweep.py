@@ -131,7 +131,7 @@ def test_a_signal_stops_all_processes_once_they_have_saved(tmp_path, capsys, num
 def test_a_killed_process_is_told_and_the_others_save(tmp_path, capsys):
     done, *under_way = finished(tmp_path, "vrp", 40.0), *(_long(tmp_path, x) for x in "ab")
     _once_under_way(under_way, lambda: multiprocessing.active_children()[0].kill())
-    with pytest.raises(ValueError, match=r"2 of 3 runs .* the same command goes on from there"):
+    with pytest.raises(ValueError, match=r"2 of 3 runs .* run the same command again"):
         sweep.finish([done, *under_way], jobs=2, shared=tmp_path)
     assert any(_saved(run) for run in under_way)
     assert not multiprocessing.active_children()
@@ -142,6 +142,6 @@ def test_a_killed_process_is_told_and_the_others_save(tmp_path, capsys):
 def test_a_process_that_is_told_to_stop_saves_and_the_sweep_ends(tmp_path):
     runs = [_long(tmp_path, x) for x in "ab"]
     _once_under_way(runs, lambda: multiprocessing.active_children()[0].terminate())
-    with pytest.raises(ValueError, match=r"2 of 2 runs .* the same command goes on from there"):
+    with pytest.raises(ValueError, match=r"2 of 2 runs .* run the same command again"):
         sweep.finish(runs, jobs=2, shared=tmp_path)
     assert all(_saved(run) for run in runs)

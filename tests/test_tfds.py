@@ -81,7 +81,7 @@ def test_wrong_lists_and_folders_are_told_in_one_line(tmp_path, capsys, monkeypa
     tfds.build("pascal", str(root), tmp_path / "tfds", ["val"])
     with pytest.raises(UserError) as error:
         datasets.episodes(DataConfig(root=str(tmp_path / "tfds")), "train", seed=0)
-    told(error, "data.train_list='train_aug'", "holds val", "prosam prepare tfds")
+    told(error, "data.train_list='train_aug'", "has the lists val", "prosam prepare tfds")
     command = ["prepare", "tfds", "pascal", "--root", str(root)]
     command += ["--data-dir", str(tmp_path / "other")]
     capsys.readouterr()  # bars of what was built

@@ -1,8 +1,8 @@
-"""The command `prosam`: one verb a module, and what all of them share.
+"""The command `prosam`: one module per verb, and what they share.
 
-Results go to stdout, progress and errors to stderr. The exit status is 0 for done, 1 for what a
-user can mend (told in one line), 2 for a command line that is not understood, 128 + N where signal
-N ended it. A bug keeps its traceback.
+Results go to stdout, progress and errors to stderr. The exit status is 0 for success, 1 for an
+error that the user can fix (one line), 2 for a command line that is not understood, and 128 + N if
+signal N ended the command. A bug keeps its traceback.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from prosam_jax.cli import settings
 from prosam_jax.errors import UserError
 
 VERBS = {
-    "segment": "find in your pictures what one of them shows",
+    "segment": "segment the object of a reference in other pictures",
     "train": "train a prompt encoder",
-    "evaluate": "score a trained prompt encoder on classes it has not seen",
+    "evaluate": "score a trained prompt encoder on novel classes",
     "export": "write a run's prompt encoder to one file",
-    "prepare": "bring a benchmark's files, or your own, into the form that training reads",
+    "prepare": "prepare a benchmark's files, or your own, for training",
     "weights": "list, fetch, convert, verify and share weight files",
-    "cache": "compute SAM's embeddings of a run's pictures ahead of it",
+    "cache": "compute SAM's embeddings of a run's target images in advance",
     "episodes": "print a benchmark's episodes",
     "demo": "train and compare methods on generated pictures",
 }
@@ -38,18 +38,18 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line (without the program's name); returns the exit status."""
+    """Runs a command line, given without the program's name; returns the exit status."""
     try:
         try:
             args = parse_args(sys.argv[1:] if argv is None else argv)
             _quiet()
             return args.run(args) or 0
         finally:
-            sys.stdout.flush()  # at the interpreter's end a reader that has gone would be an error
+            sys.stdout.flush()  # here a closed pipe is handled; at interpreter exit it is an error
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read stdout has gone, such as `head`
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (UserError, FloatingPointError, OSError) as error:
@@ -58,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """A parsed command line; its `run` is what does it, given the whole.
+    """Parses a command line; call its `run` with the result to execute it.
 
     Raises:
-        UserError: A setting is unknown, or its value is of another type.
+        UserError: A setting is unknown, or its value has the wrong type.
         SystemExit: The command line is not understood, or asks for help.
     """
     rest, given = settings.split(argv)
@@ -76,12 +76,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def _quiet() -> None:
     from absl import logging
 
-    # Orbax warns at every checkpoint without a metric, of which there are many on purpose.
+    # Orbax warns about every checkpoint without a metric, and most of ours have none on purpose.
     logging.set_verbosity(logging.ERROR)
 
 
 def _parser(verb: str | None) -> argparse.ArgumentParser:
-    """The parser, with the flags of one verb; the others only have their names."""
+    """The parser with the flags of one verb; modules of the others are not imported."""
     parser = argparse.ArgumentParser(
         prog="prosam",
         description="Visual reference segmentation with probabilistic prompts (ProSAM).",
@@ -89,7 +89,7 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print versions and end")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
     for name, what in VERBS.items():
         module = importlib.import_module(f"prosam_jax.cli.{name}") if name == verb else None

@@ -1,11 +1,11 @@
-"""Computes SAM's embeddings of all target images of a run ahead of it.
+r"""Computes SAM's embeddings of all target images of a run in advance.
 
     prosam cache build --config pascal --config.data.root=VOC2012 --config.data.fold=0 \
         --config.cache.dir=cache
 
-What is there is checked and left; what is missing or damaged is computed, `eval.batch_size` images
-at once. Stopped and started again it goes on, and several may run at once, on one machine or on
-several that see the folder.
+Existing entries are checked and kept; missing or damaged ones are computed, `eval.batch_size`
+images at a time. Run it again to resume it. Several may run at the same time, on one machine or on
+several that share the folder.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build = what.add_parser(
         "build", help="fill the cache", description=__doc__, formatter_class=parser.formatter_class
     )
-    settings.add_arguments(build, "without it the paper's recipe for Pascal-5i")
+    settings.add_arguments(build, "default: the paper's settings for Pascal-5i")
     build.set_defaults(run=run)
 
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def fill(cfg: Config) -> None:
-    """Looks, says what is missing and what it takes, and computes it."""
+    """Finds the missing entries, prints how many there are and their size, and computes them."""
     from prosam_jax import console, sharding
     from prosam_jax.data import datasets, folds
     from prosam_jax.evaluation import evaluate, results
@@ -42,11 +42,11 @@ def fill(cfg: Config) -> None:
     from prosam_jax.sam.build_sam import build_sam
 
     if not cfg.cache.dir:
-        raise UserError("cache.dir is not set; pass --config.cache.dir=DIR")
+        raise UserError("cache.dir is not set: pass --config.cache.dir=DIR")
     train = datasets.episodes(cfg.data, "train", seed=cfg.seed)
     test = evaluate.test_episodes(cfg)
     queries = dict.fromkeys(test.spec(i).target_id for i in range(len(test)))
-    of = [(train, train.fold.images), (test, tuple(queries))]  # maybe pictures of two datasets
+    of = [(train, train.fold.images), (test, tuple(queries))]  # these may be two datasets
     mesh = sharding.make_mesh(cfg.eval.batch_size)
     sam = sharding.replicate(build_sam(cfg.sam, cfg.seed), mesh)
     cache = FeatureCache(cfg.cache, sam, lambda x: sharding.split_batch(x, mesh))
@@ -61,12 +61,12 @@ def fill(cfg: Config) -> None:
         console.note(line)
     todo = []
     for source, ids in of:
-        with console.counting("looking", len(ids)) as count:
+        with console.counting("checking the cache", len(ids)) as count:
             todo.append((source, missing(cache, source, ids, count)))
     images, lacking = (sum(len(ids) for _, ids in x) for x in (of, todo))
     console.note(
-        f"{images:,} images, {len(entries.damaged):,} of their entries damaged, {lacking:,} to "
-        f"compute: {size(lacking * entries.nbytes)} of {size(entries.free())} free"
+        f"{images:,} images, {len(entries.damaged):,} damaged entries, {lacking:,} to compute: "
+        f"they need {size(lacking * entries.nbytes)}, {size(entries.free())} are free"
     )
     entries.check_space(lacking)
     computed = 0

@@ -1,14 +1,14 @@
-"""Trains VRP-SAM and ProSAM on generated pictures and compares them on classes never seen.
+"""Trains VRP-SAM and ProSAM on generated pictures and compares them on novel classes.
 
     prosam demo
     prosam demo --full --jobs 2 --annotation mask --workdir runs/full
 
-The first form takes a few minutes, ends with a table and writes report.html into the workdir. The
-second does all folds, annotations, methods and seeds, which takes hours, and writes tables into a
-document and every number, as JSON, into a file beside it; numbers of other runs that are there
-stay, so that --config.seed=324 adds seeds. Either goes on where it was when it is started again.
-On a CPU a run gets one core and as many go on at a time as there are cores: two cores do not make
-one small run much faster.
+The first command takes a few minutes, prints a table and writes report.html to the workdir. The
+second runs all folds, methods and seeds (and all annotations without --annotation), which takes
+hours. It writes tables to a document and all numbers to a JSON file beside it, which keeps the
+numbers of earlier runs, so that --config.seed=324 adds seeds. Start either again to resume it. On a
+CPU each run gets one core and there are as many runs at a time as cores, because a second core
+hardly speeds up a small run.
 """
 
 import argparse
@@ -29,29 +29,35 @@ METHODS = ("vrp", "student_t")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
-    parser.add_argument("--workdir", help="folder of the runs: runs/demo or runs/full if not given")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time")
+    parser.add_argument("--workdir", help="folder of the runs (default: runs/demo or runs/full)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="how many runs at a time")
     parser.add_argument(
-        "--full", action="store_true", help="every fold, annotation, method and seed"
+        "--full", action="store_true", help="run every fold, annotation, method and seed"
     )
     parser.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="with --full: seeds of each run (3)"
+        "--seeds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="with --full: number of seeds (default: 3)",
     )
     parser.add_argument(
         "--annotation",
         action="append",
         choices=ANNOTATIONS,
-        help="with --full: one of the annotations; may be repeated (all)",
+        help="with --full: annotation to run, may be repeated (default: all)",
     )
     parser.add_argument(
-        "--results", default="docs/results.md", help="with --full: the document (docs/results.md)"
+        "--results",
+        default="docs/results.md",
+        help="with --full: document for the tables (default: docs/results.md)",
     )
-    settings.add_arguments(parser, "without it shapes")
+    settings.add_arguments(parser, "default: shapes")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the demo, or all of it."""
+    """Runs the demo, or with --full every combination; returns the exit status."""
     from prosam_jax.training.signals import Stopped
 
     for flag in ("jobs", "seeds"):
@@ -65,13 +71,13 @@ def run(args: argparse.Namespace) -> int:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from there", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
 
 
 def demo(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
-    """Two runs, a table and a report."""
+    """Trains and scores two methods, prints a table and writes a report."""
     from prosam_jax import console
     from prosam_jax.comparison import methods, report, sweep, tables
 
@@ -98,11 +104,11 @@ def demo(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
     path = workdir / "report.html"
     report.write(path, runs, shlex.join(["prosam", *sys.argv[1:]]))
     took = console.clock(time.monotonic() - start)
-    print(f"{took}; the report, for any browser: {path.resolve()}")
+    print(f"{took}; open the report in a browser: {path.resolve()}")
 
 
 def full(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
-    """All runs and their tables."""
+    """Does all runs and writes their tables and numbers."""
     from prosam_jax import console
     from prosam_jax.comparison import methods, sweep, tables
 
@@ -124,7 +130,7 @@ def full(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
 
 
 def _check_heeded(args: argparse.Namespace, runs: Sequence[Any]) -> None:
-    """Raises UserError if a setting of the command line is not that of all runs that read it."""
+    """Raises UserError if the comparison overrides a setting that the command line gives."""
     ignored = set()
     for run in runs:
         held = flat(run.cfg)
@@ -134,13 +140,13 @@ def _check_heeded(args: argparse.Namespace, runs: Sequence[Any]) -> None:
                 ignored.add(name)
     if ignored:
         raise UserError(
-            f"{', '.join(sorted(ignored))}: set by the comparison itself; for one run of your own "
-            "settings take prosam train"
+            f"{', '.join(sorted(ignored))}: the comparison sets this itself; for a single run with "
+            "your own settings use prosam train"
         )
 
 
 def _jobs(args: argparse.Namespace, runs: Sequence[Any]) -> int:
-    """How many runs go on at a time."""
+    """How many runs to do at a time."""
     import jax
 
     from prosam_jax.comparison import sweep

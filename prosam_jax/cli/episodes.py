@@ -4,8 +4,9 @@
     prosam episodes --config shapes --split train --list
 
 For the test split these are the `eval.episodes` episodes that `prosam evaluate` scores, whose
-digest results.json holds; for the training split those of the first pass over the images. A line is
-"index class target references...". Without --list only the digest is printed.
+SHA-256 is in results.json; for the training split those of the first pass over the images. With
+--list each episode is a line "index class target references..."; otherwise only their number and
+SHA-256 are printed.
 """
 
 import argparse
@@ -15,14 +16,14 @@ from prosam_jax.cli import settings
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
-    parser.add_argument("--split", choices=["train", "test"], default="test", help="(test)")
-    parser.add_argument("--list", action="store_true", help="print the episodes, one in a line")
-    settings.add_arguments(parser, "without it the paper's recipe for Pascal-5i")
+    parser.add_argument("--split", choices=["train", "test"], default="test", help="default: test")
+    parser.add_argument("--list", action="store_true", help="print the episodes, one per line")
+    settings.add_arguments(parser, "default: the paper's settings for Pascal-5i")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints."""
+    """Prints the episodes."""
     from prosam_jax.data import datasets, folds
     from prosam_jax.data.episodes import episode_list_digest
 

@@ -4,11 +4,12 @@
     prosam evaluate --workdir runs/p1 --checkpoint latest --config.eval.controls
     prosam evaluate --prompt-encoder pascal1.safetensors --config.data.root=VOC2012 --workdir scored
 
-The first two score a checkpoint of a run, the third a file of `prosam export`, a name or a
-repository of a hub. Settings are those of the training; --config and the command line change those
-that do not belong to it. Writes results.json and examples.png into the workdir. With
---config.eval.controls it also scores what the result is to be measured against: no prompt, an
-untrained prompt encoder, a reference of a wrong class, and three simpler methods.
+The first two score a checkpoint of a run; the third scores a file made by `prosam export`, a
+packaged prompt encoder or a hub repository. The settings are those of the training; a recipe and
+the command line can change those that training does not depend on. Writes results.json and
+examples.png to the workdir. With --config.eval.controls it also scores what the result should be
+compared with: no prompt, an untrained prompt encoder, a reference of a wrong class, and three
+simpler methods.
 """
 
 import argparse
@@ -22,18 +23,20 @@ from prosam_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
     parser.add_argument(
-        "--workdir", required=True, help="folder of a run, or where the results of a file go"
+        "--workdir", required=True, help="folder of the run, or folder for the results of a file"
     )
-    parser.add_argument("--checkpoint", help="best (if not given), latest or a step of the run")
+    parser.add_argument("--checkpoint", help="best (default), latest or a step of the run")
     parser.add_argument(
-        "--prompt-encoder", metavar="FILE", help="trained prompt encoder: file, name or USER/NAME"
+        "--prompt-encoder",
+        metavar="FILE",
+        help="trained prompt encoder: a file, a packaged name or USER/NAME on a hub",
     )
-    settings.add_arguments(parser, "what it sets is changed from the training's settings")
+    settings.add_arguments(parser, "its settings replace those of the training")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluates one checkpoint of the run in the workdir, or a file."""
+    """Evaluates a checkpoint of the run in the workdir, or a file."""
     from prosam_jax import runs
     from prosam_jax.weights import prompt_encoder
 
@@ -43,7 +46,9 @@ def run(args: argparse.Namespace) -> None:
         runs.score(cfg, workdir, args.checkpoint or "best")
         return
     if args.checkpoint:
-        raise UserError("--checkpoint picks from a run, --prompt-encoder is a file: pass one only")
+        raise UserError(
+            "--checkpoint is for a run and --prompt-encoder for a file: pass only one of them"
+        )
     file = prompt_encoder.find(args.prompt_encoder)
     if file.is_dir():
         raise UserError(f"--prompt-encoder={file} is the folder of a run: pass --workdir={file}")

@@ -1,10 +1,10 @@
-"""Writes the prompt encoder of a run's checkpoint to one file, with all that is needed to use it.
+"""Writes the prompt encoder of a run's checkpoint to one file, with everything needed to use it.
 
     prosam export --workdir runs/p1 --out pascal1.safetensors
     prosam weights show pascal1.safetensors
 
-The file holds parameters (7 MB), settings without paths, scores if the checkpoint was evaluated,
-and checksums of the frozen weights that it was trained on.
+The file contains the parameters (7 MB), the settings without paths, the scores if the checkpoint
+was evaluated, and checksums of the frozen weights that it was trained with.
 """
 
 import argparse
@@ -16,14 +16,16 @@ from prosam_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="the .safetensors file")
-    parser.add_argument("--checkpoint", default="best", help="best (if not given), latest, a step")
-    parser.add_argument("--force", action="store_true", help="overwrite the file")
+    parser.add_argument(
+        "--out", type=pathlib.Path, required=True, help="the .safetensors file to write"
+    )
+    parser.add_argument("--checkpoint", default="best", help="best (default), latest or a step")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Exports."""
+    """Exports the checkpoint and prints what the file contains."""
     from prosam_jax import share
 
     check_free(args.out, force=args.force)
@@ -32,6 +34,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_free(out: pathlib.Path, *, force: bool) -> None:
-    """Raises UserError if a file would be overwritten that is not to be."""
+    """Raises UserError if `out` exists, unless `force` is set."""
     if out.expanduser().exists() and not force:
         raise UserError(f"{out} exists already: pass --force, or another --out")

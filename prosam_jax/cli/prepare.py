@@ -1,4 +1,4 @@
-"""Brings a benchmark's files, or your own, into the form that training reads, and checks them.
+"""Prepares a benchmark's files, or your own, for training and checks them.
 
     prosam prepare pascal --root data/pascal --download
     prosam prepare coco --root data/coco --download
@@ -6,8 +6,7 @@
     prosam prepare folder --root my_data --check
     prosam prepare tfds pascal --root data/pascal/VOC2012 --data-dir ~/tensorflow_datasets
 
-A preparation that was interrupted goes on when the same command is run again, and a second one
-finds nothing to do.
+To resume an interrupted preparation, run the same command again.
 """
 
 import argparse
@@ -20,39 +19,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(metavar="WHAT", required=True)
     for name, title in (("pascal", "VOC 2012 with SBD's masks"), ("coco", "COCO 2014")):
         one = what.add_parser(name, help=title, description=title)
-        one.add_argument("--root", type=pathlib.Path, required=True, help="where it lies, or shall")
+        one.add_argument(
+            "--root", type=pathlib.Path, required=True, help="where the dataset is or will be"
+        )
         one.add_argument("--download", action="store_true", help="fetch what is missing")
         one.set_defaults(run=benchmark, name=name)
     own = what.add_parser("folder", help="pictures and masks of your own")
-    own.add_argument("--root", type=pathlib.Path, required=True, help="where they lie")
+    own.add_argument("--root", type=pathlib.Path, required=True, help="your folder")
     own.add_argument(
-        "--annotations", type=pathlib.Path, help="CSV, COCO's JSON or a folder of labelme's files"
+        "--annotations",
+        type=pathlib.Path,
+        help="CSV file, COCO JSON file or folder of labelme files to make masks from",
     )
-    own.add_argument("--force", action="store_true", help="overwrite masks that differ")
-    own.add_argument("--check", action="store_true", help="name bad files and write nothing")
+    own.add_argument("--force", action="store_true", help="overwrite existing masks that differ")
+    own.add_argument("--check", action="store_true", help="only list bad files, write nothing")
     own.set_defaults(run=folder)
-    copy = what.add_parser("tfds", help="a prepared benchmark as a TFDS data directory")
+    copy = what.add_parser("tfds", help="copy a prepared benchmark to a TFDS data directory")
     copy.add_argument("benchmark", choices=["pascal", "coco"])
     copy.add_argument("--root", required=True, help="folder of the benchmark")
-    copy.add_argument("--data-dir", type=pathlib.Path, required=True, help="where TFDS keeps all")
-    copy.add_argument("--lists", nargs="+", default=(), help="lists of ids (the benchmark's own)")
+    copy.add_argument(
+        "--data-dir", type=pathlib.Path, required=True, help="the TFDS data directory"
+    )
+    copy.add_argument("--lists", nargs="+", default=(), help="lists of ids to copy")
     copy.set_defaults(run=tfds)
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    """Prepares Pascal or COCO."""
+    """Prepares Pascal or COCO; returns the exit status."""
     from prosam_jax.data.prepare import benchmarks
 
     try:
         benchmarks.prepare(args.name, args.root, download=args.download)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from there", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
 
 
 def folder(args: argparse.Namespace) -> int:
-    """Prepares or checks a folder; status 1 if it holds bad files."""
+    """Prepares or checks a folder; returns status 1 if it contains bad files."""
     from prosam_jax.data.prepare import folder
 
     root = args.root.expanduser()
@@ -61,7 +66,7 @@ def folder(args: argparse.Namespace) -> int:
 
 
 def tfds(args: argparse.Namespace) -> None:
-    """Copies a prepared benchmark."""
+    """Copies a prepared benchmark to a TFDS data directory."""
     from prosam_jax.data.prepare import tfds
 
     print(tfds.build(args.benchmark, args.root, args.data_dir, args.lists))

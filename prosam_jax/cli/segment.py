@@ -1,13 +1,13 @@
-"""Finds in your pictures what one of them shows.
+r"""Segments the object of a reference in other pictures.
 
     prosam segment --reference cat.jpg --mask cat.png --targets photos/ --out masks/
     prosam segment --reference a.jpg --box 120,80,460,400 --reference b.jpg --box 10,20,90,200 \
         --targets photos/ --out masks/ --overlay --prompt-encoder pascal1.safetensors
 
-Instead of --mask, a white-on-black picture of the object, the object can be annotated by
---points "x,y;x,y", --box x0,y0,x1,y1 or --scribble FILE.png, in pixels of the reference. Several
-references of one object: repeat --reference and the annotation, in the same order. Writes one mask
-for each target, 0 or 255, as large as the target and named after it.
+Annotate the object of the reference with --mask (a picture, white on the object and black
+elsewhere), --points "x,y;x,y", --box x0,y0,x1,y1 or --scribble FILE.png, in pixels of the
+reference. For several references of one object, repeat --reference and the annotation in the same
+order. Writes one mask per target, 0 or 255, with the target's size and name.
 """
 
 import argparse
@@ -25,29 +25,48 @@ ANNOTATIONS = ("mask", "points", "box", "scribble")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
     add = parser.add_argument
-    add("--reference", action="append", required=True, metavar="FILE", help="picture of the object")
-    add("--mask", action="append", metavar="FILE", help="the object in it, white on black")
+    add(
+        "--reference",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="picture that shows the object",
+    )
+    add("--mask", action="append", metavar="FILE", help="mask of the object, white on black")
     add("--points", action="append", metavar="X,Y;X,Y", help="points on the object")
-    add("--box", action="append", metavar="X0,Y0,X1,Y1", help="a box around the object")
-    add("--scribble", action="append", metavar="FILE", help="strokes on it, white on black")
+    add("--box", action="append", metavar="X0,Y0,X1,Y1", help="box around the object")
+    add("--scribble", action="append", metavar="FILE", help="strokes on the object, white on black")
     add("--targets", required=True, metavar="PATH", help="a picture, or a folder of pictures")
     add("--out", required=True, metavar="DIR", help="folder for the masks")
     add(
         "--prompt-encoder",
         metavar="FILE",
-        help="trained prompt encoder: file, run's folder, name or USER/NAME (prosam-shapes)",
+        help="trained prompt encoder: a file, the folder of a run, a packaged name or USER/NAME "
+        "on a hub (default: prosam-shapes)",
     )
-    add("--overlay", action="store_true", help="also write the targets with the mask on them")
-    add("--uncertainty", action="store_true", help="also write maps, white is uncertain")
+    add(
+        "--overlay",
+        action="store_true",
+        help="also write the targets with their masks drawn on them",
+    )
+    add(
+        "--uncertainty",
+        action="store_true",
+        help="also write uncertainty maps, white for uncertain",
+    )
     add("--json", choices=["coco-rle"], help="also write masks.json, in COCO's format")
-    add("--force", action="store_true", help="overwrite masks that are there")
-    add("--batch-size", type=int, default=4, metavar="N", help="pictures taken at a time (4)")
-    settings.add_arguments(parser, "what it sets is changed from the training's settings")
+    add("--force", action="store_true", help="overwrite existing output files")
+    add("--batch-size", type=int, default=4, metavar="N", help="pictures per batch (default: 4)")
+    settings.add_arguments(parser, "its settings replace those of the training")
     parser.set_defaults(run=run)
 
 
 def annotations(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The annotation of each reference, as `Segmenter.add_reference` takes it."""
+    """The annotation of each reference, as arguments of `Segmenter.add_reference`.
+
+    Raises:
+        UserError: There is not one annotation of the same kind for each reference.
+    """
     points = [[_numbers("points", xy, 2) for xy in x.split(";")] for x in args.points or ()]
     box = [_numbers("box", x, 4) for x in args.box or ()]
     given = {"mask": _paths(args.mask), "points": points, "box": box}
@@ -55,11 +74,11 @@ def annotations(args: argparse.Namespace) -> list[dict[str, Any]]:
     found = [{kind: value} for kind, values in given.items() for value in values]
     kinds = [f"--{kind}" for kind, values in given.items() if values]
     if len(kinds) > 1:
-        raise UserError(f"{' and '.join(kinds)} are given: annotate all references by one kind")
+        raise UserError(f"{' and '.join(kinds)} are mixed: annotate all references in the same way")
     if len(found) != len(args.reference):
         raise UserError(
-            f"{len(args.reference)} --reference and {len(found)} annotations: give every reference "
-            "one --mask, --points, --box or --scribble"
+            f"there are {len(args.reference)} references and {len(found)} annotations: pass one "
+            "--mask, --points, --box or --scribble per --reference"
         )
     return found
 
@@ -75,12 +94,16 @@ def _numbers(name: str, text: str, count: int) -> list[float]:
     except ValueError:
         found = []
     if len(found) != count:
-        raise UserError(f"--{name} has {text!r}: pass --{name}={form}, in pixels")
+        raise UserError(f"--{name}={text!r} is not valid: pass --{name}={form}, in pixels")
     return found
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segments the targets; ends with status 1 if some of them cannot be read."""
+    """Segments the targets.
+
+    Raises:
+        UserError: An argument is not valid, or some targets cannot be read; the others are written.
+    """
     from PIL import Image
 
     from prosam_jax import model, segment_files
@@ -88,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     from prosam_jax.segmenter import Segmenter
     from prosam_jax.weights.prompt_encoder import DEFAULT
 
-    # Pillow suspects pictures of 90 to 180 million pixels of an attack; these are the user's own.
+    # Pillow warns of an attack by pictures of 90 to 180 million pixels; these are the user's own.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     check_at_least("--batch-size", args.batch_size, 1)
     found, references = annotations(args), _paths(args.reference)
@@ -103,13 +126,13 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.prompt_encoder is None:
         print(
-            f"using {DEFAULT}: trained on generated shapes, on photos a toy; --prompt-encoder "
-            "takes others",
+            f"using {DEFAULT}, which was trained on generated shapes and is only a toy on photos; "
+            "--prompt-encoder takes others",
             file=sys.stderr,
         )
     prosam, cfg = model.load(args.prompt_encoder or DEFAULT, settings.changes(args))
     if RANDOM in (cfg.sam.weight_file(), cfg.backbone.weight_file()):
-        print("its SAM or its backbone has RANDOM weights: the masks mean nothing", file=sys.stderr)
+        print("SAM or the backbone has RANDOM weights: the masks are meaningless", file=sys.stderr)
     segmenter = Segmenter(prosam, cfg.data.image_size)
     for reference, annotation in zip(references, found, strict=True):
         segmenter.add_reference(reference, **annotation)
@@ -120,5 +143,5 @@ def run(args: argparse.Namespace) -> int:
         named = reason if str(path) in reason else f"{path}: {reason}"
         print(f"not segmented: {named}", file=sys.stderr)
     if bad:
-        raise UserError(f"of {len(todo.outputs)} targets {len(bad)} could not be read")
+        raise UserError(f"{len(bad)} of {len(todo.outputs)} targets could not be read")
     return 0

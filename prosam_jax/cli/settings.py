@@ -1,4 +1,4 @@
-"""Settings on the command line: `--config NAME` or FILE, and `--config.GROUP.NAME=VALUE`."""
+"""Settings on the command line: `--config RECIPE` and `--config.GROUP.NAME=VALUE`."""
 
 import argparse
 import pathlib
@@ -19,7 +19,11 @@ _WORDS |= {"false": False, "f": False, "0": False, "no": False}
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments that are no settings, and those that are, each as `--config.NAME=VALUE`."""
+    """Separates other arguments from settings, which become `--config.NAME=VALUE`.
+
+    Raises:
+        UserError: A setting is unknown, has no value, or wrongly begins with `no`.
+    """
     rest, given = [], []
     i = 0
     while i < len(argv):
@@ -32,7 +36,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             if value is None and hints_of(Config)[name] is bool:
                 value = "false" if no else "true"
             elif no:
-                raise UserError(f"{argv[i]}: only a setting that is true or false takes `no`")
+                raise UserError(f"{argv[i]}: only settings that are true or false take `no`")
             elif value is None:  # in an argument of its own
                 i += 1
                 if i == len(argv):
@@ -44,10 +48,13 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def parse(given: Sequence[str]) -> dict[str, Any]:
-    """Values by dotted name, of the types that the settings have.
+    """Values by dotted name, converted to the types of the settings.
+
+    Args:
+        given: Arguments of the form `--config.NAME=VALUE`, as `split` returns them.
 
     Raises:
-        UserError: A value is not of its setting's type.
+        UserError: A value cannot be converted.
     """
     found = {}
     for argument in given:
@@ -69,17 +76,17 @@ def _value(name: str, text: str) -> Any:
 
 
 def add_arguments(parser: argparse.ArgumentParser, default: str) -> None:
-    """Adds `--config`, and lets the verb take settings."""
+    """Adds `--config`, whose help ends with `default`, and lets the verb take settings."""
     parser.add_argument(
         "--config",
         metavar="RECIPE",
-        help=f"a recipe by name ({', '.join(recipes())}) or a file of your own; {default}",
+        help=f"name of a recipe ({', '.join(recipes())}) or file of your own; {default}",
     )
     parser.add_argument(
         "--config.GROUP.NAME",
         dest="_shown",
         metavar="VALUE",
-        help="any setting, such as --config.data.fold=1; docs/settings.md has all of them",
+        help="any setting, such as --config.data.fold=1; docs/settings.md lists them all",
     )
     parser.set_defaults(takes_settings=True)
 
@@ -87,20 +94,21 @@ def add_arguments(parser: argparse.ArgumentParser, default: str) -> None:
 def recipes() -> dict[str, pathlib.Path]:
     """The recipes that come with the library, by name."""
     package = pathlib.Path(prosam_jax.__file__).parent
-    # In an installed package they lie in it, in a clone beside it.
+    # An installed package contains the recipes; in a clone they are beside the package.
     folder = next(x for x in (package / "configs", package.parent / "configs") if x.is_dir())
     return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """What a recipe sets, by dotted name.
+    """The settings of a recipe, by dotted name.
 
     Args:
-        name: A name of `recipes`, or the path of a Python file with a function `get_config` that
+        name: A name from `recipes`, or the path of a Python file with a function `get_config` that
             returns a dict or ConfigDict of groups of settings.
 
     Raises:
-        UserError: There is no such recipe, or it has no `get_config`, or a setting is unknown.
+        UserError: There is no such recipe, its `get_config` is missing or does not return a dict,
+            or a setting is unknown.
     """
     known = recipes()
     path = known.get(name, pathlib.Path(name).expanduser())
@@ -121,16 +129,16 @@ def recipe(name: str) -> dict[str, Any]:
 
 
 def changes(args: argparse.Namespace) -> dict[str, Any]:
-    """What the recipe and the command line set, by dotted name; the command line has its way."""
+    """The settings of the recipe and the command line, which wins, by dotted name."""
     return (recipe(args.config) if args.config else {}) | args.overrides
 
 
 def config(args: argparse.Namespace, default: str = "") -> Config:
-    """The settings of a recipe, changed by the command line.
+    """The settings of a recipe with the changes of the command line.
 
     Args:
         args: The parsed command line.
-        default: The recipe where none is named; "" for the defaults of the settings.
+        default: The recipe to use if none is named; "" for the default settings.
 
     Raises:
         UserError: A setting is unknown, not valid, or not read with the others.

@@ -1,9 +1,9 @@
-"""Trains a prompt encoder, or goes on with the run in a folder.
+"""Trains a prompt encoder, or resumes the run in a folder.
 
     prosam train --config pascal --config.data.root=VOC2012 --config.data.fold=1 --workdir runs/p1
     prosam train --config my_recipe.py --prompt-encoder pascal1.safetensors --workdir runs/tuned
 
-Started again with the same --workdir it goes on where it was. Ctrl-C and SIGTERM save first.
+Run it again with the same --workdir to resume. Ctrl-C and SIGTERM stop it after it has saved.
 """
 
 import argparse
@@ -16,19 +16,19 @@ from prosam_jax.cli import settings
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
     parser.add_argument(
-        "--workdir", required=True, help="folder of the run: a new one, or one to go on with"
+        "--workdir", required=True, help="folder of the run: a new one, or one to resume"
     )
     parser.add_argument(
         "--prompt-encoder",
         metavar="FILE",
-        help="trained prompt encoder to begin from (the setting prompt.weights)",
+        help="trained prompt encoder to start from (sets prompt.weights)",
     )
-    settings.add_arguments(parser, "without it the paper's recipe for Pascal-5i")
+    settings.add_arguments(parser, "default: the paper's settings for Pascal-5i")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains."""
+    """Trains; returns the exit status."""
     from prosam_jax.training import loop
     from prosam_jax.training.signals import Stopped
 

@@ -1,4 +1,4 @@
-"""Lists, fetches, converts, verifies and shares weight files.
+r"""Lists, fetches, converts, verifies and shares weight files.
 
     prosam weights list
     prosam weights fetch sam_vit_h
@@ -9,8 +9,8 @@
     prosam weights push pascal1.safetensors --repo USER/NAME --private
     prosam weights pull USER/NAME --out pascal1.safetensors
 
-A fetch that was interrupted goes on where it ended when the same command is run again. Converting
-needs torch: pip install 'prosam_jax[convert]'; push and pull need 'prosam_jax[hub]'.
+To resume an interrupted fetch, run the same command again. Converting needs torch (pip install
+'prosam_jax[convert]'); push and pull need huggingface_hub (pip install 'prosam_jax[hub]').
 """
 
 import argparse
@@ -29,43 +29,50 @@ from prosam_jax.weights import registry
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
     what = parser.add_subparsers(metavar="WHAT", required=True)
-    listing = what.add_parser("list", help="what is published")
+    listing = what.add_parser("list", help="list the published checkpoints")
     listing.set_defaults(run=lambda args: print(table()))
-    fetching = what.add_parser("fetch", help="fetch a checkpoint, or verify the one there")
-    fetching.add_argument("name", help="one of those that list shows")
-    fetching.add_argument("--to", type=pathlib.Path, default="weights", help="folder (weights)")
+    fetching = what.add_parser("fetch", help="fetch a checkpoint, or verify it if it is there")
+    fetching.add_argument("name", help="a name that `prosam weights list` shows")
+    fetching.add_argument(
+        "--to", type=pathlib.Path, default="weights", help="folder (default: weights)"
+    )
     fetching.set_defaults(run=lambda args: print(fetch(args.name, args.to)))
     convert.add_arguments(
-        what.add_parser("convert", help="turn a checkpoint of torch into a weight file")
+        what.add_parser("convert", help="convert a torch checkpoint to a weight file")
     )
-    verifying = what.add_parser("verify", help="say what a file is, and whether it is whole")
+    verifying = what.add_parser("verify", help="say what a file is and whether it is intact")
     verifying.add_argument("file", type=pathlib.Path)
     verifying.set_defaults(run=lambda args: print(identify(args.file)))
-    showing = what.add_parser("show", help="say what a trained prompt encoder is")
-    showing.add_argument("file", help="file, name or USER/NAME")
+    showing = what.add_parser("show", help="show the facts about a trained prompt encoder")
+    showing.add_argument("file", help="a file, a packaged name or USER/NAME on a hub")
     showing.set_defaults(run=show)
     pushing = what.add_parser("push", help="upload a trained prompt encoder to a hub")
     pushing.add_argument("file", type=pathlib.Path)
-    pushing.add_argument("--repo", required=True, help="USER/NAME, made if it is missing")
+    pushing.add_argument("--repo", required=True, help="USER/NAME, created if it is missing")
     pushing.add_argument("--private", action="store_true", help="make the repository private")
     pushing.set_defaults(run=push)
     pulling = what.add_parser("pull", help="download a trained prompt encoder from a hub")
     pulling.add_argument("repo", help="USER/NAME")
-    pulling.add_argument("--out", type=pathlib.Path, required=True, help="the .safetensors file")
-    pulling.add_argument("--revision", help="branch, tag or commit; the newest if not given")
-    pulling.add_argument("--force", action="store_true", help="overwrite the file")
+    pulling.add_argument(
+        "--out", type=pathlib.Path, required=True, help="the .safetensors file to write"
+    )
+    pulling.add_argument("--revision", help="branch, tag or commit (default: the newest)")
+    pulling.add_argument("--force", action="store_true", help="overwrite an existing file")
     pulling.set_defaults(run=pull)
 
 
 def show(args: argparse.Namespace) -> None:
-    """Prints what a prompt encoder's file says."""
+    """Prints what the file of a prompt encoder says."""
     from prosam_jax import share
     from prosam_jax.config import Config, changed
     from prosam_jax.weights import prompt_encoder
 
     path = prompt_encoder.find(args.file)
     if path.is_dir():
-        raise UserError(f"{path} is the folder of a run: export it first with: prosam export")
+        raise UserError(
+            f"{path} is the folder of a run: export it first with: prosam export "
+            f"--workdir {path} --out FILE"
+        )
     trained = prompt_encoder.read(path)
     print(share.describe(path, trained))
     print("settings that differ from the defaults:")
@@ -112,25 +119,25 @@ def fetch(name: str, folder: pathlib.Path) -> str:
     path, check, was_there = download.fetch(entry, folder)
     note = f"; {entry.note}" if entry.note else ""
     return (
-        f"{path} {'was there already' if was_there else 'is fetched'}\n{check}\n"
+        f"{path} {'was there already' if was_there else 'was fetched'}\n{check}\n"
         f"licence {entry.licence}, {entry.publisher}{note}\n"
         f"next: {registry.convert_command(entry, path)}"
     )
 
 
 def identify(path: pathlib.Path) -> str:
-    """Says what a file is: a published checkpoint, or a weight file made of one.
+    """Says what a file is: a published checkpoint, or a weight file made by this library.
 
     Raises:
-        UserError: It is missing, damaged or something else.
+        UserError: The file is missing, damaged or something else.
     """
     from prosam_jax.weights.files import check_whole
 
     if not path.is_file():
-        raise UserError(f"{path} does not exist or is no file")
+        raise UserError(f"{path} does not exist or is not a file")
     if metadata := _metadata(path):
         with safetensors.safe_open(path, framework="numpy") as file:
-            check_whole(file, path, made_by="what made it, or fetch it anew")
+            check_whole(file, path, made_by="the command that made it, or fetch it again")
         return (
             f"{path} is a weight file: kind {metadata.get('kind')}, architecture "
             f"{metadata.get('architecture')}\n{_origin(metadata)}"
@@ -144,8 +151,8 @@ def identify(path: pathlib.Path) -> str:
     try:
         check = registry.verify(entry, path, digest)
     except UserError as error:
-        raise UserError(f"{error}: damaged, or another file of that name") from error
-    known = "is" if entry.sha256 else "is called like"
+        raise UserError(f"{error}: it is damaged, or another file of that name") from error
+    known = "is" if entry.sha256 else "is named like"
     return f"{path} {known} {entry.name}\n{check}\nnext: {registry.convert_command(entry, path)}"
 
 
@@ -157,10 +164,10 @@ def _origin(metadata: Mapping[str, Any]) -> str:
     if published:
         known = f"which is the published {published.name}"
     elif namesake and namesake.sha256 is None:
-        known = f"called like the published {namesake.name}, whose checksum is not known"
+        known = f"which is named like the published {namesake.name}, whose checksum is not known"
     else:
-        known = "which is no published checkpoint known here"
-    return f"made of {name}, sha256 {digest}, {known}"
+        known = "which is not a known published checkpoint"
+    return f"made from {name}, sha256 {digest}, {known}"
 
 
 def _metadata(path: pathlib.Path) -> dict[str, Any]:

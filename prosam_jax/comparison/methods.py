@@ -1,7 +1,7 @@
-"""A run of one method: trained as any other, scored with controls, and kept.
+"""Runs of single methods, trained as any other run and scored with controls.
 
-A finished run is not done again: its folder holds `results.json` of just these settings and
-frozen weights. An unfinished one goes on where it was.
+A finished run, whose folder has a `results.json` of the same settings and frozen weights, is not
+repeated; an unfinished one is resumed.
 """
 
 import dataclasses
@@ -28,41 +28,47 @@ TITLES = {
     "student_t": "ProSAM, Student-t",
     "t3vae": "ProSAM, t3-VAE",
 }
-"""What the methods are called, by `distribution.name`."""
+"""Names of the methods, by `distribution.name`."""
 
 OF_THE_METHOD = (controls.UNTRAINED, controls.WRONG)
-"""Controls that each method has for itself; all others are the same for all."""
+"""Controls that differ between methods; all others are the same for all of them."""
 
 SETTINGS = {"train.eval_every": -1, "eval.controls": True}
-"""What every run is given: no checkpoint is chosen by its score on the test list, the last one
-counts."""
+"""Settings of every run: with controls and without validation, so that no checkpoint is chosen by
+its score on the test list and the last one counts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One method under one set of settings, and where it lies."""
+    """The settings of a run and its folder."""
 
     cfg: Config
     workdir: pathlib.Path
 
     @property
     def title(self) -> str:
-        """What its method is called."""
+        """The name of its method."""
         return TITLES[self.cfg.distribution.name]
 
 
 def run_of(base: Config, folder: pathlib.Path, name: str, changes: Mapping[str, Any]) -> Run:
-    """A run of `base` in a folder of its own, with changed settings by dotted name.
+    """A run with the settings `base` in a folder of its own.
 
-    All runs of `folder` share SAM's embeddings, exactly as they are.
+    All runs of `folder` share a cache of SAM's embeddings, which is exact (float32).
+
+    Args:
+        base: The settings.
+        folder: Folder of all runs.
+        name: Name of this run's folder in it.
+        changes: Settings that differ from `base`, by dotted name.
 
     Raises:
-        UserError: `base` begins with trained parameters.
+        UserError: `base` sets `prompt.weights`, or a change is not valid.
     """
     if base.prompt.weights:
         raise UserError(
-            f"prompt.weights={base.prompt.weights}: methods are compared from the start, with no "
-            "parameters of another training"
+            f"prompt.weights={base.prompt.weights} must not be set: methods are compared from the "
+            "start, without parameters of another training"
         )
     shared = {"cache.dir": str(folder / "features"), "cache.dtype": "float32"}
     shared = {} if base.cache.dir else shared
@@ -70,10 +76,10 @@ def run_of(base: Config, folder: pathlib.Path, name: str, changes: Mapping[str, 
 
 
 def share_compiled(folder: pathlib.Path) -> None:
-    """Keeps compiled functions in a folder of `folder`, unless the user keeps them elsewhere.
+    """Caches compiled functions in a subfolder of `folder`, unless JAX has a cache already.
 
-    Runs of one comparison compile much the same, and a run that goes on compiles it again. They
-    lie beside the runs, and go with them when those are deleted.
+    Runs of a comparison, and a run that is resumed, compile mostly the same functions. The cache is
+    beside the runs, so that it is deleted with them.
     """
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
         jax.config.update("jax_compilation_cache_dir", str(folder.resolve() / "compiled"))
@@ -82,15 +88,16 @@ def share_compiled(folder: pathlib.Path) -> None:
 
 
 def finish(run: Run) -> dict[str, Any]:
-    """Trains and scores what is not yet trained and scored.
+    """Trains and scores a run, unless that is done already.
 
     Returns:
-        `results.json` of the run.
+        The contents of its `results.json`.
 
     Raises:
-        UserError: The folder holds a run of other settings or frozen weights, or something that
-            the settings name is not as it must be.
-        loop.Stopped: SIGTERM or SIGINT came; the state is saved.
+        UserError: The folder has a run with other settings or frozen weights, or a file that the
+            settings name is not valid.
+        FloatingPointError: A metric is no longer finite.
+        training.signals.Stopped: SIGTERM or SIGINT was received; the state is saved.
     """
     if (held := results(run)) is not None:
         return held
@@ -104,7 +111,11 @@ def finish(run: Run) -> dict[str, Any]:
 
 
 def results(run: Run) -> dict[str, Any] | None:
-    """`results.json` of a finished run, None if it is not finished or is another one."""
+    """The contents of `results.json` if the run is finished with these settings, else None.
+
+    Raises:
+        UserError: A weight file is missing, or `frozen.json` of the run is damaged.
+    """
     try:
         held = json.loads((run.workdir / "results.json").read_text())
         cfg, step, _ = recorded(held["config"]), held["step"], held["device"]
@@ -127,7 +138,7 @@ def _last_step(cfg: Config) -> int:
 
 
 def made_by(held: Mapping[str, Any]) -> str:
-    """The versions and the device that made a `results.json`."""
+    """The versions and the device with which a `results.json` was made."""
     versions = [f"{name} {of}" for name, of in held["versions"].items()]
     told = ", ".join(x for x in versions if x not in held["device"])
     return f"{told}; {held['device']}"

@@ -1,6 +1,6 @@
-"""What `report.html` of a comparison shows: scores, pictures, curves and how it was made.
+"""Writes `report.html` of a comparison: scores, pictures, curves and how they were made.
 
-How it shows them is in `report/comparison.html.jinja`.
+The layout is in `report/comparison.html.jinja`.
 """
 
 import json
@@ -24,30 +24,30 @@ from prosam_jax.report import html, pictures, scores
 
 PREDICTED, TRUTH, WRONG = (0.1, 0.5, 1.0), (0.1, 0.8, 0.3), (1.0, 0.3, 0.3)
 COLOURS = ("#1f77d0", "#d9730d", "#2a9d5c", "#a04bc2", "#c23b5e")
-"""Of the methods' curves; they and the grid are seen on light and on dark paper."""
+"""Colours of the methods' curves; they and the grid are visible on light and dark pages."""
 GRID = "#80808050"
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Lines of `metrics.jsonl` by the method's title."""
+"""Lines of `metrics.jsonl`, by the method's title."""
 
 
 class Panel(NamedTuple):
-    """A picture of the page: the address that holds its data, and the words below it."""
+    """A picture of the page: its data URI and its caption."""
 
     uri: str
     caption: str
 
 
 def write(path: pathlib.Path, runs: Sequence[methods.Run], command: str) -> None:
-    """Writes the file, which needs nothing but itself.
+    """Writes the report as a self-contained file.
 
     Args:
         path: The `.html` file.
-        runs: Finished runs, `examples.npz` of each over the same episodes.
-        command: What made them.
+        runs: Finished runs that have an `examples.npz`, all with the same episodes.
+        command: The command that made them.
 
     Raises:
-        UserError: The dataset is no longer as it must be.
+        UserError: The dataset is missing or no longer valid.
     """
     held, curves, examples = {}, {}, {}
     for run in runs:
@@ -91,7 +91,7 @@ def _facts(
         "made by": "; or ".join(dict.fromkeys(map(methods.made_by, held.values()))),
         "frozen": scores.frozen_line(cfg),
         "training": f"{steps:,} steps of {cfg.train.batch_size} episodes, seed "
-        f"{cfg.seed}; the last checkpoint counts, none is chosen by its score",
+        f"{cfg.seed}; the last checkpoint is scored, none is chosen by its score",
         "episodes": f"list of seed {cfg.eval.seed}, sha256 "
         f"{held[runs[0].title]['episode_list_sha256']}",
     }
@@ -100,7 +100,7 @@ def _facts(
         trained = _seconds(curves[run.title], cfg.train.batch_size)
         facts[f"time of {run.title}"] = (
             f"{console.clock(trained)} of training, {console.clock(scored)} of evaluation with "
-            "controls, compilation included"
+            "controls, including compilation"
         )
     for run in runs:
         facts[f"{run.title} again"] = f"prosam evaluate --workdir {run.workdir} --checkpoint latest"
@@ -108,7 +108,7 @@ def _facts(
 
 
 def _seconds(lines: Sequence[Mapping[str, Any]], batch_size: int) -> float:
-    """Time of a training, from its curves."""
+    """Duration of a training in seconds, from its curves."""
     trained = [line for line in lines if "train/loss" in line]
     steps = np.diff([0, *(line["step"] for line in trained)])
     return sum(
@@ -120,20 +120,20 @@ def _seconds(lines: Sequence[Mapping[str, Any]], batch_size: int) -> float:
 def _pictures(
     examples: Mapping[str, Sequence[Example]],
 ) -> tuple[list[str], list[list[Panel]]]:
-    """Heads of the columns, and a row per episode; the methods' columns side by side."""
+    """Column heads and a row of pictures per episode, with the methods side by side."""
     *_, last = examples
     probabilistic = [title for title, of in examples.items() if of[0].uncertainty is not None]
     maps = [x.uncertainty for t in probabilistic for x in examples[t] if x.uncertainty is not None]
     brightest = max((float(x.max()) for x in maps), default=1.0)
     heads = ["reference", "target", "truth", *examples]
     heads += [f"uncertainty of {title}, white is {brightest:.1g}" for title in probabilistic]
-    heads += ["a wrong reference", f"{last} given that"]
+    heads += ["wrong reference", f"{last} with that reference"]
     rows = [_row(of, max(brightest, 1e-6)) for of in zip(*examples.values(), strict=True)]
     return heads, rows
 
 
 def _row(several: Sequence[Example], brightest: float) -> list[Panel]:
-    """What the methods made of one episode."""
+    """The pictures of one episode, with the predictions of all methods."""
     first, at_last = several[0], several[-1]
     episode = first.episode
     shots = len(episode.reference_image) // 2
@@ -169,7 +169,7 @@ def _panel(image: np.ndarray, caption: str = "") -> Panel:
 
 
 def _chart(curves: Curves, key: str, factor: float = 1) -> Markup:
-    """A line over the training steps for each method."""
+    """A chart with a line per method over the training steps."""
     figure = Figure(figsize=(5.4, 3), layout="constrained")
     axes = figure.subplots()
     for colour, (title, lines) in zip(COLOURS, curves.items(), strict=False):

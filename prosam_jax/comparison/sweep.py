@@ -1,6 +1,6 @@
-"""Several runs at a time: every fold, annotation, method and seed, each a process's work.
+"""Sweeps: runs of every fold, annotation, method and seed, several at a time in processes.
 
-A run is one of `methods`, in a folder of its own, so that a sweep goes on where it was.
+Each run is a `methods.Run` with a folder of its own, so that a sweep can be resumed.
 """
 
 import contextlib
@@ -34,22 +34,24 @@ from prosam_jax.training import signals
 
 METHODS = ("vrp", "gaussian", "student_t")
 
-
 DOWNSAMPLE = {"point": "coverage"}
-"""`data.downsample` by annotation where it is not the recipe's: "nearest" would lose the points of
-three references in four."""
+"""`data.downsample` by annotation, if it differs from the recipe's: with "nearest", three of four
+references would lose all their points."""
 
 AXES = ("seed", "data.fold", "data.annotation", "data.downsample", "distribution.name")
 """Settings in which the runs of a sweep differ."""
 
 PATIENCE = 60
-"""Seconds after which a process that was told to stop, and has saved, ends by itself."""
+"""Seconds after which a process that was told to stop and has saved ends by itself."""
 
 
 def folds(cfg: Config) -> list[int]:
-    """The folds of the dataset: each that has novel classes, and others than those before it.
+    """The folds of the dataset that have novel classes, without duplicates.
 
-    A folder whose novel classes are named in `data.novel` has one.
+    A user's folder with `data.novel` has only one.
+
+    Raises:
+        UserError: The dataset is missing or not valid.
     """
     novel = datasets.episodes(cfg.data, "train", seed=cfg.seed).fold.rule.novel
     return [f for f, classes in enumerate(novel) if classes and classes not in novel[:f]]
@@ -58,10 +60,10 @@ def folds(cfg: Config) -> list[int]:
 def runs(
     base: Config, workdir: pathlib.Path, seeds: int, annotations: Sequence[str] = ANNOTATIONS
 ) -> list[Run]:
-    """Every run; those of one seed together, so that what is done so far can be compared.
+    """All runs of a sweep, seed by seed, so that a partial sweep can be compared.
 
     Raises:
-        UserError: The dataset is not as it must be, or `base` begins with trained parameters.
+        UserError: The dataset is missing or not valid, or `base` sets `prompt.weights`.
     """
     return [
         methods.run_of(
@@ -71,7 +73,7 @@ def runs(
             dict(zip(AXES, (seed, fold, annotation, _rule(base, annotation), method), strict=True))
             | {"eval.pictures": 0},
         )
-        # By fold before annotation and method, because a fold's pictures stay in memory.
+        # Fold before annotation and method, because a fold's pictures stay in memory.
         for seed, fold, annotation, method in itertools.product(
             range(base.seed, base.seed + seeds), folds(base), annotations, METHODS
         )
@@ -83,7 +85,7 @@ def _rule(base: Config, annotation: str) -> str:
 
 
 def comparable(cfg: Config) -> dict[str, Any]:
-    """Settings without those in which runs of a sweep differ, or that change no number."""
+    """The settings, with defaults for those that vary in a sweep or do not affect results."""
     default = flat(Config())
     left_out = {x for x in default if x in AXES or about(Config, x).role in CHANGES_NO_NUMBER}
     return to_dict(replaced(cfg, {name: default[name] for name in left_out}))
@@ -92,19 +94,19 @@ def comparable(cfg: Config) -> dict[str, Any]:
 def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
     """Finishes the runs, `jobs` at a time, each in a process with its share of the cores.
 
-    On stderr are a bar for each run under way, where there is a terminal, and a line for each
-    finished one. What a run prints goes to `log.txt` in its folder.
+    Stderr shows a bar for each active run, if it is a terminal, and a line for each finished one.
+    The output of a run goes to `log.txt` in its folder.
 
     Args:
         todo: The runs.
-        jobs: How many at a time.
-        shared: Folder of what they share (`methods.share_compiled`).
+        jobs: How many to do at a time.
+        shared: Folder that the runs share (`methods.share_compiled`).
 
     Raises:
-        UserError: A run cannot be done, said when all the others are; or a process was killed,
-            said at once: runs under way are saved.
-        SystemExit: SIGTERM came; likewise.
-        KeyboardInterrupt: Ctrl-C came; likewise.
+        UserError: A run failed (raised when all others are done), or a process was killed (raised
+            at once; active runs are saved).
+        SystemExit: SIGTERM was received; active runs are saved.
+        KeyboardInterrupt: Ctrl-C was pressed; active runs are saved.
     """
     began, done, failed = time.monotonic(), 0, dict[Run, Exception]()
     try:
@@ -125,23 +127,23 @@ def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
     except (BrokenProcessPool, _Told):
         raise UserError(
             f"{len(todo) - done} of {len(todo)} runs were not finished, because one of their "
-            "processes was ended (if memory ran out: fewer --jobs); the same command goes on from "
-            "there"
+            "processes was killed (if memory ran out, use fewer --jobs); run the same command "
+            "again to resume"
         ) from None
     for run, error in failed.items():
-        if not isinstance(error, UserError):  # a bug, which keeps its traceback
+        if not isinstance(error, UserError):  # a bug keeps its traceback
             raise error
         more = f" ({len(failed) - 1} more failed, see above)" if len(failed) > 1 else ""
         raise UserError(f"{run.workdir}: {error}{more}")
 
 
 def cores() -> list[int]:
-    """The cores that this process may use, where the system tells."""
+    """The CPU cores that this process may use; empty if the system does not tell."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 class _Bars:
-    """A bar for each run under way, from the curves that it writes; none without a terminal."""
+    """A bar for each active run, from the curves that it writes; none without a terminal."""
 
     def __init__(self) -> None:
         self._bars = console.training_bars(console.stderr())
@@ -177,10 +179,10 @@ class _Bars:
 def _ended(
     pool: ProcessPoolExecutor, todo: Sequence[Run], jobs: int, bars: _Bars
 ) -> Iterator[tuple[Run, Future[tuple[float, float]]]]:
-    """Gives the processes run after run, and each run with what came of it."""
+    """Submits runs to the pool as processes become free; yields each run when it has ended."""
     waiting, under_way = iter(todo), dict[Future[tuple[float, float]], Run]()
     while True:
-        # No more than there are processes: what has been given to the pool is under way.
+        # Submit no more than there are processes, so that every submitted run is active.
         for run in itertools.islice(waiting, jobs - len(under_way)):
             under_way[pool.submit(_finish, run)] = run
             bars.begin(run)
@@ -195,8 +197,8 @@ def _ended(
 
 @contextlib.contextmanager
 def _pool(jobs: int, shared: pathlib.Path) -> Iterator[ProcessPoolExecutor]:
-    """Processes, each with its share of the cores; whatever stops the block tells them to stop."""
-    if jobs > 1:  # they share a GPU's memory, of which JAX would give the first one most
+    """A pool of processes, each with its share of the cores; an error tells them to stop."""
+    if jobs > 1:  # they share a GPU, most of whose memory JAX would give to the first one
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     spawn = multiprocessing.get_context("spawn")
     known, shares = cores(), spawn.SimpleQueue()
@@ -206,7 +208,7 @@ def _pool(jobs: int, shared: pathlib.Path) -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(jobs, spawn, _begin, (shares, shared)) as pool:
         try:
             yield pool
-        except BrokenProcessPool:  # the pool has told them itself
+        except BrokenProcessPool:  # the pool has terminated them already
             raise
         except BaseException:
             for process in set(multiprocessing.active_children()) - others:
@@ -216,7 +218,7 @@ def _pool(jobs: int, shared: pathlib.Path) -> Iterator[ProcessPoolExecutor]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """While entered, SIGTERM is raised as `SystemExit`, so that the processes can be told."""
+    """While entered, SIGTERM raises `SystemExit`, so that the processes can be told to stop."""
 
     def leave(number: int, frame: object) -> None:
         sys.exit(128 + number)
@@ -228,31 +230,33 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
-# What follows runs in the processes. One that SIGTERM tells to stop does not end at once: the pool
-# would take it for killed and send the others a second SIGTERM, into the writing of their last
-# checkpoint. It gives its run back and ends with the pool.
+# The rest runs in the processes. A process that SIGTERM tells to stop must not exit at once: the
+# pool would consider it killed and send the others a second SIGTERM while they write their last
+# checkpoint. It returns its run instead and ends with the pool.
 
 _busy = False
 _told = False
 
 
 class _Told(Exception):
-    """A process was told to stop while it had a run, which is saved."""
+    """A process was told to stop while it had a run; the run is saved."""
 
 
 def _begin(shares: "SimpleQueue[list[int]]", shared: pathlib.Path) -> None:
     """Prepares a process of the pool."""
     signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which tells
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C also reaches the main process, which tells us
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     if share := shares.get():
         os.sched_setaffinity(0, share)
-    logging.set_verbosity(logging.ERROR)  # as `cli` does
+    logging.set_verbosity(logging.ERROR)  # as `prosam_jax.cli` does
     methods.share_compiled(shared)
 
 
 def _stop(number: int, frame: types.FrameType | None) -> None:
-    """Takes the signal, except in a training, which takes it itself and saves."""
+    """Handles SIGTERM, except in a training, which handles it itself and saves."""
     again = _told
     _be_told()
     if _busy and not again:
@@ -266,7 +270,7 @@ def _be_told() -> None:
 
 
 def _stop_with_parent() -> None:
-    """Stops this process when the main one was killed; nobody else would."""
+    """Stops this process if the main process is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -274,11 +278,11 @@ def _stop_with_parent() -> None:
 
 
 def _finish(run: Run) -> tuple[float, float]:
-    """Finishes a run; its mIoU and how many seconds that took.
+    """Finishes a run and returns its mIoU in percent and the duration in seconds.
 
     Raises:
-        _Told: This process was told to stop; what was trained is saved.
-        UserError: The run cannot be done.
+        _Told: This process was told to stop; the run is saved.
+        UserError: The run failed.
     """
     global _busy
     start, _busy = time.monotonic(), True

@@ -1,6 +1,6 @@
-"""Scores as tables: of a few runs for a terminal, and of a whole sweep for a document.
+"""Tables of scores: of a few runs for a terminal, and of a sweep for a document.
 
-The latter are kept as numbers, too, so that later runs are added to them.
+The numbers of a sweep are also saved, so that later runs can be added.
 """
 
 import collections
@@ -29,10 +29,10 @@ class Row(NamedTuple):
     """A line of a table; scores in percent.
 
     Attributes:
-        name: Of a method, or of a control.
-        method: The title of the method that it belongs to, "" for what belongs to all.
-        miou: Mean over the classes.
-        fb_iou: Of foreground and background.
+        name: Title of a method, or name of a control.
+        method: Title of the method that the row belongs to, "" if it belongs to all.
+        miou: Mean IoU over the classes.
+        fb_iou: Mean IoU of foreground and background.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Row(NamedTuple):
 
 
 def rows(held: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Each method with its own controls, then the controls and baselines of all of them.
+    """Rows of each method with its own controls, then of the controls common to all methods.
 
     Args:
-        held: `results.json` by the method's title.
+        held: Contents of `results.json`, by the method's title.
     """
     lines, common = [], {}
     for title, found in held.items():
@@ -56,7 +56,7 @@ def rows(held: Mapping[str, Mapping[str, Any]]) -> list[Row]:
 
 
 def print_table(lines: Sequence[Row], title: str) -> None:
-    """Prints the lines, a section for each method."""
+    """Prints the rows, with a section for each method."""
     table = rich.table.Table(title=title)
     table.add_column("")
     table.add_column("mIoU %", justify="right")
@@ -82,7 +82,7 @@ COMPARED = tuple(
         ("student_t", "student_t", controls.CLICK),
     )
 )
-"""What the last table compares: method and name of a score, and of the one below it."""
+"""What the last table compares: method and name of a score, and of the one it should exceed."""
 
 
 BEGIN, END = "<!-- demo-full: begin -->", "<!-- demo-full: end -->"
@@ -90,7 +90,7 @@ BEGIN, END = "<!-- demo-full: begin -->", "<!-- demo-full: end -->"
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """mIoU and FB-IoU in percent of one thing in one run."""
+    """mIoU and FB-IoU in percent of a method, control or baseline (`name`) in one run."""
 
     annotation: str
     fold: int
@@ -102,19 +102,19 @@ class Score:
 
     @property
     def run(self) -> tuple[str, int, str, int]:
-        """What tells runs apart."""
+        """Identifies the run."""
         return self.annotation, self.fold, self.method, self.seed
 
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """All that a sweep has found.
+    """All numbers of a sweep.
 
     Attributes:
-        settings: Of its recipe, as `sweep.comparable` gives them.
-        frozen: Its frozen weights, as `prompt_encoder.frozen_weights`.
-        made_by: Versions and devices that made the scores, each once.
-        scores: Of the methods, named as such, and of their controls.
+        settings: Settings of its recipe, from `sweep.comparable`.
+        frozen: Its frozen weights, from `prompt_encoder.frozen_weights`.
+        made_by: Versions and devices with which the scores were made, each once.
+        scores: Scores of the methods, named by their titles, and of their controls.
     """
 
     settings: dict[str, Any]
@@ -124,7 +124,7 @@ class Numbers:
 
 
 def numbers(base: Config, done: Sequence[Run]) -> Numbers:
-    """Every number of finished runs of a recipe."""
+    """The numbers of finished runs of a recipe."""
     found, made_by = [], []
     for run in done:
         held = methods.results(run)
@@ -143,16 +143,16 @@ def numbers(base: Config, done: Sequence[Run]) -> Numbers:
 
 
 def together(new: Numbers, path: pathlib.Path) -> Numbers:
-    """The numbers, and those of other runs that a file of `write_numbers` holds.
+    """Adds the numbers of other runs from a file that `write_numbers` wrote.
 
-    If it is of other settings or frozen weights they are left out, and this is said.
+    If the file has other settings or frozen weights, a note is printed and `new` is returned alone.
     """
     if not path.is_file():
         return new
     held = json.loads(path.read_text())
     settings = comparable(recorded(held["settings"]))
     if (settings, held["frozen"]) != (new.settings, new.frozen):
-        console.note(f"{path} is of other settings or frozen weights: its numbers are replaced")
+        console.note(f"{path} has other settings or frozen weights: its numbers are replaced")
         return new
     done = {x.run for x in new.scores}
     old = [x for x in (Score(**x) for x in held["scores"]) if x.run not in done]
@@ -162,7 +162,7 @@ def together(new: Numbers, path: pathlib.Path) -> Numbers:
 
 
 def write_numbers(path: pathlib.Path, found: Numbers) -> None:
-    """Keeps every single number as JSON, one `Score` a line."""
+    """Writes all numbers as JSON, with one `Score` per line."""
     lines = ",\n".join(json.dumps(dataclasses.asdict(x)) for x in found.scores)
     rest = {k: v for k, v in dataclasses.asdict(found).items() if k != "scores"}
     head = json.dumps(rest, indent=1).removesuffix("\n}")
@@ -171,7 +171,7 @@ def write_numbers(path: pathlib.Path, found: Numbers) -> None:
 
 
 def note(found: Numbers) -> str:
-    """How the numbers were made, for the head of their table."""
+    """How the numbers were made, as a paragraph above their tables."""
     runs = {x.run for x in found.scores}
     kinds = collections.defaultdict(list)
     for annotation in ANNOTATIONS:
@@ -191,13 +191,13 @@ def note(found: Numbers) -> str:
 
 
 def markdown(found: Sequence[Score], note: str) -> str:
-    """Tables of the scores: with all controls, by fold, and of their differences.
+    """Markdown tables of scores with all controls, of scores by fold, and of differences.
 
-    They have the annotations, methods and folds that there are; the first two have mean and
+    They include all annotations, methods and folds of `found`; the first two tables show mean and
     standard deviation over the seeds.
 
     Args:
-        found: Numbers of all runs.
+        found: Scores of all runs.
         note: How they were made.
     """
     kinds = [a for a in ANNOTATIONS if any(x.annotation == a for x in found)]
@@ -221,12 +221,12 @@ def markdown(found: Sequence[Score], note: str) -> str:
     ]
     over = f"mean of {len(folds)} folds" if len(folds) > 1 else f"fold {folds[0]}"
     columns = ["", "", *(f"fold {fold}" for fold in folds), "mean", "FB-IoU"]
-    more = "How much more mIoU, fold by fold and seed by seed, mean ± its standard error:"
+    more = "Differences in mIoU, paired by fold and seed, mean ± standard error:"
     return "\n\n".join(
         [
             note,
             *(f"mIoU in percent, {over}:", _table(["", *kinds], scores)),
-            *("By fold, mIoU in percent and at last FB-IoU:", _table(columns, by_fold)),
+            *("By fold, mIoU in percent; the last column is FB-IoU:", _table(columns, by_fold)),
             *(more, _table(["", *kinds], differences)),
         ]
     )
@@ -239,7 +239,7 @@ def _label(method: str, name: str) -> str:
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as Markdown."""
+    """A Markdown table from a head and rows of cells."""
     rule = "|---" * len(head) + "|"
     rows = ["|" + "".join(f" {x} |" if x else " |" for x in cells) for cells in (head, *lines)]
     return "\n".join([rows[0], rule, *rows[1:]])
@@ -248,9 +248,9 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def difference(
     found: Sequence[Score], annotation: str, one: tuple[str, str], other: tuple[str, str]
 ) -> str:
-    """How much more mIoU one method and name has than the other: mean ± standard error.
+    """Difference in mIoU between two scores, each given by method and name: mean ± standard error.
 
-    The mean is over the folds and seeds that both have; "-" if there is none.
+    The mean is over the folds and seeds that both have; "-" if there are none.
     """
     more, less = (_by_run(found, annotation, *which) for which in (one, other))
     values = np.array([more[run].miou - less[run].miou for run in more if run in less])
@@ -261,9 +261,9 @@ def difference(
 
 
 def over_seeds(found: Sequence[Score], annotation: str, method: str, name: str) -> list[str]:
-    """Fold by fold the mIoU, their mean, and the mean FB-IoU: means ± deviations over seeds.
+    """The mIoU of each fold, their mean, and the mean FB-IoU, each as mean ± deviation over seeds.
 
-    Seeds count that have all folds of `found`; all is "-" if none has.
+    Only seeds with all folds of `found` count; without one, every cell is "-".
     """
     of, folds = _by_run(found, annotation, method, name), _folds(found)
     complete = [s for s in sorted({s for s, _ in of}) if all((s, fold) in of for fold in folds)]
@@ -282,7 +282,7 @@ def _folds(found: Sequence[Score]) -> list[int]:
 def _by_run(
     found: Sequence[Score], annotation: str, method: str, name: str
 ) -> dict[tuple[int, int], Score]:
-    """What one method has in each run of an annotation, by seed and fold."""
+    """The scores of a method and name for an annotation, by seed and fold."""
     wanted = annotation, method, name
     return {(x.seed, x.fold): x for x in found if (x.annotation, x.method, x.name) == wanted}
 
@@ -293,7 +293,7 @@ def _mean_and_deviation(values: np.ndarray) -> str:
 
 
 def write_markdown(path: pathlib.Path, table: str) -> None:
-    """Puts the table between its two marks in a document, or at its end if it has none."""
+    """Writes the table between `BEGIN` and `END` in a document, or at its end if they lack."""
     text = path.read_text() if path.is_file() else "# Results\n"
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

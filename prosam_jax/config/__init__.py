@@ -1,4 +1,4 @@
-"""Settings: `settings` has all of them, `fields` what each says of itself, `files` their files."""
+"""The settings of a run: their definitions (`settings`), field metadata (`fields`) and files."""
 
 from prosam_jax.config.checks import check_at_least, check_choice
 from prosam_jax.config.choices import (

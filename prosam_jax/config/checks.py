@@ -1,4 +1,4 @@
-"""Checks of single values, with messages that name the value and the nearest known ones."""
+"""Checks of single values; the messages name the value and the nearest known ones."""
 
 import difflib
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ def check_at_least(setting: str, value: float, least: float) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: those that it is most like, or all of them."""
+    """The end of a message about an unknown name: the most similar known names, or all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:

@@ -1,4 +1,4 @@
-"""The names that settings choose from."""
+"""The names that settings can have as values."""
 
 import typing
 from typing import Literal
@@ -34,7 +34,7 @@ ANNOTATIONS: tuple[str, ...] = typing.get_args(Annotation)
 CACHE_DTYPES: tuple[str, ...] = typing.get_args(CacheDType)
 
 RANDOM = "random"
-"""Weights that are drawn from the seed."""
+"""Value of a `weights` setting: weights drawn from the seed."""
 
 PACKAGED = "packaged"
-"""Weights that come with the package."""
+"""Value of a `weights` setting: the weight file that comes with the package."""

@@ -1,7 +1,7 @@
-"""A field of the settings says what it is: its role, its range, and with what it is read.
+"""Metadata of settings: each field has a role, a range and the condition under which it is read.
 
-What may change when a run goes on, when it is scored, when its prompt encoder is used elsewhere or
-when runs are compared follows from the roles alone.
+The roles alone decide what may change when a run is resumed or evaluated, when its prompt encoder
+is used elsewhere, and when runs are compared.
 """
 
 import dataclasses
@@ -22,33 +22,34 @@ class Role(enum.Enum):
     ARCHITECTURE = "the shape of the learned parameters, and what they mean"
     BENCHMARK = "which classes are trained on, and which are kept for testing"
     TRAINING = "how the parameters are learned"
-    LENGTH = "for how long"
+    LENGTH = "how long training takes"
     PROTOCOL = "how episodes are made and scored"
-    PATH = "where files lie"
+    PATH = "where files are"
     SPEED = "time and memory"
-    REPORT = "what is logged, kept and drawn"
+    REPORT = "what is logged, saved and drawn"
 
 
 CHANGES_NO_NUMBER = frozenset({Role.PATH, Role.SPEED, Role.REPORT})
-"""Roles whose settings may differ between two runs with the same result."""
+"""Roles of settings that do not affect the result of a run."""
 
 OF_AN_EVALUATION = CHANGES_NO_NUMBER | {Role.PROTOCOL}
-"""Roles whose settings may differ from the training's when its parameters are scored or used."""
+"""Roles of settings that may change when a trained model is evaluated or used."""
 
 ReadWith = tuple[str, tuple[object, ...] | None]
-"""A setting's name and the values with which another one is read; None for any but ""."""
+"""A setting's name and the values of it with which another setting is read; None: any but ""."""
 
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a field says of itself.
+    """Metadata of a field.
 
     Attributes:
-        role: What it is for.
-        least: Least value.
-        above: Value that it must lie above.
-        below: Value that it must lie below.
-        read_with: The setting and its values with which this one is read; None for always.
+        role: What the setting is for.
+        least: Smallest allowed value.
+        above: The value must be greater than this.
+        below: The value must be less than this.
+        read_with: Another setting, and the values of it with which this one is read; None for
+            always.
     """
 
     role: Role
@@ -59,18 +60,18 @@ class About:
 
 
 def setting(default: Any, role: Role, **about: Any) -> Any:
-    """A field with a default; `about` is as in `About`."""
+    """A dataclass field with a default; `about` has the other attributes of `About`."""
     return dataclasses.field(default=default, metadata={"about": About(role, **about)})
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """A group of settings; types, choices and ranges are checked when it is made."""
+    """A group of settings; types, choices and ranges are checked on construction."""
 
     PREFIX: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a value is of another type than its field, or out of its range."""
+        """Raises UserError if a value has the wrong type or is out of range."""
         for field in dataclasses.fields(self):
             kind = hints(type(self))[field.name]
             if dataclasses.is_dataclass(kind):
@@ -84,13 +85,13 @@ class Group:
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """A group of values whose types are known only when this runs."""
+        """Makes a group from values whose types are only known at run time."""
         return cls(**values)
 
 
 @functools.cache
 def hints(cls: type) -> Mapping[str, Any]:
-    """The types of a dataclass's fields by name."""
+    """The types of a dataclass's fields, by name."""
     return typing.get_type_hints(cls)
 
 
@@ -100,7 +101,7 @@ def choices(kind: Any) -> tuple[Any, ...]:
 
 
 def flat(group: Group) -> dict[str, Any]:
-    """The values of a group and of the groups in it, by dotted name."""
+    """The values of a group and its subgroups, by dotted name."""
     found = {}
     for field in dataclasses.fields(group):
         value = getattr(group, field.name)
@@ -113,7 +114,7 @@ def flat(group: Group) -> dict[str, Any]:
 
 @functools.cache
 def leaves(cls: type[Group]) -> Mapping[str, dataclasses.Field[Any]]:
-    """The fields of a group and of the groups in it, by dotted name."""
+    """The fields of a group and its subgroups, by dotted name."""
     found = {}
     for field in dataclasses.fields(cls):
         kind = hints(cls)[field.name]
@@ -124,7 +125,7 @@ def leaves(cls: type[Group]) -> Mapping[str, dataclasses.Field[Any]]:
 
 
 def hints_of(cls: type[Group]) -> dict[str, Any]:
-    """The types of all settings by dotted name."""
+    """The types of all settings, by dotted name."""
     found = {}
     for name, kind in hints(cls).items():
         if name == "PREFIX":
@@ -135,16 +136,19 @@ def hints_of(cls: type[Group]) -> dict[str, Any]:
 
 
 def about(cls: type[Group], name: str) -> About:
-    """What the field of a dotted name says of itself."""
+    """The metadata of the field with this dotted name."""
     return leaves(cls)[name].metadata["about"]
 
 
 def unread(cls: type[Group], values: Mapping[str, Any]) -> dict[str, str]:
-    """The settings that differ from their defaults and are not read with the others: why, by name.
+    """Settings that are not at their defaults although the other settings make them unread.
 
     Args:
-        cls: The whole of the settings.
-        values: All of them by dotted name.
+        cls: The class of all settings.
+        values: All values, by dotted name.
+
+    Returns:
+        For each such setting, by dotted name, a message that says why.
     """
     found = {}
     for name, field in leaves(cls).items():

@@ -1,4 +1,4 @@
-"""Settings in files and on command lines: reading, writing, changing, comparing."""
+"""Reading, writing, changing and comparing settings."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from prosam_jax.config.settings import Config
 from prosam_jax.errors import UserError
 
 RENAMED = {"data.cueless": "data.empty_annotation"}
-"""Settings of older files by the names that they have now."""
+"""Former names of settings, as older files have them, and their current names."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -23,32 +23,33 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def write_config(cfg: Config, path: pathlib.Path) -> None:
-    """Keeps a run's settings as JSON."""
+    """Writes a run's settings as JSON."""
     with replacing(path) as part:
         part.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
 
 
 def read_config(path: pathlib.Path) -> Config:
-    """The settings of a run, from `config.json` of its working directory.
+    """Reads the settings of a run from the `config.json` in its folder.
 
     Raises:
         UserError: There is no such file, or its settings are not valid.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing: --workdir must name the workdir of a training run")
+        raise UserError(f"{path} is missing: --workdir must name the folder of a training run")
     try:
         return recorded(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}); restore it or begin a new run") from error
+        raise UserError(f"{path} is damaged ({error}); restore it or start a new run") from error
 
 
 def recorded(settings: Mapping[str, Any]) -> Config:
-    """Settings that this or an older version wrote.
+    """Builds settings that this or an older version wrote.
 
-    Older names become those of today, and what was set but not read becomes its default.
+    Former names are replaced by current ones; values that were set but not read are replaced by
+    their defaults.
 
     Raises:
-        UserError: As `Config.from_dict`.
+        UserError: As for `Config.from_dict`.
     """
     values = {RENAMED.get(name, name): value for name, value in flat_mapping(settings).items()}
     known = {name: value for name, value in values.items() if name in leaves(Config)}
@@ -61,7 +62,7 @@ def recorded(settings: Mapping[str, Any]) -> Config:
 def replaced(cfg: Config, overrides: Mapping[str, Any]) -> Config:
     """The settings with new values by dotted name, such as {"eval.episodes": 10}.
 
-    What is not read any more with the new values, and is none of them, becomes its default.
+    Other settings that are no longer read with the new values go back to their defaults.
 
     Raises:
         UserError: A name is unknown, or a new value is not valid or not read.
@@ -76,16 +77,16 @@ def replaced(cfg: Config, overrides: Mapping[str, Any]) -> Config:
 
 
 def changed(old: Config, new: Config, may: Collection[Role] = ()) -> list[str]:
-    """Settings in which two configurations differ and must not.
+    """Settings that differ between two configurations although they must not.
 
     Args:
         old: Settings of a run.
-        new: Settings that it is to go on or to be scored with.
-        may: Roles of settings that may differ. A file of weights may lie elsewhere then, but random
-            weights do not become those of a file, nor does a run come to begin from a file.
+        new: Settings with which the run is to be resumed or evaluated.
+        may: Roles of settings that may differ. Even then, a weight file may move, but it may not
+            replace random weights, nor may a file be added to or removed from `prompt.weights`.
 
     Returns:
-        Such settings as "name: old -> new".
+        The settings, each as "name: old -> new".
     """
     before, after = flat(old), flat(new)
     return [
@@ -101,23 +102,23 @@ def _same_kind(name: str, before: Any, after: Any) -> bool:
 
 
 def names_of(roles: Collection[Role]) -> str:
-    """The settings of some roles, for messages."""
+    """The names of the settings with these roles, for messages."""
     return ", ".join(name for name in leaves(Config) if about(Config, name).role in roles)
 
 
 def check_setting(name: str) -> None:
-    """Raises UserError, naming the nearest known names, unless `name` is a setting's."""
+    """Raises UserError, naming the nearest known names, unless `name` is a setting."""
     if name in leaves(Config):
         return
     if name in RENAMED:
-        raise UserError(f"unknown setting {name}: it is called {RENAMED[name]} now")
+        raise UserError(f"unknown setting {name}: it is now called {RENAMED[name]}")
     group = name.rpartition(".")[0]
     known = [x for x in leaves(Config) if x.rpartition(".")[0] == group] or list(leaves(Config))
     raise UserError(f"unknown setting {name}{nearest(name, known)}")
 
 
 def flat_mapping(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
+    """Flattens nested settings to dotted names."""
     found = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) or hasattr(value, "items"):
@@ -128,7 +129,7 @@ def flat_mapping(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name as nested dicts."""
+    """Nests settings given by dotted name, the inverse of `flat_mapping`."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         *groups, leaf = name.split(".")

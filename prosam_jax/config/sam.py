@@ -1,4 +1,4 @@
-"""The architecture of SAM, and its published and packaged sizes."""
+"""SAM's architecture in its published and packaged sizes."""
 
 import dataclasses
 from typing import ClassVar, Self
@@ -14,26 +14,26 @@ class SAMConfig(Group):
     """Architecture of SAM (Kirillov et al. 2023, arXiv 2304.02643), names as in `segment_anything`.
 
     Attributes:
-        image_size: (height, width) in pixels of the image the encoder takes.
-        patch_size: Side of a patch in pixels, the stride of the image embedding.
+        image_size: (height, width) of the image encoder's input, in pixels.
+        patch_size: Side of a patch in pixels, which is the stride of the image embedding.
         embed_dim: Width of the ViT.
         depth: Number of ViT blocks.
         num_heads: Attention heads of a ViT block.
-        mlp_ratio: Hidden over outer width of a ViT block's MLP.
-        window_size: Side in patches of the attention windows, 0 for none.
+        mlp_ratio: Hidden width of a ViT block's MLP, relative to `embed_dim`.
+        window_size: Side of the attention windows in patches, 0 for no windows.
         global_attn_indexes: Blocks that attend globally instead of in windows.
-        use_abs_pos: Whether absolute positions are added; without them any image size is taken.
+        use_abs_pos: Whether absolute positions are added; without them, any image size works.
         use_rel_pos: Whether decomposed relative positions are added to the attention scores.
         prompt_embed_dim: Channels of the image embedding and of every prompt.
         mask_in_chans: Channels inside the mask prompt's downscaling.
         decoder_depth: Blocks of the two-way transformer.
-        decoder_num_heads: Its attention heads.
-        decoder_mlp_dim: Hidden width of its MLPs.
-        num_multimask_outputs: Masks of the multimask output (the single mask comes on top).
+        decoder_num_heads: Attention heads of the two-way transformer.
+        decoder_mlp_dim: Hidden width of the two-way transformer's MLPs.
+        num_multimask_outputs: Masks of the multimask output, in addition to the single mask.
         iou_head_depth: Layers of the MLP that predicts the masks' IoU.
         iou_head_hidden_dim: Hidden width of that MLP.
         dtype: Type of the activations; parameters stay float32.
-        attention: How the ViT attends, see `SAMSettings`.
+        attention: How the ViT computes attention, see `SAMSettings`.
     """
 
     PREFIX: ClassVar[str] = "sam."
@@ -60,7 +60,7 @@ class SAMConfig(Group):
     attention: Attention = "plain"
 
     def __post_init__(self) -> None:
-        """Checks what the modules rely on."""
+        """Checks what the modules rely on: raises UserError if two fields do not fit."""
         super().__post_init__()
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise UserError(f"sam.attention='cudnn' needs sam.dtype='bfloat16', not {self.dtype!r}")
@@ -86,12 +86,12 @@ class SAMConfig(Group):
 
     @classmethod
     def vit_h(cls) -> Self:
-        """ViT-H, as in `sam_vit_h_4b8939.pth`, the one of the paper."""
+        """ViT-H, as in `sam_vit_h_4b8939.pth`, which the paper uses."""
         return cls(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31))
 
     @classmethod
     def shapes(cls) -> Self:
-        """The small one for pictures as in Shapes-5i, whose weights come with the package."""
+        """A small SAM for pictures like those of Shapes-5i; its weights come with the package."""
         return cls(
             image_size=(128, 128),
             patch_size=8,
@@ -110,7 +110,7 @@ class SAMConfig(Group):
 
     @classmethod
     def tiny(cls) -> Self:
-        """A few layers for tests and trials; nobody publishes weights of this size."""
+        """A few layers for tests and trials; there are no trained weights of this size."""
         return cls(
             image_size=(256, 256),
             embed_dim=48,

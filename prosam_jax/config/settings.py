@@ -1,4 +1,4 @@
-"""Every setting of a run, as frozen dataclasses whose fields say what they are."""
+"""All settings of a run, as frozen dataclasses."""
 
 import dataclasses
 import pathlib
@@ -29,7 +29,7 @@ _OWN_FOLDER = ("data.name", ("folder",))
 
 
 def packaged(kind: str, name: str) -> str:
-    """The weight file of a network that comes with the package."""
+    """Path of a weight file that comes with the package."""
     return str(pathlib.Path(__file__).parents[1] / "pretrained" / f"{kind}_{name}.safetensors")
 
 
@@ -43,19 +43,19 @@ def _check_packaged(setting: str, value: str, owner: str, name: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SAMSettings(Group):
-    """Which SAM is used; frozen in training.
+    """Which SAM is used; it is frozen in training.
 
     Attributes:
-        model: The size: "vit_b", "vit_l" or "vit_h" as published, "shapes" small and in the
-            package, "tiny" for tests and trials.
-        weights: A `.safetensors` file of `prosam weights convert` (`{model}` stands for the
+        model: The size: "vit_b", "vit_l" or "vit_h" are the published ones, "shapes" is small and
+            comes with the package, "tiny" is for tests and trials.
+        weights: A `.safetensors` file made by `prosam weights convert` (`{model}` stands for the
             model's name), "packaged" for the file that comes with the package (model "shapes"
             only), or "random".
-        image_size: Side in pixels of the square that target images are brought to; 0 for the
-            model's own. Published weights know 1024 only.
+        image_size: Side in pixels of the square that target images are resized to; 0 for the
+            model's own. Published weights only work with 1024.
         dtype: Type of SAM's activations.
-        attention: How its ViT attends: "plain" on any device, or "cudnn" through cuDNN's flash
-            attention, which needs "bfloat16" and a GPU of Hopper's generation or a later one.
+        attention: How SAM's ViT computes attention: "plain" works on any device; "cudnn" uses
+            cuDNN's flash attention, which needs "bfloat16" and a Hopper or newer GPU.
     """
 
     PREFIX: ClassVar[str] = "sam."
@@ -67,20 +67,20 @@ class SAMSettings(Group):
     attention: Attention = setting("plain", Role.PROTOCOL)
 
     def __post_init__(self) -> None:
-        """Checks what ranges do not say."""
+        """Checks what the ranges of the fields cannot express."""
         super().__post_init__()
         if self.image_size % 16:
             raise UserError(f"sam.image_size={self.image_size} must be 0 or a multiple of 16")
         _check_packaged("sam.weights", self.weights, "sam.model", self.model)
 
     def weight_file(self) -> str:
-        """The file that `weights` stands for."""
+        """The path that `weights` stands for; "random" stays as it is."""
         if self.weights == PACKAGED:
             return packaged("sam", self.model)
         return self.weights.replace("{model}", self.model)
 
     def architecture(self) -> SAMConfig:
-        """The architecture that these settings name."""
+        """The architecture that these settings describe."""
         cfg = SAMConfig.named(self.model)
         size = (self.image_size, self.image_size) if self.image_size else cfg.image_size
         return dataclasses.replace(cfg, image_size=size, dtype=self.dtype, attention=self.attention)
@@ -88,13 +88,13 @@ class SAMSettings(Group):
 
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig(Group):
-    """Which semantic backbone feeds the prompt encoder; frozen in training.
+    """Which semantic backbone feeds the prompt encoder; it is frozen in training.
 
     Attributes:
-        name: "resnet50" and "resnet101" have the deep stem of semseg's and PFENet's checkpoints,
-            the paper's; "shapes" is small and comes with the package; "tiny" is for tests and
+        name: "resnet50" and "resnet101" have the deep stem of the checkpoints of semseg and PFENet,
+            as in the paper; "shapes" is small and comes with the package; "tiny" is for tests and
             trials.
-        weights: A `.safetensors` file of `prosam weights convert` (`{name}` stands for the
+        weights: A `.safetensors` file made by `prosam weights convert` (`{name}` stands for the
             backbone's name), "packaged" for the file that comes with the package (name "shapes"
             only), or "random".
     """
@@ -105,12 +105,12 @@ class BackboneConfig(Group):
     weights: str = setting("weights/{name}.safetensors", Role.PATH)
 
     def __post_init__(self) -> None:
-        """Checks what ranges do not say."""
+        """Checks what the ranges of the fields cannot express."""
         super().__post_init__()
         _check_packaged("backbone.weights", self.weights, "backbone.name", self.name)
 
     def weight_file(self) -> str:
-        """The file that `weights` stands for."""
+        """The path that `weights` stands for; "random" stays as it is."""
         if self.weights == PACKAGED:
             return packaged("backbone", self.name)
         return self.weights.replace("{name}", self.name)
@@ -124,11 +124,11 @@ class PromptConfig(Group):
         dim: Width of features, queries and prompts; SAM's prompts are 256 wide.
         num_queries: Prompts per shot.
         num_heads: Attention heads of the query decoder.
-        dropout: Share of reduced feature channels dropped in training, in [0, 1).
-        normalize_prior: Whether the pseudo mask is min-max normalised per image; VRP-SAM's
-            code does not, the paper's text admits it.
-        weights: The trained prompt encoder that training begins from, a file of `prosam export`;
-            "" begins from the seed.
+        dropout: Fraction of reduced feature channels dropped in training, in [0, 1).
+        normalize_prior: Whether the pseudo mask is min-max normalised per image. VRP-SAM's code
+            does not do so; the paper's text allows it.
+        weights: The trained prompt encoder that training starts from, a file made by `prosam
+            export`; "" for initial parameters drawn from the seed.
     """
 
     PREFIX: ClassVar[str] = "prompt."
@@ -141,7 +141,7 @@ class PromptConfig(Group):
     weights: str = setting("", Role.PATH)
 
     def __post_init__(self) -> None:
-        """Checks what ranges do not say."""
+        """Checks what the ranges of the fields cannot express."""
         super().__post_init__()
         if self.dim % 4 or self.dim % self.num_heads:
             raise UserError(
@@ -158,14 +158,14 @@ class DistributionConfig(Group):
         name: "vrp" (deterministic, VRP-SAM), "vrp_2linear" (VRP-SAM with two more linear layers,
             Table 7), "gaussian" (Table 4), "student_t" (Eq. 5-7) or "t3vae" (arXiv 2312.01133).
         nu: Degrees of freedom of the t-distributions.
-        samples: K of Eq. 10, Monte Carlo samples per training step.
+        samples: K of Eq. 10, the number of Monte Carlo samples per training step.
         sample_group: Samples that are decoded at once; 0 for two on a CPU, where more are slower,
-            and for all of them elsewhere. Memory grows with it, the result does not change.
-        init_scale: Scale sigma that the log-scale head is centred on at the start; 1 is the
-            paper's. On Shapes-5i nothing is learned from 1, and 0.03 trains.
-        min_scale: Floor that is added to sigma; 0 is the paper's.
-        entropy_weight: Weight of the mean log-scale that is subtracted from the loss; 0 is the
-            paper's.
+            and all of them elsewhere. Memory grows with it; the result does not change.
+        init_scale: The initial scale sigma, around which the log-scale head is centred; 1 in the
+            paper. On Shapes-5i, training learns nothing from 1 and works from 0.03.
+        min_scale: A floor that is added to sigma; 0 in the paper.
+        entropy_weight: Weight of the mean log-scale, which is subtracted from the loss; 0 in the
+            paper.
     """
 
     PREFIX: ClassVar[str] = "distribution."
@@ -185,33 +185,35 @@ class DataConfig(Group):
 
     Attributes:
         name: "pascal" (Pascal-5i), "coco" (COCO-20i), "shapes" (the generated Shapes-5i) or
-            "folder" (a folder of one's own).
-        root: Folder of the dataset, for Pascal the one that holds `JPEGImages`, for COCO the one
-            that holds `train2014`, or a TFDS data directory that `prosam prepare tfds` filled.
+            "folder" (a folder of your own).
+        root: Folder of the dataset: for Pascal the one that contains `JPEGImages`, for COCO the
+            one that contains `train2014`, or a TFDS data directory made by `prosam prepare tfds`.
         fold: The fold whose classes are kept for testing.
         shots: Reference images per episode.
-        image_size: Side in pixels of the square that images are brought to.
-        train_list: Name of the id list of the training pool, without `.txt`; "" for the
-            benchmark's own, "train_aug" for Pascal and "train2014" for COCO.
-        val_list: Name of the id list of the testing pool; "" for "val" or "val2014".
-        test: What a model that is trained on COCO is tested on. "pascal_disjoint" are VOC's
-            classes that are novel in the fold of COCO-20i, "pascal_standard" those that are novel
-            in the same fold of Pascal-5i, of which COCO has shown most.
+        image_size: Side in pixels of the square that images are resized to.
+        train_list: Name of the list of training image ids, without `.txt`; "" for the benchmark's
+            own, "train_aug" for Pascal and "train2014" for COCO.
+        val_list: Name of the list of test image ids; "" for the benchmark's own, "val" for Pascal
+            and "val2014" for COCO.
+        test: What a model trained on COCO is tested on: "own" for the novel classes of COCO-20i,
+            "pascal_disjoint" for the VOC classes that are novel in the fold of COCO-20i,
+            "pascal_standard" for those that are novel in the same fold of Pascal-5i, most of which
+            the model has seen on COCO.
         test_root: Folder of Pascal VOC for these tests.
-        novel: For a folder of one's own the names of the classes kept for testing, with commas
-            between; "" for every fourth, from class 1 + fold.
-        bad_files: What becomes of files in it that cannot be used: "stop" names them, "skip"
-            leaves them out and counts them.
-        workers: Processes that read episodes; 0 reads in the main one.
+        novel: For a folder of your own, the names of the classes kept for testing, separated by
+            commas; "" for every fourth class, starting from class 1 + fold.
+        bad_files: What happens if files of that folder cannot be used: "stop" ends with a message,
+            "skip" leaves them out and counts them.
+        workers: Processes that read episodes; 0 reads in the main process.
         decode: "exact" decodes every pixel of a file, as VRP-SAM does; "fast" decodes JPEGs of four
-            times `image_size` or more at a part of their size.
+            times `image_size` or more at a fraction of their size.
         annotation: How references are annotated.
-        downsample: How an annotation is brought to the size of the features: "nearest" takes the
-            top left pixel of each cell (VRP-SAM; most points vanish), "coverage" weighs each cell
-            by how much of it is annotated. With `data.annotation=point` take "coverage".
-        empty_annotation: What becomes of a reference of which no pixel is annotated: "redraw"
-            annotates it anew, or takes another if the object itself is lost at this size;
-            "report" keeps it. Those that stay are counted.
+        downsample: How an annotation is reduced to the size of the features: "nearest" takes the
+            top left pixel of each cell (VRP-SAM; most points vanish), "coverage" weights each cell
+            by how much of it is annotated. Use "coverage" with `data.annotation=point`.
+        empty_annotation: What happens to a reference without an annotated pixel: "redraw"
+            annotates it again, or takes another reference if the object itself vanishes at this
+            size; "report" keeps it. Those that remain are counted.
     """
 
     PREFIX: ClassVar[str] = "data."
@@ -244,17 +246,17 @@ class TrainConfig(Group):
 
     Attributes:
         epochs: Passes over the fold's training images.
-        steps: Training steps, 0 to count in epochs.
+        steps: Training steps; 0 to use `epochs` instead.
         batch_size: Episodes per step, over all devices and hosts.
         learning_rate: Peak learning rate of AdamW.
-        weight_decay: Its weight decay.
-        schedule: "warm_restarts" (cosine from the peak to 0, again and again; the paper's) or
-            "cosine" (once; VRP-SAM's code).
+        weight_decay: Weight decay of AdamW.
+        schedule: "warm_restarts" (cosine from the peak to 0, repeatedly, as in the paper) or
+            "cosine" (once, as in VRP-SAM's code).
         restart_epochs: Epochs from one warm restart to the next.
-        log_every: Steps between two lines of the log.
-        checkpoint_every: Steps between two checkpoints.
-        eval_every: Steps between two validations, 0 for once an epoch, and at the end; -1 for
-            none at all, which chooses no checkpoint by its score on the test list.
+        log_every: Steps between lines of the log.
+        checkpoint_every: Steps between checkpoints.
+        eval_every: Steps between validations, with another one at the end; 0 for one per epoch;
+            -1 for none, so that no checkpoint is chosen by its score on the test list.
     """
 
     PREFIX: ClassVar[str] = "train."
@@ -279,11 +281,11 @@ class EvalConfig(Group):
 
     Attributes:
         episodes: Episodes of novel classes in the fixed list.
-        seed: Seed of that list; the same for every training seed.
+        seed: Seed of that list, independent of the training seed.
         batch_size: Episodes decoded at once; it does not change the result.
-        pictures: Episodes drawn in the picture.
-        controls: Whether an evaluation also scores what the result is to be measured against
-            (`prosam_jax.evaluation.controls`).
+        pictures: How many episodes `examples.png` shows.
+        controls: Whether an evaluation also scores the controls and baselines that a result is
+            compared with (`prosam_jax.evaluation.controls`).
     """
 
     PREFIX: ClassVar[str] = "eval."
@@ -297,11 +299,11 @@ class EvalConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class CacheConfig(Group):
-    """SAM's embeddings of target images on disk (`prosam_jax.feature_cache`).
+    """The cache of SAM's embeddings of target images on disk (`prosam_jax.feature_cache`).
 
     Attributes:
-        dir: Folder of the cache; "" for none.
-        dtype: Type of the entries; int8 has a scale per channel.
+        dir: Folder of the cache; "" for no cache.
+        dtype: Type of the entries; int8 has one scale per channel.
     """
 
     PREFIX: ClassVar[str] = "cache."
@@ -312,10 +314,10 @@ class CacheConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Config(Group):
-    """A whole run.
+    """All settings of a run.
 
     Attributes:
-        seed: Fixes initial weights, episodes, dropout and samples.
+        seed: Seed of initial parameters, episodes, dropout and samples.
         data: The benchmark and its episodes.
         sam: The frozen SAM.
         backbone: The frozen backbone.
@@ -323,7 +325,7 @@ class Config(Group):
         distribution: The distribution over prompts.
         train: The training.
         eval: The evaluation.
-        cache: SAM's embeddings on disk.
+        cache: The cache of SAM's embeddings.
     """
 
     seed: int = setting(321, Role.TRAINING, least=0, below=2**32)
@@ -337,11 +339,13 @@ class Config(Group):
     cache: CacheConfig = CacheConfig()
 
     def __post_init__(self) -> None:
-        """Checks that prompts fit SAM, and that what is set is read."""
+        """Raises UserError unless prompts fit SAM and every setting that is set is read."""
         super().__post_init__()
         width = self.sam.architecture().prompt_embed_dim
         if self.prompt.dim != width:
-            raise UserError(f"prompt.dim={self.prompt.dim} must be {width}, as wide as SAM's")
+            raise UserError(
+                f"prompt.dim={self.prompt.dim} must be {width}, the width of SAM's prompts"
+            )
         if reasons := unread(Config, flat(self)).values():
             raise UserError("; ".join(reasons))
 
@@ -350,8 +354,8 @@ class Config(Group):
         """Builds the dataclasses from a ConfigDict or nested mapping.
 
         Raises:
-            UserError: A setting is unknown, has another type, a value out of its range, or is not
-                read with the others; the message names it and what is known.
+            UserError: A setting is unknown, has the wrong type, is out of range, or is not read
+                with the others; the message names it and what was expected.
         """
         return _build(cls, settings, "")
 

@@ -1,8 +1,8 @@
-"""How the object of a reference is annotated: by its mask, its box, scribbles or points.
+"""Annotations of the object in a reference: mask, box, scribble or points.
 
-`annotated` takes what a user gives; `annotate` draws it of an object's mask, for episodes. That
-simulated user is that of VRP-SAM's code (arXiv 2402.17726), as distributions; its random
-numbers are others. Sizes are in pixels of the square that images are brought to, meant for 512.
+`annotated` reads a user's annotation; `annotate` simulates one from the object's mask, for
+episodes. The simulation follows VRP-SAM's code (arXiv 2402.17726) in its distributions, but not in
+its random numbers. Sizes are in pixels of the square that images are resized to, for 512 pixels.
 """
 
 import dataclasses
@@ -19,25 +19,25 @@ from prosam_jax.errors import UserError
 from prosam_jax.images import ImageLike, Numbers, numbers, read_mask
 
 KINDS = ("mask", "points", "box", "scribble")
-"""What `annotated` takes."""
+"""The annotations that `annotated` takes."""
 
 MOST = 20
-"""Most points or strokes of one annotation."""
+"""Largest number of points or strokes of one annotation."""
 
 TEST_STROKES = 9
-"""Strokes of a scribble in testing."""
+"""Number of strokes of a scribble in testing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Brush:
-    """A kind of stroke: lowest and highest whole numbers, and spreads in pixels.
+    """A kind of stroke; pairs are the lowest and highest integer, lengths are in pixels.
 
     Attributes:
-        width: Of the line.
-        segments: Straight pieces of a stroke.
-        speed: Highest length of a piece.
-        change: By how much the speed may change from one piece to the next.
-        shift: Standard deviation of the length by which a whole stroke is displaced.
+        width: Width of the line.
+        segments: Number of straight segments of a stroke.
+        speed: Largest length of a segment.
+        change: Largest change of length from one segment to the next.
+        shift: Standard deviation of the distance by which a whole stroke is displaced.
         jitter: Displacement of single points along each axis.
     """
 
@@ -52,7 +52,7 @@ class Brush:
 WIDE = Brush((3, 9), (10, 29), 20, 15, 3, (-3, 2))
 NARROW = Brush((2, 4), (6, 21), 12, 8, 1.5, (-1, 0))
 BEND = 0.5
-"""By how much, in radians, the heading may change from one piece of a stroke to the next."""
+"""Largest change of direction, in radians, from one segment of a stroke to the next."""
 
 
 def annotated(
@@ -64,33 +64,35 @@ def annotated(
     box: Numbers | None = None,
     scribble: ImageLike | None = None,
 ) -> Bool[np.ndarray, "{side} {side}"]:
-    """A user's annotation of a reference, brought to the model's square.
+    """A user's annotation of a reference, resized to the model's square.
 
-    As in training a mask is shrunk by `resize_mask`, a box is filled, and points are single
-    pixels. Of a scribble every pixel counts, however thin it gets.
+    As in training, a mask is resized by `resize_mask`, a box is filled, and points are single
+    pixels. Every pixel of a scribble counts, however thin it gets.
 
     Args:
         size: (height, width) of the picture.
         side: Side of the square in pixels.
-        mask: See `images.read_mask`; as large as the picture.
+        mask: See `images.read_mask`; it has the size of the picture.
         points: N x 2, x and y in pixels of the picture.
-        box: x0, y0, x1, y1 in pixels of the picture; the last two are those after the box.
+        box: x0, y0, x1, y1 in pixels of the picture; x1 and y1 are exclusive.
         scribble: The strokes, given like a mask.
 
     Raises:
-        UserError: Not one kind is given, or it marks nothing, or lies outside, or is not valid.
+        UserError: Not exactly one annotation is given, or it is empty, outside the picture or not
+            valid.
+        FileNotFoundError: There is no such file.
     """
     given = dict(zip(KINDS, (mask, points, box, scribble), strict=True))
     names = [name for name, value in given.items() if value is not None]
     if len(names) != 1:
         held = " and ".join(names) or "nothing"
-        raise UserError(f"a reference is annotated by {held}: pass one of {', '.join(KINDS)}")
+        raise UserError(f"a reference is annotated with {held}: pass one of {', '.join(KINDS)}")
     if mask is not None:
         square = resize_mask(_fitting(mask, size, "mask"), side)
         if not square.any():
             raise UserError(
                 f"mask is empty at {side} x {side}, the size that the model sees: annotate a "
-                "larger object, or cut the picture to it"
+                "larger object, or crop the picture to it"
             )
         return square
     if box is not None:
@@ -110,19 +112,23 @@ def annotated(
 def annotate(
     kind: str, mask: Bool[np.ndarray, "h w"], draws: Rng, *, training: bool
 ) -> Bool[np.ndarray, "h w"]:
-    """Pixels that a user would mark to show an object.
+    """Simulates how a user would annotate an object.
 
     Args:
-        kind: As in `data.annotation`. "mask" is `mask` itself; "box" the filled tight box;
-            "point" single pixels, 20 in testing and 1 to 20 in training, or all there are;
-            "scribble" the part of random strokes inside the object: 9 wide ones in testing, 1 to
-            20 wide or 1 to 20 narrow ones in training.
+        kind: A value of `data.annotation`. "mask" is `mask` itself; "box" is the filled tight box;
+            "point" is single pixels, 20 in testing and 1 to 20 in training, or all if there are
+            fewer; "scribble" is the part of random strokes inside the object: 9 wide ones in
+            testing, 1 to 20 wide or 1 to 20 narrow ones in training.
         mask: Pixels of the object.
-        draws: The only source of chance.
-        training: Whether number and kind of marks vary.
+        draws: The source of all random numbers.
+        training: Whether the number of points or strokes and the kind of strokes vary.
 
     Returns:
-        The annotated pixels. None if the object has none; a scribble may, very rarely, miss it.
+        The annotated pixels: no pixel if the object is empty, and very rarely if a scribble misses
+        it.
+
+    Raises:
+        UserError: `kind` is unknown.
     """
     check_choice("data.annotation", kind, ANNOTATIONS)
     if kind == "mask" or not mask.any():
@@ -137,14 +143,14 @@ def _fitting(mask: ImageLike | None, size: tuple[int, int], name: str) -> Bool[n
     array = read_mask(mask, name)
     if array.shape != size:
         held, wanted = (f"{width} x {height}" for height, width in (array.shape, size))
-        raise UserError(f"{name} is {held} pixels, the picture {wanted}: they must be the same")
+        raise UserError(f"{name} has {held} pixels, but the picture {wanted}: pass the same size")
     if not array.any():
-        raise UserError(f"{name} is empty: no pixel of it is set (in files, white on black)")
+        raise UserError(f"{name} is empty: set pixels of the object (in files, white on black)")
     return array
 
 
 def _pixels(points: Numbers, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pixels in which the points lie."""
+    """Rows and columns of the pixels that contain the points."""
     xy = numbers("points", points, (None, 2))
     height, width = size
     if not len(xy):
@@ -152,8 +158,8 @@ def _pixels(points: Numbers, size: tuple[int, int]) -> tuple[np.ndarray, np.ndar
     outside = ~((xy >= 0) & (xy < [[width, height]])).all(1)
     if outside.any():
         raise UserError(
-            f"points has {xy[outside][0].tolist()}, outside the picture of {width} x {height} "
-            "pixels: pass x, y in pixels of the picture"
+            f"points has {xy[outside][0].tolist()}, which is outside the picture of {width} x "
+            f"{height} pixels: pass x, y in pixels of the picture"
         )
     x, y = xy.astype(np.int64).T
     return y, x
@@ -203,7 +209,7 @@ def _scribble(mask: Bool[np.ndarray, "h w"], draws: Rng, training: bool) -> Bool
     pen = ImageDraw.Draw(canvas)
     for pixel in inside[draws.subset(len(inside), n)].tolist():
         row, col = divmod(pixel, width)
-        # VRP-SAM's code divides the flat index without rounding down: up to a pixel too low.
+        # VRP-SAM's code divides the flat index without rounding: y is up to a pixel too large.
         _draw_stroke(pen, _stroke(draws, col, row + col / width, brush), _whole(draws, brush.width))
     return mask & (np.asarray(canvas) > 0)
 
@@ -214,7 +220,7 @@ def _whole(draws: Rng, limits: tuple[int, int]) -> int:
 
 
 def _stroke(draws: Rng, x: float, y: float, brush: Brush) -> list[tuple[float, float]]:
-    """The points of a stroke that begins at (x, y); it may leave object and image."""
+    """The points of a stroke that starts at (x, y); it may leave the object and the image."""
     heading, speed = draws.uniform(0, 2 * math.pi), draws.uniform(0, brush.speed)
     points = [(x, y)]
     for _ in range(_whole(draws, brush.segments)):
@@ -233,7 +239,7 @@ def _stroke(draws: Rng, x: float, y: float, brush: Brush) -> list[tuple[float, f
 
 
 def _draw_stroke(pen: ImageDraw.ImageDraw, points: list[tuple[float, float]], width: int) -> None:
-    """Lines of that width, with discs at their ends that fill the gaps at bends."""
+    """Draws lines of that width, with discs at their ends to fill the gaps at bends."""
     pen.line(points, fill=1, width=width)
     radius = width // 2 - 1
     for x, y in points:

@@ -1,7 +1,7 @@
-"""Which images make up an episode, as a function of (seed, index), and how one is read.
+"""Episodes: which images make one up, as a function of (seed, index), and how it is read.
 
-Choices come straight from the bits of PCG64 (`draws`). So neither NumPy's version nor the number
-of workers nor a restart changes an episode.
+Random choices use the raw bits of PCG64 directly, so an episode depends neither on NumPy's version
+nor on the number of workers nor on restarts.
 """
 
 import bisect
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 # Each purpose has its own stream of bits.
 _TRAIN, _TEST, _ORDER, _TRAIN_MARKS, _TEST_MARKS, _WRONG = range(6)
-_ATTEMPTS = 20  # to find a reference on which something is annotated
+_ATTEMPTS = 20  # to find a reference with an annotated pixel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,9 @@ class EpisodeSpec:
 
     Attributes:
         index: Index of the episode in its list or stream.
-        class_id: Class to be segmented, numbered as in the dataset.
+        class_id: Class to segment, numbered as in the dataset.
         target_id: Id of the target image.
-        reference_ids: Ids of the reference images, one for each shot; none is the target.
+        reference_ids: Ids of the reference images, one per shot; none of them is the target.
     """
 
     index: int
@@ -52,10 +52,10 @@ class EpisodeSpec:
 
 
 def draw_train(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
-    """Draws a training episode; every pass over the targets has an order of its own.
+    """Draws a training episode; every pass over the targets is in a new order.
 
-    Class and references are uniform over those possible, and references may repeat, as in
-    VRP-SAM's code (arXiv 2402.17726; its random numbers are others).
+    Class and references are drawn uniformly from the possible ones, and references may repeat, as
+    in VRP-SAM's code (arXiv 2402.17726), but with other random numbers.
 
     Args:
         fold: The images, as `FoldIndex.drawable(shots)` gives them.
@@ -71,27 +71,27 @@ def draw_train(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpe
 def draw_test(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
     """Draws a test episode; the targets take turns in the order of their ids.
 
-    All else is as in `draw_train`.
+    Everything else is as in `draw_train`.
     """
     target_id = fold.images[index % len(fold.images)]
     return _around(target_id, fold, index, _bits(seed, _TEST, index, 1 + shots))
 
 
 def draw_shuffled(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
-    """Draws a test episode as `draw_test`, the targets in a fixed shuffled order.
+    """Draws a test episode like `draw_test`, but with the targets in a fixed shuffled order.
 
-    For folders whose names begin with the class: the first targets show all classes.
+    So the first targets show all classes, even if file names begin with the class.
     """
     target_id = fold.shuffled[index % len(fold.images)]
     return _around(target_id, fold, index, _bits(seed, _TEST, index, 1 + shots))
 
 
 def draw_by_class(fold: FoldIndex, seed: int, index: int, shots: int) -> EpisodeSpec:
-    """Draws an episode that begins with its class, for training or testing by the fold's split.
+    """Draws an episode by its class first, for training or testing according to the fold's split.
 
-    Class, target and references are each uniform over those possible, and all may come again, as
-    in VRP-SAM's code on COCO-20i; there every GPU draws the same episodes, here no index has
-    another's.
+    Class, target and references are each drawn uniformly from the possible ones, with repetition,
+    as in VRP-SAM's code for COCO-20i. There, every GPU draws the same episodes; here, each index
+    has its own.
     """
     stream = _TRAIN if fold.split == "train" else _TEST
     of_class, of_query, *others = _bits(seed, stream, index, 2 + shots)
@@ -103,16 +103,16 @@ def draw_by_class(fold: FoldIndex, seed: int, index: int, shots: int) -> Episode
 def draw_wrong(fold: FoldIndex, seed: int, right: EpisodeSpec) -> EpisodeSpec:
     """A test episode's target with references of another class of the fold.
 
-    Class and references are uniform over those possible, whether the target shows that class too
-    or not: who follows the reference misses the right object in either case.
+    Class and references are drawn uniformly from the possible ones. The target may show that class,
+    too: a model that follows the reference misses the right object either way.
 
     Raises:
-        UserError: The fold has images of one class only.
+        UserError: The fold has images of only one class.
     """
     others = [c for c in fold.filled if c != right.class_id]
     if not others:
         raise UserError(
-            f"fold {fold.fold} {fold.split} shows one class only, so there is no reference of a "
+            f"fold {fold.fold} {fold.split} has only one class, so there is no reference of a "
             "wrong class; set eval.controls=False, or choose a longer data.val_list"
         )
     of_class, *bits = _bits(seed, _WRONG, right.index, 1 + len(right.reference_ids))
@@ -122,7 +122,7 @@ def draw_wrong(fold: FoldIndex, seed: int, right: EpisodeSpec) -> EpisodeSpec:
 
 
 def episode_list_digest(specs: Iterable[EpisodeSpec]) -> str:
-    """SHA-256 of the specs' lines, the name of a list of episodes."""
+    """SHA-256 of the specs' lines, which identifies a list of episodes."""
     return hashlib.sha256("\n".join(map(str, specs)).encode()).hexdigest()
 
 
@@ -134,7 +134,7 @@ def _around(target_id: str, fold: FoldIndex, index: int, bits: list[int]) -> Epi
 def _references(
     bits: Sequence[int], fold: FoldIndex, class_id: int, target_id: str
 ) -> tuple[str, ...]:
-    """Images of the class that are not the target."""
+    """Draws images of the class that are not the target, one per number in `bits`."""
     ids = fold.entries[class_id]
     target = bisect.bisect_left(ids, target_id)
     shown = ids[target : target + 1] == (target_id,)
@@ -157,7 +157,7 @@ def _order(seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
 
 @runtime_checkable
 class Images(Protocol):
-    """A dataset: images and label maps by id. Workers receive it pickled."""
+    """A dataset: images and label maps by id. It is pickled for workers."""
 
     def image(self, image_id: str) -> Image.Image:
         """The image, RGB."""
@@ -168,24 +168,24 @@ class Images(Protocol):
         ...
 
     def class_name(self, class_id: int) -> str:
-        """What a class is called."""
+        """The name of a class."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeSource:
-    """Reads episode i at `source[i]`: unbatched, images as uint8, nothing random left.
+    """Episodes by index: `source[i]` reads episode i, unbatched, and is always the same.
 
     Attributes:
-        images: Where images and labels are read.
-        fold: What is drawn from.
-        draw: `draw_train`, `draw_test` or `draw_by_class`.
+        images: The dataset that images and labels are read from.
+        fold: The index that episodes are drawn from.
+        draw: `draw_train`, `draw_test`, `draw_shuffled` or `draw_by_class`.
         seed: Seed of the draws.
         shots: Reference images per episode.
-        size: Side in pixels of the square that everything is brought to.
+        size: Side in pixels of the square that everything is resized to.
         length: Number of episodes.
-        annotation: How references are annotated, as in `data.annotation`.
-        empty_annotation: What becomes of a reference without an annotated pixel, as
+        annotation: How references are annotated, see `data.annotation`.
+        empty_annotation: What happens to a reference without an annotated pixel, see
             `data.empty_annotation`.
         wrong: Whether the references are followed by as many of a wrong class (`draw_wrong`).
     """
@@ -205,7 +205,7 @@ class EpisodeSource:
         return self.length
 
     def spec(self, index: int) -> EpisodeSpec:
-        """Which images episode `index` is made of."""
+        """The images of episode `index`."""
         return self.draw(self.fold, self.seed, index, self.shots)
 
     def image(self, image_id: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -234,7 +234,8 @@ class EpisodeSource:
     def _reference(self, spec: EpisodeSpec, shot: int) -> tuple[np.ndarray, np.ndarray]:
         """A reference image and its annotation.
 
-        Where no attempt gives a annotated pixel the first stays: it is counted, and ends no run.
+        If no attempt gives an annotated pixel, the first one stays and is counted, so that a run
+        does not fail.
         """
         training = self.fold.split == "train"
         stream = _TRAIN_MARKS if training else _TEST_MARKS
@@ -259,7 +260,7 @@ class EpisodeSource:
 def episode_source(
     images: Images, fold: FoldIndex, cfg: DataConfig, split: str, *, seed: int, length: int | None
 ) -> EpisodeSource:
-    """Episodes of one split of a fold; `length` None is one pass over its images."""
+    """Episodes of one split of a fold; with `length` None, one pass over its images."""
     by_target = draw_train if split == "train" else draw_test
     if cfg.name == "folder" and split == "test":
         by_target = draw_shuffled

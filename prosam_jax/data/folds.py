@@ -1,8 +1,8 @@
-"""Which image shows which class in which fold: Pascal-5i, COCO-20i and COCO to Pascal, by rule.
+"""Folds of Pascal-5i, COCO-20i and COCO to Pascal: which image counts for which class.
 
-The lists are derived from pixel counts. For Pascal-5i the rule gives the published lists of all
-four folds, image by image (Shaban et al. 2017; the lists are those of Tian et al. 2020,
-arXiv 2008.01449, which the field has used since).
+The lists are derived from pixel counts. For Pascal-5i (Shaban et al. 2017) the rule reproduces the
+published lists of all four folds image by image (Tian et al. 2020, arXiv 2008.01449, which the
+field has used since).
 """
 
 import dataclasses
@@ -19,23 +19,23 @@ from prosam_jax.config import check_choice
 from prosam_jax.errors import UserError
 
 MIN_PIXELS = 2048
-"""Fewest pixels, at the original size, with which an image counts for a class."""
+"""Smallest number of pixels, at the original size, with which an image counts for a class."""
 
 SPLITS = ("train", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class FoldRule:
-    """The classes of a benchmark and how its folds part them.
+    """The classes of a benchmark and how its folds divide them.
 
     Attributes:
-        name: What the benchmark is called.
+        name: Name of the benchmark.
         class_names: Names of classes 1, 2, ...; 0 is background.
-        novel: For each fold the classes kept for testing, ascending.
-        by_class: Whether an episode begins with its class (VRP-SAM's code on COCO-20i), not with
-            its target (on Pascal-5i).
-        published: (split, fold) -> (images, `digest`) of the lists that the field compares on;
-            the digest is "" where only their length is known.
+        novel: For each fold, the classes kept for testing, ascending.
+        by_class: Whether an episode is drawn by its class first (VRP-SAM's code for COCO-20i)
+            rather than by its target (for Pascal-5i).
+        published: (split, fold) -> (number of images, `digest`) of the lists that published results
+            use; the digest is "" if only the number is known.
     """
 
     name: str
@@ -45,7 +45,11 @@ class FoldRule:
     published: Mapping[tuple[str, int], tuple[int, str]] = dataclasses.field(default_factory=dict)
 
     def classes(self, fold: int, split: str) -> tuple[int, ...]:
-        """Classes of a split: "test" has the fold's novel ones, "train" all others."""
+        """Classes of a split: "test" has the fold's novel ones, "train" all others.
+
+        Raises:
+            UserError: The split or the fold is unknown.
+        """
         check_choice("split", split, SPLITS)
         if fold not in range(len(self.novel)):
             raise UserError(f"fold={fold} must be 0, 1, 2 or 3")
@@ -59,12 +63,12 @@ class FoldRule:
     ) -> "FoldIndex":
         """Applies the rule to a pool of images.
 
-        An image counts for a class with at least `MIN_PIXELS` pixels of it. In training it must
-        besides show no pixel of any novel class.
+        An image counts for a class if it has at least `MIN_PIXELS` pixels of it. In training it
+        must also have no pixel of any novel class.
 
         Args:
-            ids: Image ids of the pool: for training on Pascal VOC 2012's `train` and SBD's images
-                that are not in VOC 2012's `val`, for testing VOC 2012's `val`; for COCO train2014
+            ids: Image ids of the pool. Pascal: VOC 2012's `train` and those images of SBD that are
+                not in VOC 2012's `val` for training, VOC 2012's `val` for testing; COCO: train2014
                 and val2014.
             counts: Pixels of background and of each class in each mask at its original size.
             fold: 0-3.
@@ -86,7 +90,7 @@ class FoldIndex:
         rule: The benchmark.
         fold: 0-3.
         split: "train" (base classes) or "test" (novel classes).
-        entries: For each class of the split, ascending, the sorted ids of its images.
+        entries: The sorted ids of the images of each class of the split; classes are ascending.
     """
 
     rule: FoldRule
@@ -96,7 +100,7 @@ class FoldIndex:
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """All classes of the split, those without images too."""
+        """All classes of the split, including those without images."""
         return tuple(self.entries)
 
     @functools.cached_property
@@ -111,17 +115,17 @@ class FoldIndex:
 
     @functools.cached_property
     def images(self) -> tuple[str, ...]:
-        """The distinct ids of all classes, sorted."""
+        """The sorted ids of the images of all classes, each once."""
         return tuple(sorted(self.classes_of))
 
     @functools.cached_property
     def shuffled(self) -> tuple[str, ...]:
-        """`images` in an order that has nothing to do with their names."""
+        """`images` in a fixed order that is independent of their names' order."""
         return tuple(sorted(self.images, key=lambda x: hashlib.sha256(os.fsencode(x)).digest()))
 
     @functools.cached_property
     def classes_of(self) -> dict[str, tuple[int, ...]]:
-        """For each image the classes that it counts for, ascending."""
+        """The classes that each image counts for, ascending."""
         found: dict[str, tuple[int, ...]] = {}
         for class_id, ids in self.entries.items():
             for image_id in ids:
@@ -129,16 +133,16 @@ class FoldIndex:
         return found
 
     def drawable(self, shots: int) -> "FoldIndex":
-        """The index with only those classes filled that have an image more than `shots`.
+        """The index without the images of classes that have no more than `shots` of them.
 
         Raises:
-            UserError: No class has that many images.
+            UserError: No class has more than `shots` images.
         """
         kept = {c: ids if len(ids) > shots else () for c, ids in self.entries.items()}
         if not any(kept.values()):
             most = max(map(len, self.entries.values()), default=0)
             raise UserError(
-                f"fold {self.fold} {self.split}: an episode takes {shots + 1} images of one class, "
+                f"fold {self.fold} {self.split}: an episode needs {shots + 1} images of one class, "
                 f"and no class has more than {most}; choose other classes (data.fold, data.novel), "
                 "fewer data.shots, or longer lists (data.train_list, data.val_list)"
             )
@@ -146,7 +150,7 @@ class FoldIndex:
 
 
 def digest(index: FoldIndex) -> str:
-    """SHA-256 of the lists "class id", by class and then by id."""
+    """SHA-256 of the lines "class id", sorted by class and then by id."""
     lines = (f"{c} {image_id}" for c, ids in index.entries.items() for image_id in ids)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -157,7 +161,7 @@ def describe(index: FoldIndex) -> str:
 
 
 def verdict(index: FoldIndex) -> str:
-    """How many images, whether they are the published list, which classes have none."""
+    """The number of images, whether they are the published list, and which classes have none."""
     found = f"{len(index.images):,} images"
     images, published = index.rule.published.get((index.split, index.fold), (0, ""))
     if digest(index) == published:
@@ -165,7 +169,7 @@ def verdict(index: FoldIndex) -> str:
     if published:
         line = f"NOT the published list, {found} instead of {images:,}"
     elif images:
-        line = f"{found}; the published list has {images:,}, its digest is not known"
+        line = f"{found}; the published list has {images:,}, but its digest is not known"
     else:
         line = found
     empty = [index.rule.class_names[c - 1] for c, ids in index.entries.items() if not ids]
@@ -175,7 +179,7 @@ def verdict(index: FoldIndex) -> str:
 
 
 def named(classes: Sequence[str]) -> str:
-    """The first three names, and how many there are besides."""
+    """The first three names, and how many more there are."""
     more = f" and {len(classes) - 3} more" if len(classes) > 3 else ""
     return f"{', '.join(classes[:3])}{more}"
 
@@ -200,7 +204,7 @@ PASCAL_5I = FoldRule(
         ("test", 3): (336, "99a902de2551b30a17e55bd6899df799d44819fe73f7d628e150dfd8998d8eba"),
     },
 )  # fmt: skip
-"""VOC's classes in VOC's order, five after the other novel in each fold."""
+"""VOC's classes in VOC's order; five consecutive ones are novel in each fold."""
 
 COCO_20I = FoldRule(
     "COCO-20i",
@@ -226,7 +230,7 @@ COCO_20I = FoldRule(
         ("test", 2): (13138, ""), ("test", 3): (12640, ""),
     },
 )  # fmt: skip
-"""COCO's classes by category id, every fourth novel in a fold (Nguyen and Todorovic 2019)."""
+"""COCO's classes by category id; every fourth is novel in a fold (Nguyen and Todorovic 2019)."""
 
 _IN_COCO = {
     "aeroplane": "airplane",
@@ -256,6 +260,6 @@ COCO_TO_PASCAL = {
 }
 """What a model trained on a fold of COCO-20i is tested on, by the value of `data.test`.
 
-"pascal_disjoint" tests those of VOC's classes that are novel in that fold of COCO-20i (Boudiaf et
-al. 2021, arXiv 2012.06166), "pascal_standard" the novel classes of that fold of Pascal-5i.
+"pascal_disjoint" tests the VOC classes that are novel in that fold of COCO-20i (Boudiaf et al.
+2021, arXiv 2012.06166), "pascal_standard" the novel classes of that fold of Pascal-5i.
 """

@@ -26,23 +26,23 @@ def make_loader(
 ) -> grain.DatasetIterator[Episode]:
     """Batches of steps `start` to `stop`; close the iterator after use.
 
-    A batch is a function of `source`, `batch_size` and its step alone: whatever the number of
-    workers, and wherever a run was resumed. A host reads its own part of each batch, and the
-    parts in order of the hosts are the batch. The last batch is filled up with the last episode,
-    marked not `valid`.
+    A batch depends only on `source`, `batch_size` and its step, not on the number of workers or on
+    where a run was resumed. Each host reads its own part of each batch; concatenated in the order
+    of the hosts, the parts make up the batch. A short last batch is padded with the last episode,
+    not `valid`.
 
     Args:
         source: The episodes.
         batch_size: Episodes in a batch, over all hosts.
         start: First step.
-        stop: Step to stop before; None for the last batch of the source.
-        workers: Processes that read; 0 reads in threads of this one. Started processes import
-            the script anew, which therefore needs its `if __name__ == "__main__"`.
+        stop: Step to stop before; None to read to the end of the source.
+        workers: Processes that read; 0 reads in threads of this process. Worker processes import
+            the main script again, so it needs `if __name__ == "__main__"`.
         host: Number of this host.
-        hosts: Hosts that share the batches.
+        hosts: Number of hosts that share the batches.
 
     Raises:
-        UserError: The hosts cannot share a batch evenly, or the source has not so many batches.
+        UserError: `batch_size` is not a multiple of `hosts`, or the source has too few batches.
     """
     if batch_size % hosts:
         raise UserError(
@@ -52,12 +52,12 @@ def make_loader(
     steps = -(-len(source) // batch_size)
     stop = steps if stop is None else stop
     if not 0 <= start <= stop <= steps:
-        raise UserError(f"steps {start} to {stop} do not lie in the {steps} of the source")
+        raise UserError(f"steps {start} to {stop} must lie within the {steps} steps of the source")
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain reads its own flags, and not every caller is an app
+        flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which not every caller parses
     part = _HostPart(source, batch_size, start, stop, host, hosts)
     dataset = grain.MapDataset.source(part).batch(batch_size // hosts, batch_fn=_stack)
-    # More threads than cores slow worker processes down: each holds its interpreter's lock in turn.
+    # More threads than cores slow worker processes down, because they compete for the GIL.
     threads = min(4, max(1, (os.cpu_count() or 1) // workers)) if workers else 4
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     processes = grain.MultiprocessingOptions(num_workers=workers)
@@ -65,9 +65,9 @@ def make_loader(
 
 
 def _ignore_signals(worker: int, workers: int) -> None:
-    """Ctrl-C reaches every process of a terminal, and a scheduler's SIGTERM every one of a job.
+    """Makes a worker ignore signals, so that the main process decides when its workers end.
 
-    The main process decides when its workers end.
+    A terminal sends Ctrl-C to all of its processes, and a scheduler SIGTERM to all of a job.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -75,7 +75,7 @@ def _ignore_signals(worker: int, workers: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _HostPart:
-    """The episodes that one host reads, in the order in which it reads them."""
+    """The episodes of one host, in the order in which it reads them."""
 
     source: EpisodeSource
     batch_size: int

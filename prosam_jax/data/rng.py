@@ -1,6 +1,6 @@
-"""Random numbers made of the raw bits of PCG64, whose stream NumPy guarantees for ever.
+"""Random numbers from the raw bits of PCG64, a stream that NumPy guarantees not to change.
 
-It does not do so for the methods of `np.random.Generator`.
+NumPy gives no such guarantee for the methods of `np.random.Generator`.
 """
 
 import math
@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 class Rng:
-    """A stream of random numbers, a function of its key."""
+    """A stream of random numbers that depends only on its key."""
 
     def __init__(self, *key: int) -> None:
         self._bits = np.random.PCG64(np.random.SeedSequence(key))
@@ -24,12 +24,12 @@ class Rng:
         return low + (high - low) * (self._bits.random_raw() >> 11) / 2**53
 
     def normal(self) -> float:
-        """A number from N(0, 1), by Box and Muller's formula."""
+        """A number from N(0, 1), by the Box-Muller transform."""
         length = math.sqrt(-2 * math.log(1 - self.uniform(0, 1)))
         return length * math.cos(self.uniform(0, 2 * math.pi))
 
     def below(self, n: int) -> int:
-        """A whole number from 0 to n - 1."""
+        """An integer from 0 to n - 1."""
         return self._bits.random_raw() * n >> 64
 
     def choose(self, items: Sequence[_T]) -> _T:
@@ -42,7 +42,7 @@ class Rng:
         return [items[i] for i in order[:n]]
 
     def subset(self, size: int, n: int) -> list[int]:
-        """`n` different whole numbers below `size`, ascending; `n` draws (Floyd's method)."""
+        """`n` different integers from 0 to size - 1, ascending, in `n` draws (Floyd's method)."""
         chosen: set[int] = set()
         for last in range(size - n, size):
             number = self.below(last + 1)
@@ -50,6 +50,6 @@ class Rng:
         return sorted(chosen)
 
     def noise(self, *shape: int) -> UInt8[np.ndarray, "..."]:
-        """Uniform bytes."""
+        """Uniform random bytes of a shape."""
         n = math.prod(shape)
         return self._bits.random_raw(n // 8 + 1).astype("<u8").view(np.uint8)[:n].reshape(shape)

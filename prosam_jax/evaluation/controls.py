@@ -1,8 +1,8 @@
-"""What a result is measured against, on the same episodes and in the same pass.
+"""Controls and baselines that a result is compared with, on the same episodes in the same pass.
 
 A promptable network may find the right object without being told which one is wanted. So a score
-is visual reference segmentation only by its distance from three controls, each of which takes one
-thing away: the prompts, the training, the right reference. Three baselines use no prompt encoder.
+shows visual reference segmentation only as far as it exceeds three controls, each of which removes
+one thing: the prompts, the training, or the right reference. Three baselines use no prompt encoder.
 """
 
 import dataclasses
@@ -32,23 +32,23 @@ PRIOR = "cosine prior"
 CLICK = "click at the prior's peak"
 
 MEANING = {
-    UNTRAINED: "the same prompt encoder as it was before training, fresh from the run's seed",
-    WRONG: "the trained one shown another class of the fold, scored on the right one",
-    EMPTY: "SAM's decoder without any sparse prompt: what the target alone gives away",
-    CLICK: "SAM clicked where the target's features are most like the reference's",
-    PRIOR: "the map of that likeness, cut at the one threshold that suits these very episodes best",
+    UNTRAINED: "the same prompt encoder before training, initialised from the run's seed",
+    WRONG: "the trained prompt encoder with a reference of another class, scored on the right one",
+    EMPTY: "SAM's decoder without any sparse prompt: what the target alone reveals",
+    CLICK: "SAM with a click where the target's features are most similar to the reference's",
+    PRIOR: "the map of that similarity, cut at the threshold that is best for these episodes",
     EVERYTHING: "every pixel of every target",
 }
-"""What each name stands for, in the order of tables."""
+"""What each name means, in the order of tables."""
 
 Predict = Callable[..., prediction.Prediction]
 
 THRESHOLDS = tuple(round(0.02 * i, 2) for i in range(1, 50))
-"""Where the prior is cut. The best one is chosen on the test list: an upper bound."""
+"""Thresholds for the prior. The best one is chosen on the test list, so it is an upper bound."""
 
 
 def untrained(cfg: Config, merged_channels: int) -> nnx.State:
-    """Parameters of the prompt encoder that a run of these settings begins with."""
+    """Initial parameters of the prompt encoder of a run with these settings."""
     encoder = ReferencePromptEncoder(
         cfg.prompt, cfg.distribution, merged_channels, rngs=nnx.Rngs(jax.random.key(cfg.seed))
     )
@@ -56,17 +56,16 @@ def untrained(cfg: Config, merged_channels: int) -> nnx.State:
 
 
 def make_step(graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0) -> Predict:
-    """Compiles (params, frozen, episodes) -> predictions with controls.
+    """Compiles (params, frozen, episodes, image_embeddings=None) -> predictions with controls.
 
-    A fourth argument is as that of a training step.
-
-    The episodes are those of a source with `wrong=True`: the right references come first, then as
-    many of a wrong class. The frozen networks see each picture once.
+    The episodes come from a source with `wrong=True`: the right references first, then as many of a
+    wrong class. The frozen networks see each picture once. For `image_embeddings` see
+    `ProSAM.encode`.
 
     Args:
         graph: Structure of the model.
-        fresh: `untrained` parameters.
-        samples: Prompts drawn for the map of uncertainty; 0 for none.
+        fresh: Parameters from `untrained`.
+        samples: Number of prompts drawn for the uncertainty map; 0 for no map.
     """
 
     @jax.jit
@@ -110,7 +109,7 @@ def make_step(graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0) -> Pre
 
 
 def prior(model: ProSAM, features: Features, size: tuple[int, int]) -> Float[Array, "b h w"]:
-    """The pseudo mask of 8.1 at the targets' size, averaged over the references."""
+    """The pseudo mask of section 8.1 at the targets' size, averaged over the references."""
     b, r = len(features.image_embeddings), len(features.reference_mask)
     query = jax.tree.map(lambda x: jnp.repeat(x, r // b, axis=0), features.target)
     augmentation = model.prompt_encoder.features
@@ -120,7 +119,7 @@ def prior(model: ProSAM, features: Features, size: tuple[int, int]) -> Float[Arr
 
 
 def _click(model: ProSAM, likeness: Float[Array, "b h w"]) -> Float[Array, "b 2 c"]:
-    """SAM's tokens of a click at the highest place, in the geometry of `encode_targets`."""
+    """SAM's tokens for a click at the maximum, in the geometry of `ProSAM.encode_targets`."""
     b, h, w = likeness.shape
     height, width = model.sam.cfg.image_size
     peak = likeness.reshape(b, -1).argmax(1)
@@ -131,7 +130,7 @@ def _click(model: ProSAM, likeness: Float[Array, "b h w"]) -> Float[Array, "b 2 
 
 
 def _halves(features: Features, b: int) -> tuple[Features, Features]:
-    """The features with the first half of each target's references, and with the second."""
+    """Splits the features into those with the first and second half of each target's references."""
 
     def half(i: int) -> Features:
         def of(x: Array) -> Array:
@@ -148,7 +147,7 @@ def _above(threshold: float) -> str:
 
 
 def chosen(result: Result) -> Result:
-    """The result with the prior at its best threshold alone, in the order of `MEANING`."""
+    """The result with the prior only at its best threshold, in the order of `MEANING`."""
     scores = result.controls
     threshold = max(THRESHOLDS, key=lambda t: scores[_above(t)].miou)
     scores = scores | {PRIOR: scores[_above(threshold)]}

@@ -1,4 +1,4 @@
-"""The one evaluation, for validation in training and for `prosam evaluate`."""
+"""The evaluation that validation in training and `prosam evaluate` share."""
 
 import collections
 import contextlib
@@ -23,7 +23,11 @@ from prosam_jax.types import Episode
 
 
 def test_episodes(cfg: Config) -> EpisodeSource:
-    """The fixed list of episodes of novel classes that every result of a fold stands on."""
+    """The fixed list of test episodes of a fold.
+
+    Raises:
+        UserError: The dataset is missing or not valid.
+    """
     return datasets.episodes(cfg.data, "test", seed=cfg.eval.seed, length=cfg.eval.episodes)
 
 
@@ -49,10 +53,13 @@ def evaluate(
         source: The fixed list of episodes.
         batch_size: Episodes decoded at once, rounded up to a multiple of the mesh's devices.
         mesh: Devices that share a batch.
-        cache: Knows SAM's embeddings of the targets, or comes to know them.
-        workers: Processes that read.
+        cache: Cache of SAM's embeddings of the targets, None to compute them.
+        workers: Processes that read episodes.
         examples: How many of the first episodes to keep.
         on_batch: Called with the number of episodes done so far.
+
+    Raises:
+        UserError: An image or a mask cannot be read.
     """
     start = time.monotonic()
     kept, done, references, empty_annotations = [], 0, 0, 0

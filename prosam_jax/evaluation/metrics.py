@@ -1,4 +1,4 @@
-"""Segmentation metrics as sums: areas per episode, added up per class, divided once at the end."""
+"""Segmentation metrics from areas that are summed per class and divided once at the end."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from prosam_jax.errors import UserError
 
 
 class Areas(NamedTuple):
-    """Pixels of each episode, background first, then foreground."""
+    """Numbers of pixels of each episode: background first, then foreground."""
 
     intersection: Real[Any, "b 2"]
     union: Real[Any, "b 2"]
@@ -20,7 +20,7 @@ class Areas(NamedTuple):
 def areas(
     prediction: Bool[Array, "b h w"], target: Bool[Array, "b h w"], ignore: Bool[Array, "b h w"]
 ) -> Areas:
-    """Intersection and union of background and of foreground; ignored pixels leave both."""
+    """Intersection and union of background and of foreground, without ignored pixels."""
 
     def count(a, b):
         return jnp.stack([(~a & ~b & ~ignore).sum((1, 2)), (a & b & ~ignore).sum((1, 2))], axis=1)
@@ -35,9 +35,9 @@ class Scores:
     """Intersection over union, each in [0, 1].
 
     Attributes:
-        miou: Mean over classes of the foreground's IoU.
-        fb_iou: Mean of background's and foreground's IoU, both summed over the classes.
-        per_class: The foreground's IoU of each class.
+        miou: Mean over classes of the foreground IoU.
+        fb_iou: Mean of the background and the foreground IoU, whose areas are summed over classes.
+        per_class: Foreground IoU of each class.
     """
 
     miou: float
@@ -46,27 +46,27 @@ class Scores:
 
 
 class IoU:
-    """Sums of areas per class. A class that was never added does not count.
+    """Sums of areas per class; classes without an episode do not count.
 
-    The reference implementation counts such a class as 0; its fixed lists draw every class.
+    VRP-SAM's code counts such a class as 0, but its fixed lists include every class.
     """
 
     def __init__(self) -> None:
         self._areas: dict[int, np.ndarray] = {}
 
     def add(self, episodes: Areas, class_id: Integer[np.ndarray, " b"]) -> None:
-        """Adds the areas of some episodes to those of their classes."""
+        """Adds the areas of episodes to the sums of their classes."""
         for inter, union, c in zip(*map(np.asarray, episodes), class_id.tolist(), strict=True):
             self._areas[c] = self._areas.get(c, 0) + np.stack([inter, union])
 
     def scores(self) -> Scores:
-        """The metrics of everything added so far.
+        """The metrics of all episodes added so far.
 
         Raises:
-            UserError: Nothing was added.
+            UserError: No episode was added.
         """
         if not self._areas:
-            raise UserError("no episode was added, so there is nothing to score")
+            raise UserError("there is no episode to score: set eval.episodes to 1 or more")
         per_class = {c: float(_divide(a)[1]) for c, a in sorted(self._areas.items())}
         return Scores(
             miou=float(np.mean(list(per_class.values()))),

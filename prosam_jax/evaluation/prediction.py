@@ -1,4 +1,4 @@
-"""The compiled prediction for a batch of episodes."""
+"""The compiled prediction of masks for a batch of episodes."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,13 +15,12 @@ class Prediction(NamedTuple):
     """What is predicted for a batch of episodes.
 
     Attributes:
-        areas: To be added up to scores.
+        areas: Areas that `metrics.IoU` adds up.
         mask: The predicted masks.
-        empty_annotations: References of which nothing annotated is left at the
-            features' size.
-        controls: Areas of what the result is measured against, by name (`evaluation.controls`).
-        control_masks: Their masks, where they have one.
-        uncertainty: How far masks of sampled prompts disagree, if that was asked for.
+        empty_annotations: Which references have no annotated cell left at the size of the features.
+        controls: Areas of the controls and baselines, by name (`evaluation.controls`).
+        control_masks: Masks of those controls that have one.
+        uncertainty: How much masks of sampled prompts disagree; None if it is not computed.
     """
 
     areas: metrics.Areas
@@ -32,12 +31,10 @@ class Prediction(NamedTuple):
     uncertainty: Float[Any, "b h w"] | None
 
 
-def make_predict_step(
-    graph: nnx.GraphDef,
-) -> Callable[..., Prediction]:
-    """Compiles (params, frozen, episodes) -> predictions.
+def make_predict_step(graph: nnx.GraphDef) -> Callable[..., Prediction]:
+    """Compiles (params, frozen, episodes, image_embeddings=None) -> predictions.
 
-    A fourth argument is as that of a training step.
+    For `image_embeddings` see `ProSAM.encode`.
     """
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Outcomes of an evaluation, and what is kept of them on disk."""
+"""Results of an evaluation, and the files they are saved in."""
 
 import dataclasses
 import json
@@ -20,14 +20,15 @@ from prosam_jax.types import Episode
 
 
 class Example(NamedTuple):
-    """An episode (no batch axis), its class and what was predicted for it.
+    """An episode (without batch axis), its class and what was predicted for it.
 
     Attributes:
-        episode: The episode; where controls were scored, its references and as many wrong ones.
-        class_name: What its class is called.
-        prediction: The mask.
-        controls: Those of the controls, by name.
-        uncertainty: How far masks of sampled prompts disagree, if that was asked for.
+        episode: The episode; if controls were scored, with as many references of a wrong class
+            after its own.
+        class_name: Name of its class.
+        prediction: The predicted mask.
+        controls: Masks of the controls, by name.
+        uncertainty: How much masks of sampled prompts disagree; None if it was not computed.
     """
 
     episode: Episode
@@ -39,20 +40,19 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Outcome of an evaluation.
+    """Result of an evaluation.
 
     Attributes:
         scores: The metrics.
-        classes: Names of the fold's test classes, those without an episode too.
-        episodes: How many were scored.
+        classes: Names of the fold's test classes, including those without an episode.
+        episodes: Number of episodes that were scored.
         digest: SHA-256 of the list of episodes (`data.episodes.episode_list_digest`).
-        seconds: Wall time, compilation included.
+        seconds: Wall time, including compilation.
         examples: The first episodes, for pictures.
-        references: How many references were shown.
-        empty_annotations: Of how many of them nothing annotated was left at the features'
-            size.
-        controls: Scores of what this one is measured against, by name (`evaluation.controls`).
-        prior_threshold: Where the cosine prior was cut for them.
+        references: Number of references in all episodes.
+        empty_annotations: How many of them had no annotated cell left at the size of the features.
+        controls: Scores of the controls and baselines, by name (`evaluation.controls`).
+        prior_threshold: Threshold of the cosine prior among them; None without controls.
     """
 
     scores: Scores
@@ -68,7 +68,7 @@ class Result:
 
 
 def versions() -> dict[str, str]:
-    """The versions that numbers depend on."""
+    """The versions of software that results depend on."""
     return {
         "prosam_jax": prosam_jax.__version__,
         "jax": jax.__version__,
@@ -78,13 +78,13 @@ def versions() -> dict[str, str]:
 
 
 def device_line() -> str:
-    """What computes: number and kind of devices, and the versions that matter."""
+    """Number and kind of the devices, and the version of JAX, in one line."""
     devices = jax.devices()
     return f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}"
 
 
 def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int | None) -> None:
-    """Writes the scores (percent), the list of episodes and the settings they stand on, as JSON."""
+    """Writes scores (in percent), the digest of the episodes and the settings, as JSON."""
     scores = result.scores
     results = {
         "miou": 100 * scores.miou,
@@ -111,7 +111,7 @@ def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int | N
 
 
 def save_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
-    """Keeps examples as arrays, for pictures that are drawn later."""
+    """Saves examples as arrays, for pictures that are drawn later."""
     arrays = {f"episode/{k}": [getattr(x.episode, k) for x in examples] for k in Episode._fields}
     arrays["class_name"] = [x.class_name for x in examples]
     arrays["prediction"] = [x.prediction for x in examples]
@@ -120,12 +120,15 @@ def save_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
     if examples[0].uncertainty is not None:
         arrays["uncertainty"] = [x.uncertainty for x in examples]
     stacked = {k: np.stack(x) for k, x in arrays.items()}
-    with replacing(path) as part, part.open("wb") as file:  # to a name NumPy would add ".npz"
+    with (
+        replacing(path) as part,
+        part.open("wb") as file,
+    ):  # given a path, NumPy would append ".npz"
         np.savez_compressed(file, allow_pickle=False, **stacked)
 
 
 def load_examples(path: pathlib.Path) -> list[Example]:
-    """What `save_examples` kept."""
+    """Loads what `save_examples` saved."""
     with np.load(path) as file:
         arrays = dict(file)
     return [
@@ -145,7 +148,7 @@ def load_examples(path: pathlib.Path) -> list[Example]:
 
 
 def iou_of(episode: Episode, mask: Bool[np.ndarray, "h w"]) -> float:
-    """The foreground's IoU of one episode."""
+    """The foreground IoU, in [0, 1], of a mask for one episode."""
     counted = ~episode.target_ignore
     overlap = (mask & episode.target_mask & counted).sum()
     return float(overlap / max(((mask | episode.target_mask) & counted).sum(), 1))

@@ -1,4 +1,4 @@
-"""Numbers by step: `metrics.jsonl` and TensorBoard."""
+"""Training curves in `metrics.jsonl` and TensorBoard."""
 
 import json
 import pathlib
@@ -8,9 +8,9 @@ from prosam_jax.atomic import replacing
 
 
 class Curves:
-    """Numbers by step, as JSON lines in `metrics.jsonl` and for TensorBoard.
+    """Writes numbers by step, as JSON lines to `metrics.jsonl` and to TensorBoard.
 
-    Lines of steps after `start` belong to work that is done again; they are dropped, and so is a
+    Lines of steps after `start` are dropped, because those steps will be done again, and so is a
     line that a crash cut short.
     """
 
@@ -21,7 +21,7 @@ class Curves:
         with replacing(path) as part:
             part.write_text("".join(f"{line}\n" for line in kept))
         self._lines = path.open("a", buffering=1)
-        import tensorboardX  # here, because it imports torch where there is one, for seconds
+        import tensorboardX  # here, because it imports torch if installed, which takes seconds
 
         self._board = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True
@@ -35,13 +35,13 @@ class Curves:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushes both files."""
+        """Closes both files."""
         self._lines.close()
         self._board.close()
 
 
 def newest(workdir: pathlib.Path) -> dict[str, float]:
-    """The training's last whole line in `metrics.jsonl`; empty if there is none yet."""
+    """The last complete line of training in `metrics.jsonl`; empty if there is none yet."""
     lines = (workdir / "metrics.jsonl").read_text().split("\n")[:-1]
     return next((json.loads(x) for x in reversed(lines) if "train/loss" in x), {})
 

@@ -1,4 +1,4 @@
-"""Pages that need nothing but themselves: templates of this folder, pictures and figures inside."""
+"""Self-contained HTML pages: rendering of templates, with pictures and figures inlined."""
 
 import base64
 import io
@@ -23,24 +23,24 @@ _TEMPLATES = jinja2.Environment(
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of a template, such as "comparison.html.jinja"; what is no markup is escaped."""
+    """Renders a template of this folder, such as "comparison.html.jinja"; plain text is escaped."""
     return _TEMPLATES.get_template(template).render(values)
 
 
 def data_uri(image: Float[np.ndarray, "h w 3"]) -> str:
-    """An image with values in [0, 1] as the address of an `<img>` that holds its own data."""
+    """A data URI for an `<img>`, from an image with values in [0, 1]."""
     buffer = io.BytesIO()
     Image.fromarray(np.round(image * 255).astype(np.uint8)).save(buffer, "png", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def inline_svg(figure: Figure) -> Markup:
-    """A figure as an `<svg>` element without background, whose text is text.
+    """A figure as an `<svg>` element with text as text and without background.
 
-    Text that the figure leaves black has no colour of its own: it takes the page's `fill`.
+    Black text of the figure gets no colour, so it takes the page's `fill`.
     """
     buffer = io.StringIO()
-    # Without a salt the ids of its parts would be others each time.
+    # Without a salt, the ids of its elements would differ each time.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "prosam_jax"}):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

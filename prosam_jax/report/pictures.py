@@ -1,4 +1,4 @@
-"""Examples as a picture: reference with its annotation, target, prediction, truth."""
+"""Draws examples of an evaluation."""
 
 import pathlib
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ MARK = (1.0, 0.75, 0.0)
 
 
 def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
-    """Draws one row per episode: reference with its annotation, target, prediction, truth."""
-    import matplotlib.figure  # here, because it takes a second of every command's start
+    """Draws a row per episode: reference with annotation, target, prediction, truth."""
+    import matplotlib.figure  # here, because it would add a second to every command's start
 
     figure = matplotlib.figure.Figure(figsize=(2.5 * 4, 2.6 * len(examples)), layout="constrained")
     axes = figure.subplots(len(examples), 4, squeeze=False)
@@ -40,7 +40,7 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
 
 
 def _lone(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Marked pixels without a annotated neighbour, too small to be seen in a picture."""
+    """Annotated pixels without an annotated neighbour, too small to be seen in a picture."""
     padded = np.pad(mask, 1)
     beside = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
     return mask & ~beside

@@ -1,7 +1,6 @@
-"""Scores as tables for a terminal."""
+"""Scores and the frozen weights they depend on, as text for a terminal."""
 
 import rich.console
-import rich.progress
 import rich.table
 
 from prosam_jax.config import RANDOM, Config
@@ -10,7 +9,7 @@ from prosam_jax.evaluation.results import Result
 
 
 def frozen_line(cfg: Config) -> str:
-    """Which frozen weights are used; says it plainly where they are random."""
+    """The frozen weights in one line, with a clear note if they are random."""
     parts = {
         f"SAM {cfg.sam.model}": cfg.sam.weight_file(),
         f"backbone {cfg.backbone.name}": cfg.backbone.weight_file(),
@@ -31,7 +30,7 @@ def summary(result: Result) -> str:
 
 
 def print_scores(result: Result) -> None:
-    """Prints mIoU, FB-IoU and the IoU of each class; one without an episode is not counted."""
+    """Prints mIoU, FB-IoU and the IoU of each class; classes without an episode do not count."""
     table = rich.table.Table(title=f"{result.episodes} episodes of novel classes")
     table.add_column("class")
     table.add_column("IoU %", justify="right")
@@ -50,6 +49,6 @@ def print_scores(result: Result) -> None:
     rich.console.Console().print(table)
     if result.empty_annotations:
         print(
-            f"of {result.empty_annotations} of {result.references} references nothing annotated is "
+            f"{result.empty_annotations} of {result.references} references have no annotated cell "
             "left at the size of the features (data.downsample=coverage keeps every annotation)"
         )

@@ -1,4 +1,4 @@
-"""Training from the first step to the last, with validation, checkpoints and resumption."""
+"""The training loop, with validation, checkpoints and resumption."""
 
 import contextlib
 import dataclasses
@@ -35,19 +35,20 @@ from prosam_jax.weights.checkpoint import Checkpoints
 
 
 def train(cfg: Config, workdir: pathlib.Path) -> None:
-    """Trains the prompt encoder, or goes on with a run that has a checkpoint in `workdir`.
+    """Trains the prompt encoder, or resumes the run in `workdir` if it has a checkpoint.
 
-    Order of start: the latest checkpoint of `workdir`, else the file `prompt.weights`, else from
-    the seed. Writes `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` there.
+    Training starts from the latest checkpoint in `workdir`, or else from the file `prompt.weights`,
+    or else from initial parameters drawn from the seed. It writes `config.json`, `frozen.json`,
+    `dataset.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` to `workdir`.
 
     Raises:
         UserError: A setting, a file or an old run in `workdir` does not fit.
-        FloatingPointError: The loss is not finite any more; names metric and step.
-        Stopped: SIGTERM or SIGINT came; the state is saved.
+        FloatingPointError: A metric is no longer finite; the message names metric and step.
+        Stopped: SIGTERM or SIGINT was received; the state is saved.
     """
     if goes_on := _has_checkpoint(workdir):
         began = _check_run(cfg, workdir)
-        # It has its own parameters: the file that it began from may have moved or be gone.
+        # The file that it started from is no longer needed and may be gone.
         trainer = Trainer(replaced(cfg, {"prompt.weights": ""}))
         was, now = prompt_encoder.read_classes(workdir), trainer.source.fold.class_names
         if was is not None and was != list(now):
@@ -63,7 +64,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     if not goes_on:
         prompt_encoder.write_frozen(cfg, workdir)
         prompt_encoder.write_dataset(cfg.data.name, trainer.source.fold.class_names, workdir)
-    # A second signal must not cut short the writing of what the first one had saved.
+    # A second signal must not interrupt the saving that the first one caused.
     with Signals() as signals, contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = checkpoints.latest or 0
         if start:
@@ -71,16 +72,14 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         trainer.print_facts()
         unscored = start > 0 and trainer.is_due(start) and not checkpoints.validated(start)
         if start >= trainer.total and not unscored:
-            console.note(
-                f"nothing to do: {workdir} is at step {start}, train.steps is {trainer.total}"
-            )
+            console.note(f"nothing to do: {workdir} is at step {start} of {trainer.total}")
             return
         origin = f" with {cfg.prompt.weights}" if cfg.prompt.weights else ""
-        begins = f"going on at step {start}" if start else f"starting{origin} at step 0"
+        begins = f"resuming at step {start}" if start else f"starting{origin} at step 0"
         console.note(f"{begins} in {workdir}")
         trainer.run(start, workdir, checkpoints, signals, validate_first=unscored)
         best = checkpoints.best
-    known = "never validated" if best is None else f"best validation at step {best}"
+    known = "not validated" if best is None else f"best validation at step {best}"
     print(f"{workdir}: trained to step {trainer.total}, {known}")
     if trainer.cache:
         console.note(trainer.cache.summary())
@@ -94,15 +93,15 @@ def _has_checkpoint(workdir: pathlib.Path) -> bool:
 
 
 def _check_run(cfg: Config, workdir: pathlib.Path) -> Config:
-    """The settings that the run in `workdir` began with; UserError if `cfg` is another run's."""
+    """The settings that the run in `workdir` started with; UserError if `cfg` does not fit it."""
     began = read_config(workdir / "config.json")
     may = CHANGES_NO_NUMBER
-    if cfg.train.schedule != "cosine":  # which depends on the length
+    if cfg.train.schedule != "cosine":  # whose learning rates depend on the length
         may |= {Role.LENGTH}
     if differences := changed(began, cfg, may):
         raise UserError(
             f"{workdir} holds a run with other settings ({'; '.join(differences)}): "
-            "choose another --workdir, or the old settings to go on with it"
+            "choose another --workdir, or the run's settings to resume it"
         )
     trained_on = prompt_encoder.read_frozen(workdir)
     prompt_encoder.check_frozen(workdir, trained_on, prompt_encoder.frozen_weights(cfg))
@@ -110,7 +109,11 @@ def _check_run(cfg: Config, workdir: pathlib.Path) -> Config:
 
 
 class Trainer:
-    """A run in memory: data, frozen networks, compiled steps and the state they change."""
+    """A run in memory: data, frozen networks, compiled steps and the training state.
+
+    Raises:
+        UserError: A setting or a file is not valid.
+    """
 
     def __init__(self, cfg: Config):
         self.cfg = cfg
@@ -137,7 +140,7 @@ class Trainer:
         self.cache = opened(cfg.cache, sam, lambda x: sharding.split_batch(x, self.mesh))
 
     def print_facts(self) -> None:
-        """Says what is trained on what."""
+        """Prints devices, networks and data of the run on stderr."""
         for line in (
             f"devices: {self.mesh.size} of {results.device_line()}",
             f"frozen: {scores.frozen_line(self.cfg)}",
@@ -169,10 +172,14 @@ class Trainer:
 
         Args:
             start: Steps already taken.
-            workdir: Where the curves go.
-            checkpoints: Where states go.
-            signals: Entered; what it receives ends the run.
-            validate_first: Whether the validation of `start` itself is to be made up for.
+            workdir: Folder for the curves.
+            checkpoints: Where states are saved.
+            signals: An entered `Signals`; a signal that it receives ends the run.
+            validate_first: Whether to validate `start` first, because that was interrupted.
+
+        Raises:
+            FloatingPointError: A metric is not finite.
+            Stopped: A signal was received; the state is saved.
         """
         cfg = self.cfg.train
         with contextlib.ExitStack() as stack:
@@ -192,8 +199,8 @@ class Trainer:
             for i, episode in enumerate(loader, start + 1):
                 batch = sharding.split_batch(episode, self.mesh)
                 embeddings = self.cache(episode.target_image) if self.cache else None
-                # One step runs while the next batch is read, and no more are queued: a signal is
-                # answered within two steps, and the bar tells the truth.
+                # One step runs while the next batch is read, and no more are queued, so that a
+                # signal takes effect within two steps and the bar is accurate.
                 jax.block_until_ready(window.logs[-1:])
                 self.state, logs = self.train_step(self.state, self.frozen, batch, embeddings)
                 window.add(logs, episode.class_id)
@@ -202,7 +209,7 @@ class Trainer:
                 save = last or self.is_due(i) or i % cfg.checkpoint_every == 0 or signals.received
                 log = save or i % cfg.log_every == 0
                 if log:
-                    # Looked at before anything is saved: no checkpoint holds a NaN.
+                    # Checked before anything is saved, so that no checkpoint contains a NaN.
                     values = window.values()
                     rate = np.asarray(self.learning_rate(i - 1)).item()
                     curves.write("train", i, values | {"learning_rate": rate})
@@ -213,7 +220,7 @@ class Trainer:
                     window = Window(i, cfg.batch_size)
 
     def validate(self, on_batch: Callable[[int], None]) -> results.Result:
-        """Scores the state on the fold's test episodes."""
+        """Scores the current state on the fold's test episodes."""
         return evaluate.evaluate(
             self.predict,
             self.state.params,
@@ -229,13 +236,13 @@ class Trainer:
 
 @dataclasses.dataclass
 class _Keeper:
-    """Saves a state, scored if it is due; a signal cuts the scoring short, and then the run."""
+    """Validates if asked to, and saves; a signal interrupts the validation and then the run."""
 
     trainer: Trainer
     checkpoints: Checkpoints
     curves: Curves
     bar: console.Progress
-    signals: "Signals"
+    signals: Signals
 
     def __call__(self, i: int, *, validate: bool) -> None:
         miou = None
@@ -245,14 +252,14 @@ class _Keeper:
                 miou = result.scores.miou
                 self.curves.write("validation", i, {"miou": miou, "fb_iou": result.scores.fb_iou})
                 self.bar.print(f"step {i}: validation {scores.summary(result)}")
-        if miou is not None or i not in self.checkpoints.steps:  # else there is nothing to add
+        if miou is not None or i not in self.checkpoints.steps:  # otherwise it is saved already
             self.checkpoints.save(i, self.trainer.state, miou)
         if self.signals.received:
             raise Stopped(self.signals.received, i)
 
 
 class Window:
-    """Metrics of the steps since the last line of the log, left on the device until asked for."""
+    """Metrics of the steps since the last line of the log; they stay on the device until read."""
 
     def __init__(self, start: int, batch_size: int):
         self.start, self.batch_size = start, batch_size
@@ -266,10 +273,10 @@ class Window:
         self.classes.append(class_id)
 
     def values(self) -> dict[str, float]:
-        """Means over the window, "miou" and "episodes_per_s".
+        """Means of the metrics over the window, "miou" and "episodes_per_s".
 
         Raises:
-            FloatingPointError: A metric is not finite; names the first step and metric.
+            FloatingPointError: A metric is not finite; the message names it and its step.
         """
         logs = jax.device_get(self.logs)
         iou = IoU()
@@ -277,8 +284,8 @@ class Window:
             for name, value in log.items():
                 if not np.isfinite(value).all():
                     raise FloatingPointError(
-                        f"{name} is {value} at step {i}: try a smaller train.learning_rate; "
-                        "no checkpoint holds that step"
+                        f"{name} is {value} at step {i}, which is not saved: try a smaller "
+                        "train.learning_rate"
                     )
             inter, union = log.pop("intersection"), log.pop("union")
             both = (np.stack([0 * x, x], axis=1) for x in (inter, union))

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C in a training that saves before it ends."""
+"""Handling of SIGTERM and Ctrl-C, so that a training saves before it ends."""
 
 import signal
 import threading
@@ -6,19 +6,19 @@ import types
 
 
 class Stopped(Exception):
-    """A signal ended the run early; everything done so far is saved."""
+    """A signal ended the run early; its state at step `at` is saved."""
 
     def __init__(self, signum: int, at: int):
-        super().__init__(f"stopped at step {at}; the same command goes on from there")
+        super().__init__(f"stopped at step {at}; run the same command again to resume")
         self.signum = signum
 
 
 class Interrupted(Exception):
-    """A signal came while a validation was under way."""
+    """A signal was received during a validation."""
 
 
 class Signals:
-    """While entered, SIGTERM and a first Ctrl-C are noted in `received` and do not end the run."""
+    """While entered, records SIGTERM and a first Ctrl-C in `received` instead of ending the run."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -31,7 +31,7 @@ class Signals:
         return self
 
     def check(self, done: int) -> None:
-        """Raises Interrupted if a signal came."""
+        """Raises Interrupted if a signal was received; takes the argument of `on_batch`."""
         if self.received:
             raise Interrupted
 

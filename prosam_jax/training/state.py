@@ -1,4 +1,4 @@
-"""What a training step changes, and the optimiser and schedule that change it (section 5.1)."""
+"""Training state, optimiser and learning-rate schedule (paper, section 5.1)."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ from prosam_jax.config import TrainConfig
 
 
 class TrainState(NamedTuple):
-    """All that a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
         params: The prompt encoder's parameters.
         opt_state: AdamW's moments and step count.
-        step: Steps taken; random numbers and the position in the data follow from it.
+        step: Steps taken; it determines random numbers and the position in the data.
     """
 
     params: nnx.State
@@ -26,7 +26,7 @@ class TrainState(NamedTuple):
 
 
 def steps_per_epoch(cfg: TrainConfig, images: int) -> int:
-    """Steps in which at least `images` targets are drawn; the next epoch begins within the last."""
+    """Steps for `images` targets, rounded up; the last may include targets of the next epoch."""
     return -(-images // cfg.batch_size)
 
 
@@ -36,7 +36,7 @@ def total_steps(cfg: TrainConfig, images: int) -> int:
 
 
 def schedule(cfg: TrainConfig, images: int) -> optax.Schedule:
-    """Learning rate by step: torch's CosineAnnealingWarmRestarts or CosineAnnealingLR, to 0."""
+    """Learning rate by step, as torch's CosineAnnealingWarmRestarts or CosineAnnealingLR, to 0."""
     period = total_steps(cfg, images)
     if cfg.schedule == "warm_restarts":
         period = cfg.restart_epochs * steps_per_epoch(cfg, images)
@@ -48,7 +48,7 @@ def schedule(cfg: TrainConfig, images: int) -> optax.Schedule:
 
 
 def optimizer(cfg: TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW as torch's: betas 0.9 and 0.999, eps 1e-8, decay decoupled from the gradient."""
+    """AdamW as in torch: betas 0.9 and 0.999, eps 1e-8, decoupled weight decay."""
     return optax.adamw(rate, weight_decay=cfg.weight_decay)
 
 

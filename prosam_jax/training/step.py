@@ -1,4 +1,4 @@
-"""The pure functions that are compiled: one training step, one batch of predictions."""
+"""The compiled training step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +16,11 @@ from prosam_jax.training.state import TrainState
 def make_train_step(
     graph: nnx.GraphDef, tx: optax.GradientTransformation, seed: int, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """Compiles (state, frozen, episodes) -> (state, metrics); the old state is given up.
+    """Compiles (state, frozen, episodes, image_embeddings=None) -> (state, metrics).
 
-    A fourth argument is what a feature cache knows of the targets, see `ProSAM.encode`. The frozen
-    parts are an argument: no gradient, no optimiser state, no copy in checkpoints.
+    The old state is donated. For `image_embeddings`, which a feature cache provides, see
+    `ProSAM.encode`. The frozen networks are an argument of their own, so they have no gradient, no
+    optimiser state and no copy in checkpoints.
     """
     key = stream(seed, "train")
 

@@ -1,4 +1,4 @@
-"""Training state on disk: the latest step to go on from and the best one to evaluate."""
+"""Checkpoints of a training: the latest one to resume from and the best one to evaluate."""
 
 import pathlib
 from typing import Any
@@ -15,12 +15,12 @@ METRIC = "miou"
 class Checkpoints:
     """The checkpoints of one run, kept by Orbax in `<workdir>/checkpoints`.
 
-    Two are kept: the latest, and the one with the best validation mIoU. Writing goes on in the
-    background; an unfinished checkpoint is never taken for a whole one.
+    Two are kept: the latest, and the one with the best validation mIoU. They are written in the
+    background, and an unfinished checkpoint is never read as a complete one.
 
     Args:
         workdir: Folder of the run.
-        read_only: Leaves alone what a running training may be writing.
+        read_only: Whether to change nothing, so that a training may be writing at the same time.
     """
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
@@ -42,7 +42,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps whose checkpoints are kept."""
+        """The steps that have a checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     @property
@@ -56,14 +56,11 @@ class Checkpoints:
         return self._manager.best_step()
 
     def validated(self, step: int) -> bool:
-        """Whether the checkpoint of `step` carries its mIoU."""
+        """Whether the checkpoint of `step` has a validation mIoU."""
         return bool(self._manager.metrics(step))
 
     def save(self, step: int, state: Any, miou: float | None = None) -> None:
-        """Begins to write `state`, in place of an older one of that step.
-
-        A validated state carries its mIoU.
-        """
+        """Starts to write `state` and, if it was validated, its mIoU; replaces one of that step."""
         if step in self._manager.all_steps():
             self._manager.wait_until_finished()
             self._manager.delete(step)
@@ -71,7 +68,7 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
     def restore(self, step: int, like: Any) -> Any:
-        """Reads the state of `step` into the structure, types and sharding of `like`.
+        """Reads the state of `step` with the structure, dtypes and sharding of `like`.
 
         Raises:
             UserError: The stored tree differs from `like` in names or shapes.
@@ -81,7 +78,7 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
     def restore_params(self, step: int, like: Any) -> Any:
-        """Reads the parameters of `step` into the structure of `like`, on one device.
+        """Reads only the parameters of `step`, with the structure of `like`, onto one device.
 
         Raises:
             UserError: The stored parameters differ from `like` in names or shapes.
@@ -107,8 +104,8 @@ class Checkpoints:
             return found
         if name == "best" and known:
             raise UserError(
-                f"{self._folder.parent} has no best checkpoint, because it was never validated: "
-                "pass --checkpoint=latest"
+                f"{self._folder.parent} has no best checkpoint, because the run was never "
+                "validated: pass --checkpoint=latest"
             )
         kept = ", ".join(map(str, known)) or "none"
         raise UserError(
@@ -121,16 +118,17 @@ class Checkpoints:
         wrong = sorted(name for name in held | wanted if held.get(name) != wanted.get(name))
         if wrong:
             pairs = [
-                (name, held.get(name, "nothing"), wanted.get(name, "nothing")) for name in wrong
+                f"{name} is {held.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}"
+                for name in wrong[:8]
             ]
-            lines = [f"  {name}: stored {one}, wanted {other}" for name, one, other in pairs[:8]]
             raise UserError(
-                f"checkpoint {self._folder / str(step)} differs from the model in "
-                f"{len(wrong)} arrays:\n" + "\n".join(lines)
+                f"checkpoint {self._folder / str(step)} differs from the model in {len(wrong)} "
+                f"arrays ({'; '.join(pairs)}): choose another --workdir, or the settings of its "
+                "config.json"
             )
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until everything is on disk, and closes."""
         self._manager.wait_until_finished()
         self._manager.close()
 

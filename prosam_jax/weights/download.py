@@ -1,10 +1,10 @@
-"""Fetches published files: a target appears when it is whole and what it should be.
+"""Fetches published files; a file appears when it is complete and verified.
 
-The Hugging Face hub's own client fetches what lies there. The rest (Meta's and torchvision's
-checkpoints; the archives of VOC, SBD and COCO, up to 13 GB) is only at its publisher's address, and
-pooch, the usual library for such files, begins anew after an interruption (1.9). So this module
-keeps what has arrived in a `.part` file, from which the next call goes on where a checksum is known
-to judge the outcome by.
+Files on the Hugging Face hub are fetched by its own client. The others (checkpoints of Meta and
+torchvision; archives of VOC, SBD and COCO, up to 13 GB) are only at their publishers' addresses.
+pooch, the usual library for them, starts again after an interruption (as of 1.9), so this module
+keeps what has arrived in a `.part` file. The next call resumes from it if a checksum is known, with
+which the result can be verified.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ from prosam_jax.errors import UserError
 from prosam_jax.weights import hub, registry
 from prosam_jax.weights.registry import Remote
 
-WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds, before the attempts that follow one without any progress
-TIMEOUT = 30.0  # seconds without a byte
+WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each attempt after one without progress
+TIMEOUT = 30.0  # seconds without receiving a byte
 CHUNK = 1 << 20
 BUSY = (408, 429, 500, 502, 503, 504)
 BROKEN = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
 class Fetched(NamedTuple):
-    """A file on disk: its path, what its checksum says, and whether it lay there before."""
+    """A file on disk: its path, the result of `registry.verify`, and whether it existed before."""
 
     path: pathlib.Path
     check: str
@@ -43,12 +43,11 @@ class Fetched(NamedTuple):
 
 
 def fetch(entry: Remote, folder: pathlib.Path) -> Fetched:
-    """Brings a published file to `folder`, or verifies the one that is there.
+    """Fetches a published file to `folder`, or verifies it if it is there.
 
     Raises:
-        UserError: It cannot be fetched or is not what it should be; the message says how to get
-            it by hand.
-        OSError: The connection broke again and again, or the disk is full.
+        UserError: It cannot be fetched or is a wrong file; the message says how to get it by hand.
+        OSError: The connection failed repeatedly, or the disk is full.
     """
     target = folder / entry.file
     if target.exists():
@@ -60,7 +59,7 @@ def fetch(entry: Remote, folder: pathlib.Path) -> Fetched:
     try:
         check = _copy(entry, target) if entry.hub or entry.package else _download(entry, target)
     except filelock.Timeout as error:
-        raise UserError(f"another process fetches {target}; wait until it has ended") from error
+        raise UserError(f"another process is fetching {target}; wait until it ends") from error
     except UserError as error:
         steps = f"{entry.by_hand}; {entry.steps_by_hand(target)}"
         raise UserError(f"{error}; to get it by hand, {steps}") from error
@@ -99,7 +98,7 @@ def _download(entry: Remote, target: pathlib.Path) -> str:
             check = _received(entry, part)
             part.replace(target)
         finally:
-            if os.name == "posix":  # elsewhere its release removes it
+            if os.name == "posix":  # on Windows, releasing it removes it
                 lock.unlink(missing_ok=True)
     return check
 
@@ -113,12 +112,12 @@ def _received(entry: Remote, part: pathlib.Path) -> str:
         part.unlink()
         if not older:
             raise UserError(f"{entry.url} gave a wrong file: {error}") from error
-    console.note(f"what was resumed of {entry.file} makes a wrong file; fetching it from the start")
+    console.note(f"resuming {entry.file} gave a wrong file; fetching it from the start")
     return _received(entry, part)
 
 
 def _receive(entry: Remote, part: pathlib.Path) -> None:
-    """Completes the part over as many connections as it takes; whether rightly, is not judged."""
+    """Completes the part, with new connections if needed; does not verify it."""
     failures, furthest = 0, _length(part)
     while True:
         offset = _length(part) if entry.sha256 else 0
@@ -137,7 +136,7 @@ def _receive(entry: Remote, part: pathlib.Path) -> None:
                 status = error.code
                 error.close()
             if status == 416 and offset:
-                return  # nothing lies behind
+                return  # there are no bytes after the offset
             unreachable = isinstance(error, URLError) and not (status or failures)
             if unreachable or (status and status not in BUSY):
                 raise UserError(f"{entry.url} cannot be fetched ({error})") from error
@@ -145,8 +144,8 @@ def _receive(entry: Remote, part: pathlib.Path) -> None:
                 failures, furthest = 0, _length(part)
             if failures == len(WAITS):
                 raise OSError(
-                    f"{entry.url} fails again and again ({error}); {part} has {_length(part):,} "
-                    "bytes; run the same command again"
+                    f"{entry.url} fails repeatedly ({error}); {part} has {_length(part):,} bytes; "
+                    "run the same command again"
                 ) from error
             console.note(f"{error}; trying again in {WAITS[failures]:g} s")
             time.sleep(WAITS[failures])
@@ -154,10 +153,14 @@ def _receive(entry: Remote, part: pathlib.Path) -> None:
 
 
 def _append(entry: Remote, part: pathlib.Path, response: HTTPResponse, offset: int) -> None:
-    """Writes what comes behind the part's `offset` bytes or, if it is the whole file, over them.
+    """Appends a response to the part's `offset` bytes, or replaces them by a whole file.
 
-    Raises ConnectionError where another attempt may help. A response that is not about the file,
-    such as a network's login page, leaves the part as it is.
+    A response that is not the file, such as a network's login page, leaves the part as it is.
+
+    Raises:
+        UserError: The response is not the file.
+        ConnectionError: The response ended early; another attempt may help.
+        OSError: The disk is full.
     """
     headers, start = response.headers, offset if response.status == 206 else 0
     if headers.get_content_type() == "text/html":
@@ -175,7 +178,7 @@ def _append(entry: Remote, part: pathlib.Path, response: HTTPResponse, offset: i
             file.write(chunk)
             advance(len(chunk))
     if total not in (None, _length(part)):
-        raise ConnectionError(f"{_length(part):,} of {total:,} bytes came")
+        raise ConnectionError(f"received {_length(part):,} of {total:,} bytes")
 
 
 def _length(part: pathlib.Path) -> int:
@@ -185,5 +188,5 @@ def _length(part: pathlib.Path) -> int:
 def _check_room(entry: Remote, folder: pathlib.Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        room = f"{needed:,} more bytes, {folder} has {free:,} free"
-        raise OSError(f"{entry.name} takes {room}; make room, or name another folder")
+        room = f"{needed:,} more bytes, but {folder} has {free:,} free"
+        raise OSError(f"{entry.name} needs {room}; make room, or choose another folder")

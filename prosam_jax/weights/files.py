@@ -1,6 +1,6 @@
 """Weight files: safetensors whose keys are NNX paths, written atomically and read strictly.
 
-torch is not needed here; `prosam_jax.convert` makes such files from torch's.
+This module does not need torch; `prosam_jax.convert` makes weight files from torch checkpoints.
 """
 
 import hashlib
@@ -36,25 +36,25 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 class _OneKey(nnx.Rngs):
-    """The same key at every call. Counting calls takes most of the time of an abstract build."""
+    """Gives the same key at every call, because counting calls dominates an abstract build."""
 
     def params(self) -> jax.Array:
         return self.default.key[...]
 
 
 def abstract(build: Callable[[nnx.Rngs], Module]) -> Module:
-    """The module that `build` makes, with shapes and types in place of arrays."""
+    """The module that `build` makes, with shapes and dtypes in place of arrays."""
     return nnx.eval_shape(lambda: build(_OneKey(0)))
 
 
 def leaves(module: nnx.Module) -> dict[str, Any]:
-    """Every array (of an abstract module: shape and type) by its NNX path, joined with "."."""
+    """All arrays of a module (shapes and dtypes if it is abstract) by NNX path, joined by "."."""
     flat = nnx.to_flat_state(nnx.state(module))
     return {".".join(map(str, path)): variable.get_value() for path, variable in flat}
 
 
 def fill(module: Module, array_of: Callable[[str], ArrayLike]) -> Module:
-    """A copy of `module` whose leaf of each name is `array_of(name)`, one at a time."""
+    """A copy of `module` with the leaf of each name set to `array_of(name)`, one at a time."""
     graph, state = nnx.split(module)
     filled = [
         (path, variable.replace(jnp.array(array_of(".".join(map(str, path))))))
@@ -64,11 +64,11 @@ def fill(module: Module, array_of: Callable[[str], ArrayLike]) -> Module:
 
 
 def random(build: Callable[[nnx.Rngs], Module], seed: int) -> Module:
-    """A module with stand-ins for weights that nobody has: each array drawn by its name.
+    """A module with random weights: each array is drawn from the seed and its name.
 
-    Kernels are N(0, 1 / n) with n the product of all axes but the last, norms the identity,
-    biases and position tables 0, all else N(0, 1). NumPy draws them: compiling JAX's generator
-    for every shape of a frozen network takes a minute. Same seed, same numbers.
+    Kernels are N(0, 1 / n) with n the product of all axes but the last, norms are the identity,
+    biases and position tables are 0, and all else is N(0, 1). NumPy draws them, because compiling
+    JAX's generator for every shape of a frozen network takes a minute.
     """
     module = abstract(build)
     specs = leaves(module)
@@ -92,27 +92,26 @@ def save(
     arrays: Mapping[str, np.ndarray | jax.Array],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Writes a weight file; equal input makes equal bytes.
+    """Writes a weight file; the same input makes the same bytes.
 
-    The file appears under its name when it is complete, and a failure leaves nothing behind. The
-    metadata is one JSON text, because safetensors shuffles several entries; a checksum of the
-    arrays' names and bytes joins it as "arrays_sha256".
+    The file appears when it is complete, and a failure leaves nothing behind. The metadata is a
+    single JSON text, because safetensors shuffles multiple entries; "arrays_sha256", a checksum of
+    the arrays' names, shapes and bytes, is added to it.
 
     Args:
-        path: The file; its folder is made if it is missing, an older file is replaced.
-        arrays: float32 arrays by NNX path, such as `leaves` gives.
-        metadata: What the file is, values that JSON knows; `load` wants "kind" and
-            "architecture".
+        path: The file; its folder is created if it is missing, an older file is replaced.
+        arrays: float32 arrays by NNX path, such as `leaves` returns.
+        metadata: What the file is, as JSON values; `load` needs "kind" and "architecture".
 
     Raises:
-        UserError: An array is not of type float32.
-        OSError: The disk is full, or the folder cannot be written.
+        UserError: An array is not float32.
+        OSError: The disk is full, or the folder cannot be written to.
     """
     path = pathlib.Path(path)
     for name, array in arrays.items():
         if array.dtype != np.float32:
-            raise UserError(f"{name} has type {array.dtype}; weight files hold float32 only")
-    # safetensors takes the bytes as they lie in memory, which those of a transposed view do not.
+            raise UserError(f"{name} is {array.dtype}; weight files take only float32: convert it")
+    # safetensors copies bytes in memory order, which is wrong for views such as a transpose.
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     facts = {"format": FORMAT, "arrays_sha256": checksum(contiguous), **metadata}
     text = json.dumps(facts, sort_keys=True)
@@ -122,23 +121,25 @@ def save(
             part.touch()
             mode = part.stat().st_mode
             save_file(contiguous, part, metadata={NAMESPACE: text})
-            part.chmod(mode)  # as for any new file: safetensors makes them the owner's alone
+            part.chmod(
+                mode
+            )  # as for any new file; safetensors would make it readable only by its owner
     except safetensors.SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
 
 
 def checksum(arrays: Mapping[str, np.ndarray | jax.Array]) -> str:
-    """SHA-256 of the arrays' names, shapes and bytes, whatever their order."""
+    """SHA-256 of the arrays' names, shapes and bytes, independent of their order."""
     return _checksum(sorted(arrays.items()))
 
 
 def check_whole(file: Any, path: str | os.PathLike[str], *, made_by: str) -> None:
-    """Raises UserError unless an open weight file holds the numbers that were written to it."""
+    """Raises UserError unless the arrays of an open weight file match its checksum."""
     written = read_metadata(file).get("arrays_sha256")
     found = _checksum((name, file.get_tensor(name)) for name in sorted(file.keys()))
     if written not in (None, found):
         raise UserError(
-            f"{path} is damaged: the sha256 of its arrays is {found}, it was written with "
+            f"{path} is damaged: the sha256 of its arrays is {found}, but it was written with "
             f"{written}; make it again with: {made_by}"
         )
 
@@ -152,12 +153,16 @@ def _checksum(arrays: Iterable[tuple[str, np.ndarray | jax.Array]]) -> str:
 
 
 def read_metadata(file: Any) -> dict[str, Any]:
-    """The metadata of an open weight file, empty if it is some other file."""
+    """The metadata of an open safetensors file; empty if it is not a weight file."""
     return json.loads((file.metadata() or {}).get(NAMESPACE, "{}"))
 
 
 def metadata(path: str | os.PathLike[str], *, made_by: str) -> dict[str, Any]:
-    """The metadata of a weight file, as `read_metadata`; errors as those of `load`."""
+    """The metadata of a safetensors file; empty if it is not a weight file.
+
+    Raises:
+        UserError: The file is missing, damaged or not a safetensors file.
+    """
     with _open(path, made_by) as file:
         return read_metadata(file)
 
@@ -175,16 +180,16 @@ def load(
     Args:
         build: Makes the module, for example `lambda rngs: Sam(cfg, rngs=rngs)`.
         path: The weight file.
-        kind: One of the keys of `SETTINGS`.
-        architecture: Value of that kind's setting, for example "vit_h".
-        made_by: Command that makes the file, for the messages.
+        kind: A key of `SETTINGS`.
+        architecture: Value of the setting that `SETTINGS` names, for example "vit_h".
+        made_by: Command that makes the file, for messages.
 
     Returns:
-        The module, its arrays on the default device.
+        The module, with its arrays on the default device.
 
     Raises:
-        UserError: The file is missing, damaged, no weight file, or of another kind or
-            architecture, or its names, shapes or types are not exactly those of the module.
+        UserError: The file is missing, damaged, not a weight file, or of another kind or
+            architecture, or its names, shapes or dtypes do not exactly match the module.
     """
     with _open(path, made_by) as file:
         _check_metadata(path, read_metadata(file), kind, architecture, made_by)
@@ -202,10 +207,17 @@ def load(
 def frozen(
     build: Callable[[nnx.Rngs], Module], file: str, seed: int, *, kind: str, architecture: str
 ) -> Module:
-    """A frozen network as the settings name its weights: of a file, or "random" from a seed.
+    """Builds a frozen network.
+
+    Args:
+        build: Makes the module.
+        file: The weight file, or "random" for weights drawn from the seed.
+        seed: The seed.
+        kind: "sam" or "backbone".
+        architecture: Value of `sam.model` or `backbone.name`.
 
     Raises:
-        UserError: As `load`.
+        UserError: As for `load`.
     """
     if file == RANDOM:
         return random(build, seed)
@@ -217,19 +229,19 @@ def made_by(kind: str, architecture: str, out: str | os.PathLike[str]) -> str:
     """The command that makes the weight file `out` of a frozen network, for messages."""
     if architecture == "shapes":
         return (
-            f"python packaged/shapes_{kind}.py --out {out} (--config.{kind}.weights=packaged "
-            "takes the one that comes with the package)"
+            f"python packaged/shapes_{kind}.py --out {out} (or use the one that comes with the "
+            f"package: --config.{kind}.weights=packaged)"
         )
     if architecture == "tiny":
         return f"--config.{kind}.weights=random, which needs no file"
     return (
         f"prosam weights convert {kind} --model {architecture} --checkpoint CHECKPOINT "
-        f"--out {out} (`prosam weights list` knows the checkpoints)"
+        f"--out {out} (`prosam weights list` shows the checkpoints)"
     )
 
 
 def listing(problems: Mapping[str, Sequence[str]]) -> str:
-    """One line for each group of problems: their number, its name and the first few."""
+    """A line for each group of problems: how many there are, the group and the first few."""
     lines = []
     for group, entries in problems.items():
         more = f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""
@@ -244,7 +256,7 @@ def _open(path: str | os.PathLike[str], made_by: str) -> Any:
         return safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
-            f"{path} is no complete safetensors file ({error}); make it again with: {made_by}"
+            f"{path} is not a complete safetensors file ({error}); make it again with: {made_by}"
         ) from error
 
 
@@ -257,7 +269,7 @@ def _check_metadata(
 ) -> None:
     if found.get("format") != FORMAT or found.get("kind") not in SETTINGS:
         raise UserError(
-            f"{path} is no weight file of format {FORMAT!r}; make it again with: {made_by}"
+            f"{path} is not a weight file of format {FORMAT!r}; make it again with: {made_by}"
         )
     held = f"{SETTINGS[found['kind']]}={found.get('architecture')}"
     wanted = f"{SETTINGS[kind]}={architecture}"

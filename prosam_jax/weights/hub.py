@@ -1,7 +1,8 @@
-"""Files on a Hugging Face hub; of trained prompt encoders one and a model card per repository.
+"""Uploads to and downloads from a Hugging Face hub.
 
-Needs the package `huggingface_hub`, which the extra `hub` installs. The hub is that of the
-environment variable HF_ENDPOINT, https://huggingface.co if there is none.
+A repository of a trained prompt encoder contains its file and a model card. This module needs the
+package `huggingface_hub`, which the extra `hub` installs. The environment variable HF_ENDPOINT sets
+the hub, https://huggingface.co by default.
 """
 
 import contextlib
@@ -18,21 +19,21 @@ LOG_IN = "log in with: hf auth login"
 def upload(
     path: pathlib.Path, repo: str, *, card: str, private: bool, endpoint: str | None = None
 ) -> str:
-    """Uploads a file as `FILE`, and a model card where there is none yet.
+    """Uploads a file as `FILE`, and a model card if there is none yet.
 
     Args:
         path: The file.
-        repo: "user/name"; the repository is made if it is missing.
+        repo: "user/name"; the repository is created if it is missing.
         card: Text of the model card.
-        private: Makes the repository private.
-        endpoint: Address of another hub.
+        private: Whether to make the repository private.
+        endpoint: Address of the hub; None for the default.
 
     Returns:
         The address of the commit.
 
     Raises:
-        UserError: `huggingface_hub` is missing, nobody is logged in, the hub cannot be reached or
-            refuses; one line each.
+        UserError: `huggingface_hub` is not installed, nobody is logged in, or the hub cannot be
+            reached or refuses.
     """
     hub, api = _client(endpoint)
     if hub.get_token() is None:
@@ -44,7 +45,7 @@ def upload(
                 f"{repo} exists and is public; push to another name, or make it private"
             )
         files = [hub.CommitOperationAdd(FILE, path)]
-        if not api.file_exists(repo, "README.md"):  # an older one may have its owner's words
+        if not api.file_exists(repo, "README.md"):  # the owner may have edited an older one
             files.append(hub.CommitOperationAdd("README.md", card.encode()))
         commit = api.create_commit(repo, files, commit_message="Trained prompt encoder")
     return commit.commit_url
@@ -53,21 +54,21 @@ def upload(
 def download(
     repo: str, file: str = FILE, *, revision: str | None = None, endpoint: str | None = None
 ) -> pathlib.Path:
-    """Downloads a file of a repository to the hub client's cache.
+    """Downloads a file from a repository to the hub client's cache and returns its path.
 
     Args:
         repo: "user/name".
-        file: Its name there.
+        file: The file's name in the repository.
         revision: Branch, tag or commit; None for the newest.
-        endpoint: Address of another hub.
+        endpoint: Address of the hub; None for the default.
 
     Raises:
-        UserError: `huggingface_hub` is missing, the hub cannot be reached or has no such
-            repository, revision or file; one line each.
+        UserError: `huggingface_hub` is not installed, or the hub cannot be reached or has no such
+            repository, revision or file.
     """
     hub, api = _client(endpoint)
     with _one_line(hub, api.endpoint, repo, revision or "main", file):
-        # Asked for first, because the download would retry an unreachable hub for half a minute.
+        # Ask for the commit first, because a download retries an unreachable hub for half a minute.
         commit = api.model_info(repo, revision=revision).sha
         return pathlib.Path(api.hf_hub_download(repo, file, revision=commit))
 
@@ -77,21 +78,23 @@ def _client(endpoint: str | None) -> tuple[Any, Any]:
         import huggingface_hub
     except ModuleNotFoundError as error:
         raise UserError(
-            "the package huggingface_hub is missing; install it with: pip install 'prosam_jax[hub]'"
+            "huggingface_hub is not installed; install it with: pip install 'prosam_jax[hub]'"
         ) from error
     return huggingface_hub, huggingface_hub.HfApi(endpoint=endpoint)
 
 
 @contextlib.contextmanager
 def _one_line(hub: Any, endpoint: str, repo: str, revision: str, file: str) -> Iterator[None]:
-    """Turns the client's errors into UserErrors of one line that say what to do."""
+    """Turns the client's errors into one-line UserErrors that say what to do."""
     errors = hub.errors
     try:
         yield
     except errors.RevisionNotFoundError as error:
-        raise UserError(f"{repo} at {endpoint} has no revision {revision!r}") from error
+        raise UserError(
+            f"{repo} at {endpoint} has no revision {revision!r}: pass a branch, tag or commit"
+        ) from error
     except errors.RemoteEntryNotFoundError as error:
-        pushed = ": no prompt encoder was pushed there" if file == FILE else ""
+        pushed = ": push a prompt encoder there first" if file == FILE else ""
         raise UserError(f"{repo} at {endpoint} has no file {file}{pushed}") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
@@ -106,4 +109,4 @@ def _one_line(hub: Any, endpoint: str, repo: str, revision: str, file: str) -> I
         raise UserError(f"{endpoint} {reason}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"cannot reach {endpoint}: {reason}") from error
+        raise UserError(f"cannot reach {endpoint}, check the connection: {reason}") from error

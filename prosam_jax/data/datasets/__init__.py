@@ -1,4 +1,4 @@
-"""The benchmarks by name."""
+"""Episodes of the datasets, by the value of `data.name`."""
 
 from prosam_jax.config import DataConfig
 from prosam_jax.data.datasets.coco import coco_episodes
@@ -17,16 +17,16 @@ _EPISODES = {
 
 
 def episodes(cfg: DataConfig, split: str, *, seed: int, length: int | None = None) -> EpisodeSource:
-    """Episodes of one split of a fold of the benchmark called `cfg.name`.
+    """Episodes of one split of a fold of the dataset `cfg.name`.
 
     Args:
-        cfg: Benchmark, folder, fold, shots and image size.
+        cfg: Dataset, folder, fold, shots and image size.
         split: "train" (base classes) or "test" (novel classes, of `cfg.test`).
         seed: Seed of the draws.
         length: Number of episodes; None for one pass over the images.
 
     Raises:
-        UserError: The benchmark's files are not as they must be.
+        UserError: Files of the dataset are missing or not valid, or have too few images.
     """
     if split == "test" and cfg.test != "own":
         return transfer_episodes(cfg, COCO_TO_PASCAL[cfg.test], seed=seed, length=length)

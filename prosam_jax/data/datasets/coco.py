@@ -1,12 +1,12 @@
-"""COCO 2014 as `prosam prepare` leaves it; ids are such as "val2014/COCO_val2014_0...42".
+"""COCO 2014 as `prosam prepare` leaves it, with ids like "val2014/COCO_val2014_0...42".
 
 ```
 <id>.jpg                           train2014/COCO_train2014_<number>.jpg and so on
 annotations/<id>.png               class numbers 0-80 by category id, 255 for pixels to ignore
-annotations/<list>.txt             train2014.txt and val2014.txt, one id in a line
+annotations/<list>.txt             train2014.txt and val2014.txt, one id per line
 ```
 
-The masks lie where HSNet's code (Min et al. 2021) and what came after it look for theirs.
+The masks are where HSNet's code (Min et al. 2021) and its successors expect them.
 """
 
 import pathlib
@@ -20,11 +20,11 @@ from prosam_jax.errors import UserError
 
 LISTS = "annotations"
 OWN_LISTS = "train2014", "val2014"
-"""Names of the lists of the training and the testing pool, and of the folders of images."""
+"""Names of the lists of the training and the test pool, and of their folders of images."""
 
 
 def coco_folder(path: pathlib.Path) -> MaskFolder:
-    """The files of the folder that holds `train2014`, `val2014` and `annotations`."""
+    """The files of the folder that contains `train2014`, `val2014` and `annotations`."""
     return MaskFolder(path, COCO_20I, "{}.jpg", f"{LISTS}/{{}}.png", LISTS)
 
 
@@ -32,10 +32,10 @@ def find_folder(root: str) -> MaskFolder:
     """Finds COCO 2014 at `root`.
 
     Raises:
-        UserError: It is not there.
+        UserError: It is not there, or not complete.
     """
     wanted = (
-        f"it must be the folder of COCO 2014 that holds {', '.join(OWN_LISTS)} and {LISTS}; "
+        f"it must be the folder of COCO 2014 that contains {', '.join(OWN_LISTS)} and {LISTS}; "
         f"make it with: prosam prepare coco --root {root or 'FOLDER'} --download"
     )
     if not root:
@@ -58,7 +58,7 @@ def coco_episodes(
         length: Number of episodes; None for as many as there are images.
 
     Raises:
-        UserError: The folder is not as it must be, or has no image for any episode.
+        UserError: The folder is not valid, or has too few images for an episode.
     """
     folder = tfds.find(cfg.root, COCO_20I) or find_folder(cfg.root)
     return folder_episodes(folder, COCO_20I, cfg, split, OWN_LISTS, seed=seed, length=length)

@@ -1,4 +1,4 @@
-"""Episodes of a user's own pictures and masks; `folder_files` has the layout of the folder."""
+"""Episodes of a user's own pictures and masks; `folder_files` describes the folder."""
 
 import dataclasses
 import functools
@@ -14,7 +14,8 @@ from prosam_jax.data.folds import FoldIndex, FoldRule
 from prosam_jax.errors import UserError
 
 MIN_SHARE = 0.001
-"""Least share of a picture with which it counts for a class; at 512 pixels a cell at stride 16."""
+"""Smallest fraction of a picture with which it counts for a class: at 512 pixels about one cell of
+stride 16."""
 
 _FOLDS = 4
 
@@ -22,10 +23,10 @@ _FOLDS = 4
 def own_episodes(
     cfg: DataConfig, split: str, *, seed: int, length: int | None = None
 ) -> EpisodeSource:
-    """Episodes of a user's own folder, all of whose files have been read once.
+    """Episodes of a user's own folder, after reading all of its files once.
 
-    A picture counts for a class that covers `MIN_SHARE` of it. In training it must show no pixel
-    of a novel class, so the same pictures may serve both splits.
+    A picture counts for a class that covers at least `MIN_SHARE` of it. In training it must have no
+    pixel of a novel class, so both splits can use the same pictures.
 
     Args:
         cfg: Folder, novel classes or fold, lists, shots, image size, what to do with bad files.
@@ -34,16 +35,16 @@ def own_episodes(
         length: Number of episodes; None for one pass over the pictures.
 
     Raises:
-        UserError: The folder is not as it must be, holds bad files that are not to be skipped,
-            or has no picture for any episode.
+        UserError: The folder is not valid, has bad files although `data.bad_files` is "stop", or
+            has too few pictures for an episode.
     """
     folder = find_folder(cfg.root)
     contents = _contents(folder.path, folder.class_names, stamps_of(folder))
     if contents.faults and cfg.bad_files == "stop":
         command = "prosam prepare folder --check --root"
         raise UserError(
-            f"data.root={cfg.root!r}: {contents.summary()} (all: {command} "
-            f"{shlex.quote(cfg.root)}; to go on without them: data.bad_files=skip)"
+            f"data.root={cfg.root!r}: {contents.summary()} (list all with: {command} "
+            f"{shlex.quote(cfg.root)}; leave them out with: data.bad_files=skip)"
         )
     n = len(contents.faults)
     skipped = f" ({n} bad file{'s' * (n > 1)} skipped)" if n else ""
@@ -58,16 +59,16 @@ def own_episodes(
 
 
 def fold_rule(class_names: tuple[str, ...], novel: str, name: str) -> FoldRule:
-    """Which classes are kept for testing.
+    """The rule that decides which classes are kept for testing.
 
     Args:
-        class_names: All of them.
-        novel: Names of the novel ones, with commas between; "" for every fourth, from class
-            1 + fold.
-        name: What the rule is called.
+        class_names: Names of all classes.
+        novel: Names of the novel ones, separated by commas; "" for every fourth class, starting
+            from class 1 + fold.
+        name: Name of the rule.
 
     Raises:
-        UserError: A novel class is not known.
+        UserError: A novel class is unknown.
     """
     if not novel:
         ids = range(1, 1 + len(class_names))
@@ -81,7 +82,7 @@ def fold_rule(class_names: tuple[str, ...], novel: str, name: str) -> FoldRule:
 
 @functools.lru_cache(maxsize=1)
 def _contents(path: pathlib.Path, class_names: tuple[str, ...], stamps: tuple) -> Contents:
-    """What `check` finds; a run asks for it twice, and reading takes minutes."""
+    """The result of `check`, cached because a run needs it twice and reading takes minutes."""
     return check(find_folder(str(path)))
 
 
@@ -101,17 +102,17 @@ def _index(
 
 
 def _listed(folder: Folder, name: str, setting: str) -> Iterable[str]:
-    """The pictures in a list, with or without their suffix; all for the list ""."""
+    """The pictures of a list, named with or without their suffix; all pictures for the list ""."""
     if not name:
         return folder.masks
     path = folder.path / f"{name}.txt"
     if not path.is_file():
-        raise UserError(f"{setting}={name!r}: there is no {path}")
+        raise UserError(f"{setting}={name!r}: there is no {path}; write a picture per line into it")
     known = {stem(image_id): image_id for image_id in folder.masks} | {i: i for i in folder.masks}
     names = lines(path)
     if missing := [line for line in names if line not in known]:
         raise UserError(
             f"{setting}={name!r}: {path} names {len(missing)} pictures that are not in "
-            f"{folder.path / IMAGES}, such as {missing[0]!r}"
+            f"{folder.path / IMAGES}, such as {missing[0]!r}; correct the list"
         )
     return dict.fromkeys(known[line] for line in names)

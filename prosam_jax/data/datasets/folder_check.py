@@ -1,4 +1,4 @@
-"""Reads every file of a user's folder once, so that a bad one is not found in hour three."""
+"""Reads every file of a user's folder once, to find bad files before training starts."""
 
 import concurrent.futures
 import dataclasses
@@ -18,23 +18,23 @@ from prosam_jax.data.transforms import IGNORE
 from prosam_jax.errors import UserError
 
 CHECKED = "checked.json"
-"""What was found, kept in the folder by `prosam prepare`."""
+"""File in the folder in which `prosam prepare` keeps what was found."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a folder holds.
+    """What a folder contains.
 
     Attributes:
-        shares: Of each good picture the share that each class in it covers.
-        faults: Of each bad file one line.
+        shares: For each good picture, the fraction of it that each class covers.
+        faults: One line for each bad file.
     """
 
     shares: Mapping[str, Mapping[int, float]]
     faults: Mapping[str, str]
 
     def summary(self) -> str:
-        """How many files are bad, and the first fault."""
+        """The number of bad files, and the first fault."""
         n = len(self.faults)
         first = next(iter(self.faults.values()))
         return f"{n} bad files, such as: {first}" if n > 1 else f"1 bad file: {first}"
@@ -45,9 +45,9 @@ def check(folder: Folder, *, trust: bool = True, keep: bool = False) -> Contents
 
     Args:
         folder: The folder.
-        trust: Whether files that are noted in `checked.json`, and by size and time have not
-            changed since, are taken to be as they were.
-        keep: Whether `checked.json` is written.
+        trust: Whether to skip files that are in `checked.json` and, by size and time, have not
+            changed since.
+        keep: Whether to write `checked.json`.
 
     Raises:
         UserError: `checked.json` is damaged.
@@ -55,7 +55,7 @@ def check(folder: Folder, *, trust: bool = True, keep: bool = False) -> Contents
     known = _noted(folder) if trust else {}
     stamps = {image_id: list(stamp) for image_id, stamp in stamps_of(folder)}
     todo = [i for i, stamp in stamps.items() if known.get(i, {}).get("stamp") != stamp]
-    workers = min(8, os.cpu_count() or 1)  # as many pictures are in memory at once
+    workers = min(8, os.cpu_count() or 1)  # limits how many pictures are in memory at once
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:  # Pillow decodes without the GIL
         found = pool.map(functools.partial(_read, folder), todo)
         new = list(console.track(found, len(todo), "reading pictures and masks"))
@@ -76,7 +76,7 @@ def check(folder: Folder, *, trust: bool = True, keep: bool = False) -> Contents
 
 
 def _read(folder: Folder, image_id: str) -> dict[str, Any]:
-    """The share that each class covers, or the fault that prevents it."""
+    """The fraction that each class covers, or the fault of the picture or its mask."""
     path = folder.image_path(image_id)
     try:
         if not _is_utf8(image_id):
@@ -97,7 +97,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _strays(folder: Folder) -> dict[str, str]:
-    """Faults of pictures and masks that do not stand one to one."""
+    """Faults of pictures and masks that do not correspond one to one."""
     faults, owner = {}, {}
     for image_id in folder.masks:
         other = owner.setdefault(stem(image_id), image_id)
@@ -122,11 +122,13 @@ def _noted(folder: Folder) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {path} ({error}); delete it") from error
+        raise UserError(
+            f"cannot read {path} ({error}); delete it, to check all files again"
+        ) from error
 
 
 def stamps_of(folder: Folder) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Each picture's name, with its size and time of change and its mask's; 0 for no file."""
+    """Each picture's id with sizes and modification times of it and its mask; 0 for no file."""
     return tuple(
         (i, _of_file(folder.image_path(i)) + _of_file(folder.mask_path(i))) for i in folder.masks
     )

@@ -1,10 +1,10 @@
 """The layout of a user's own folder, and its pictures and masks.
 
 ```
-images/<any folders>/<name>.jpg        or .png, .tif, ..., whatever Pillow reads
+images/<any folders>/<name>.jpg        or .png, .tif or another format that Pillow reads
 masks/<the same folders>/<name>.png    class numbers 0 (background), 1, 2, ...; 255 is ignored
-classes.txt                            names of classes 1, 2, ..., one in a line
-<list>.txt                             for data.train_list and data.val_list, a picture in a line
+classes.txt                            names of classes 1, 2, ..., one per line
+<list>.txt                             for data.train_list and data.val_list, a picture per line
 ```
 """
 
@@ -26,13 +26,14 @@ IMAGES, MASKS, CLASSES = "images", "masks", "classes.txt"
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The pictures below `images`, named by their paths there.
+    """A user's folder; a picture's id is its path relative to `images`.
 
     Attributes:
-        path: The folder that holds `images`, `masks` and `classes.txt`.
+        path: The folder that contains `images`, `masks` and `classes.txt`.
         class_names: Names of classes 1, 2, ...
-        masks: Path of each picture's mask below `masks`, "" where there is none.
-        square: Side of the square that pictures are for, to decode them fast, or 0.
+        masks: Path of each picture's mask relative to `masks`, "" if there is none.
+        square: Side of the square that pictures will be resized to, for fast decoding; 0 decodes
+            every pixel.
     """
 
     path: pathlib.Path
@@ -60,13 +61,13 @@ class Folder:
         held = np.flatnonzero(np.bincount(labels.ravel())).tolist()
         if strange := [number for number in held if most < number < IGNORE]:
             raise UserError(
-                f"{path} holds the number {strange[0]}; {CLASSES} names classes 1-{most}, and 255 "
-                "is ignored"
+                f"{path} contains the number {strange[0]}; {CLASSES} names classes 1-{most}, and "
+                "255 is ignored: correct the mask, or add the class"
             )
         if held in ([0, IGNORE], [IGNORE]):
             raise UserError(
-                f"{path} holds only 0 and 255, which is ignored; write class numbers, or list "
-                "such masks with their class in a table"
+                f"{path} contains only 0 and 255, which is ignored; write class numbers, or list "
+                "such masks with their classes in a CSV for prosam prepare folder --annotations"
             )
         return labels
 
@@ -76,12 +77,12 @@ class Folder:
 
 
 def find_folder(root: str) -> Folder:
-    """The folder at `root`.
+    """Finds a user's folder at `root`.
 
     Raises:
-        UserError: Something of the layout is missing.
+        UserError: A part of the layout is missing, or `classes.txt` is not valid.
     """
-    wanted = f"it must hold {IMAGES}, {MASKS} and {CLASSES}"
+    wanted = f"it must contain {IMAGES}, {MASKS} and {CLASSES}"
     if not root:
         raise UserError(f"data.root is not set: pass --config.data.root=FOLDER; {wanted}")
     path = pathlib.Path(root).expanduser()
@@ -90,28 +91,28 @@ def find_folder(root: str) -> Folder:
     if lacking := [name for name in (MASKS, CLASSES) if not (path / name).exists()]:
         raise UserError(
             f"data.root={root!r}: there is no {path / lacking[0]}; {wanted}; `prosam "
-            "prepare folder --annotations SOURCE` makes them of a CSV, of COCO's "
-            "JSON or of labelme's files"
+            "prepare folder --annotations SOURCE` makes masks and classes from a CSV file, a COCO "
+            "JSON file or labelme files"
         )
     masks = {stem(name): name for name in pictures(path / MASKS)}
     found = {name: masks.get(stem(name), "") for name in pictures(path / IMAGES)}
     if not found:
-        raise UserError(f"data.root={root!r}: no picture lies in {path / IMAGES}")
+        raise UserError(f"data.root={root!r}: {path / IMAGES} has no pictures; put them there")
     return Folder(path, read_classes(path / CLASSES), found)
 
 
 def read_classes(path: pathlib.Path) -> tuple[str, ...]:
-    """The names in `classes.txt`; UserError if there are none, too many, or one twice."""
+    """The names in `classes.txt`; UserError if there are none, too many or duplicates."""
     names = tuple(lines(path))
     if not 0 < len(names) < IGNORE:
         raise UserError(f"{path} names {len(names)} classes; it must name 1 to {IGNORE - 1}")
     if twice := [name for at, name in enumerate(names) if name in names[:at]]:
-        raise UserError(f"{path} names {twice[0]!r} twice")
+        raise UserError(f"{path} names {twice[0]!r} twice; remove one")
     return names
 
 
 def pictures(folder: pathlib.Path) -> list[str]:
-    """Paths below `folder` of all pictures in it, with "/", sorted; hidden files are left out."""
+    """Sorted paths, relative to `folder` and with "/", of all its pictures that are not hidden."""
     return sorted(
         pathlib.Path(place, name).relative_to(folder).as_posix()
         for place, _, names in os.walk(folder, onerror=_raise)
@@ -121,7 +122,7 @@ def pictures(folder: pathlib.Path) -> list[str]:
 
 
 def stem(name: str) -> str:
-    """A path without its suffix, which a picture shares with its mask."""
+    """A path without its suffix; a picture and its mask have the same one."""
     return name.rpartition(".")[0]
 
 

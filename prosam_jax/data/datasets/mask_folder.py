@@ -1,8 +1,8 @@
-"""A folder of images and of masks that hold class numbers, as Pascal's and COCO's are kept.
+"""A folder of images and masks of class numbers, as for Pascal and COCO.
 
-Counting the pixels of every mask takes minutes for COCO, so that `prosam prepare` keeps
-the counts in `pixel_counts.npz`. They hold for a mask as long as its size in bytes and its time of
-change are what they were; other masks are counted anew.
+Counting the pixels of every mask takes minutes for COCO, so `prosam prepare` keeps the counts in
+`pixel_counts.npz`. They are used as long as a mask's size in bytes and modification time stay the
+same; other masks are counted again.
 """
 
 import concurrent.futures
@@ -32,15 +32,16 @@ _Stamp = tuple[int, int]  # bytes and nanoseconds of a file
 
 @dataclasses.dataclass(frozen=True)
 class MaskFolder:
-    """Where a benchmark's files lie; "{}" stands for an image's id.
+    """Where a benchmark's files are; "{}" stands for an image's id.
 
     Attributes:
-        path: The folder that holds all.
-        rule: Which classes the masks show.
-        images: Path of an image in it, such as "JPEGImages/{}.jpg".
-        masks: Path of a mask.
-        lists: Folder of the lists of ids, `<name>.txt` with one id in a line.
-        square: Side of the square that images are for, to decode them fast, or 0.
+        path: The folder that contains all files.
+        rule: The classes of the masks.
+        images: Path of an image in the folder, such as "JPEGImages/{}.jpg".
+        masks: Path of a mask in the folder.
+        lists: Folder of the lists of ids, `<name>.txt` with one id per line.
+        square: Side of the square that images will be resized to, for fast decoding; 0 decodes
+            every pixel.
     """
 
     path: pathlib.Path
@@ -63,7 +64,7 @@ class MaskFolder:
         return self.path / self.lists / f"{name}.txt"
 
     def image(self, image_id: str) -> Image.Image:
-        """The image, RGB, not turned as its EXIF data may ask, for masks lie on the stored pixels.
+        """The image, RGB, not rotated by EXIF data, because masks match the stored pixels.
 
         Raises:
             UserError: The file cannot be read.
@@ -87,31 +88,30 @@ class MaskFolder:
 
         Args:
             name: Name of the list, without ".txt".
-            setting: The setting that gave this name, for messages.
+            setting: The setting that gives this name, for messages.
 
         Raises:
-            UserError: There is no such list, it is empty, or files are missing that it names.
+            UserError: There is no such list, it is empty, or it names files that are missing.
         """
         path = self.list_path(name)
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "no list at all"
             raise UserError(
-                f"{setting}={name!r}: there is no {path}; the folder holds {known}; `prosam "
+                f"{setting}={name!r}: there is no {path}; the folder has {known}; `prosam "
                 "prepare` writes the benchmark's own lists"
             )
         ids = list(dict.fromkeys(path.read_text().split()))
         if not ids:
-            raise UserError(f"{setting}={name!r}: {path} lists no image")
+            raise UserError(f"{setting}={name!r}: {path} is empty; choose another list")
         if missing := self.missing(ids):
             raise UserError(
-                f"{setting}={name!r}: {len(missing)} files are missing that {path} calls for, "
-                f"such as {', '.join(map(str, missing[:3]))}; complete the folder or shorten the "
-                "list"
+                f"{setting}={name!r}: {len(missing)} files of {path} are missing, such as "
+                f"{', '.join(map(str, missing[:3]))}; complete the folder or shorten the list"
             )
         return ids
 
     def missing(self, ids: Collection[str]) -> list[pathlib.Path]:
-        """Images, then masks, that are not there."""
+        """The images, then the masks, that are missing."""
         files = itertools.chain(map(self.image_path, ids), map(self.mask_path, ids))
         return [path for path in files if not path.is_file()]
 
@@ -120,18 +120,19 @@ class MaskFolder:
         ids: Sequence[str],
         watch: Callable[[Iterable[list[int]], int], Iterable[list[int]]] = lambda counts, n: counts,
     ) -> Int[np.ndarray, "n c"]:
-        """Pixels of background and of each class in each mask, at its original size.
+        """Number of pixels of background and of each class in each mask, at its original size.
 
-        Masks whose counts are not known are read, and their images, so that a damaged file is found
-        before training.
+        Masks whose counts are not known are read together with their images, so that damaged files
+        are found before training.
 
         Args:
             ids: The images.
-            watch: Hands on the counts of the masks that must be read, whose number it is told.
+            watch: Wraps the iterable of counts of the masks to read, and receives their number, for
+                a progress bar.
 
         Raises:
-            UserError: A mask or its image cannot be read to the end, a mask holds numbers that are
-                no class or differs from its image in size; or the kept counts cannot be read.
+            UserError: A mask or its image cannot be read to the end, a mask has a number that is
+                not a class or a size that differs from its image, or `pixel_counts.npz` is damaged.
         """
         known = self._known_counts()
         stamps = [_stamp(self.mask_path(image_id)) for image_id in ids]
@@ -142,7 +143,7 @@ class MaskFolder:
         return np.array([next(new) if counts is None else counts for counts in kept], np.int32)
 
     def keep_pixel_counts(self, ids: Sequence[str], counts: Int[np.ndarray, "n c"]) -> None:
-        """Writes counts where `pixel_counts` finds them."""
+        """Writes counts to the file from which `pixel_counts` takes them."""
         stamps = [_stamp(self.mask_path(image_id)) for image_id in ids]
         with replacing(self.path / COUNTS) as part, part.open("wb") as file:
             np.savez_compressed(file, ids=np.array(ids), stamps=np.array(stamps), counts=counts)
@@ -155,11 +156,11 @@ class MaskFolder:
             with path.open("rb") as content, np.load(content) as file:
                 ids, stamps, counts = (file[name] for name in ("ids", "stamps", "counts"))
             if counts.shape != (len(ids), 1 + len(self.rule.class_names)):
-                raise UserError(f"it has counts of shape {counts.shape}")
+                raise ValueError(f"it has counts of shape {counts.shape}")
             keys = zip(ids.tolist(), map(tuple, stamps.tolist()), strict=True)
             return dict(zip(keys, counts, strict=True))
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"cannot read {path}: {error}; delete it") from error
+            raise UserError(f"cannot read {path} ({error}); delete it to count again") from error
 
     def _count(self, image_id: str) -> list[int]:
         path, image_path = self.mask_path(image_id), self.image_path(image_id)
@@ -169,10 +170,10 @@ class MaskFolder:
         strange = [value for value in range(classes, IGNORE) if counts[value]]
         if strange:
             raise UserError(
-                f"{path} holds the number {strange[0]}; a mask of {self.rule.name} holds "
-                f"0-{classes - 1} and 255"
+                f"{path} contains the number {strange[0]}; a mask of {self.rule.name} contains "
+                f"only 0-{classes - 1} and 255: make it again with: prosam prepare"
             )
-        # A JPEG is read to its end, and 1/64 of it is computed.
+        # This reads a JPEG to its end but decodes only 1/64 of its pixels.
         images.load(image_path, turn=False, fit=mask.size, square=1)
         return counts[:classes]
 
@@ -191,7 +192,7 @@ def folder_episodes(
 
     Args:
         folder: Images and masks.
-        rule: How the folds part the folder's classes.
+        rule: How the folds divide the folder's classes.
         cfg: Fold, lists, shots, image size and how images are decoded.
         split: "train" or "test".
         own_lists: Names of the benchmark's lists for training and testing.
@@ -199,7 +200,7 @@ def folder_episodes(
         length: Number of episodes; None for one pass over the images.
 
     Raises:
-        UserError: The folder is not as it must be, or has no image for any episode.
+        UserError: The folder is not valid, or has too few images for an episode.
     """
     is_train = split == "train"
     setting = "train_list" if is_train else "val_list"

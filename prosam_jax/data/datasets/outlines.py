@@ -1,4 +1,4 @@
-"""The twenty forms of Shapes-5i as polygons, and how polygons become pixels without Pillow."""
+"""The twenty forms of Shapes-5i as polygons, and a rasteriser for polygons."""
 
 import math
 from collections.abc import Sequence
@@ -7,37 +7,37 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 Outline = Float[np.ndarray, "_ 2"]
-"""A closed polygon of points (x, y), y pointing down."""
+"""A closed polygon of points (x, y); y points down."""
 
 Form = tuple[Outline, ...]
 """An outline and the outlines of its holes."""
 
 Window = tuple[slice, slice]
-"""Rows and columns of a raster."""
+"""A range of rows and a range of columns of a raster."""
 
 
 def fill(forms: Sequence[Form], size: int) -> list[tuple[Window, Bool[np.ndarray, "h w"]]]:
     """The pixels of a square raster whose centres lie inside a form, by the even-odd rule.
 
     Args:
-        forms: Points in units of the raster's side; they may lie outside it.
+        forms: Polygons, with coordinates in units of the raster's side; they may extend beyond it.
         size: Side of the raster in pixels.
 
     Returns:
-        For each form the window of the raster that holds it, and which of the window's pixels
+        For each form, the window of the raster that contains it, and which pixels of the window
         are inside.
     """
     outlines = [outline for form in forms for outline in form]
-    start = size * np.concatenate(outlines) - 0.5  # in pixels, whole numbers at their centres
+    start = size * np.concatenate(outlines) - 0.5  # in pixels, with integers at pixel centres
     stop = size * np.concatenate([part for o in outlines for part in (o[1:], o[:1])]) - 0.5
     sides = np.array([sum(map(len, form)) for form in forms])
     before = sides.cumsum() - sides
     low = np.floor(np.minimum.reduceat(start, before)).clip(0, size)
     high = (np.ceil(np.maximum.reduceat(start, before)) + 1).clip(0, size)
     width, height = (high - low).T
-    area = height * (width + 1)  # a window has a column for what crosses right of it
+    area = height * (width + 1)  # with an extra column for edges right of the window
     offset = area.cumsum() - area
-    # An edge crosses the rows from its upper end on, without its lower end.
+    # An edge crosses the rows from its upper end (inclusive) to its lower end (exclusive).
     of_form = np.stack([*low.T, high[:, 1], width, offset])
     left, top, bottom, width, offset = of_form.repeat(sides, axis=1)
     x, y, dx, dy = *start.T, *(stop - start).T
@@ -52,7 +52,7 @@ def fill(forms: Sequence[Form], size: int) -> list[tuple[Window, Bool[np.ndarray
     place = offset + row * (width + 1) + np.minimum(np.maximum(column, 0), width)
     crossings = np.zeros(int(area.sum()), np.uint8)
     np.add.at(crossings, place.astype(int), np.uint8(1))
-    # Each row has an even number of crossings, so that one sum can run through all of them.
+    # Each row has an even number of crossings, so one cumulative sum serves all rows.
     inside = (crossings.cumsum(dtype=np.uint8) & 1).view(bool)
     filled, begin = [], 0
     for (left, top), (right, bottom) in zip(low.astype(int), high.astype(int), strict=True):
@@ -65,7 +65,7 @@ def fill(forms: Sequence[Form], size: int) -> list[tuple[Window, Bool[np.ndarray
 
 
 def radial(radius: Sequence[float] | Float[np.ndarray, " n"]) -> Outline:
-    """Points at the given distances from the origin, in equal steps of angle from the top on."""
+    """Points at the given distances from the origin, at equal angles, starting from the top."""
     angle = 2 * np.pi * np.arange(len(radius)) / len(radius)
     return np.asarray(radius)[:, None] * np.stack([np.sin(angle), -np.cos(angle)], axis=-1)
 
@@ -75,13 +75,13 @@ def _points(*points: tuple[float, float]) -> Outline:
 
 
 def symmetric(*right: tuple[float, float]) -> Outline:
-    """The right half of an outline from top to bottom, completed by its mirror image."""
+    """An outline from its right half, top to bottom, completed by the mirror image."""
     half = _points(*right)
     return np.concatenate([half, half[::-1] * (-1, 1)])
 
 
 def _arc(x: float, y: float, radius: float, start: float, stop: float) -> Outline:
-    """Part of a circle, angles in degrees, from the right clockwise."""
+    """Part of a circle; angles are in degrees, clockwise from the right."""
     angle = np.radians(np.linspace(start, stop, 40))
     return np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=-1)
 
@@ -101,7 +101,7 @@ def _heart() -> Outline:
 
 
 def unit(outlines: Form) -> Form:
-    """Centres a form, scales it to area 1, and cuts its sides so short that they can bend."""
+    """Centres a form, scales it to area 1 and divides its sides, so that they can bend."""
     centre = (outlines[0].min(0) + outlines[0].max(0)) / 2
     whole, *holes = map(_area, outlines)
     scale = 1 / math.sqrt(whole - sum(holes))
@@ -168,9 +168,9 @@ _DRAWN: dict[str, Form] = {
 }
 
 FORMS = {name: unit(outlines) for name, outlines in _DRAWN.items()}
-"""The form of each class, of area 1 and around the origin, in the order of the class numbers."""
+"""The form of each class, of area 1 and centred, in the order of the class numbers."""
 
 PLAIN = tuple(
     unit((form,)) for form in (radial([1] * 3), radial([1] * 4), _disc(0, 0, 1) * (1.5, 1))
 )
-"""Triangle, square and oval, which belong to no class, of area 1 and around the origin."""
+"""Triangle, square and oval, which belong to no class, of area 1 and centred."""

@@ -3,7 +3,7 @@
 ```
 JPEGImages/<id>.jpg
 SegmentationClassAug/<id>.png       class numbers 0-20, 255 for pixels to ignore
-ImageSets/Segmentation/<list>.txt   one id in a line
+ImageSets/Segmentation/<list>.txt   one id per line
 ```
 """
 
@@ -18,21 +18,21 @@ from prosam_jax.errors import UserError
 
 IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"
 OWN_LISTS = "train_aug", "val"
-"""Names of the lists of the training and the testing pool."""
+"""Names of the lists of the training and the test pool."""
 
-_WANTED = f"must be the VOC2012 folder that holds {IMAGES}, {MASKS} and {LISTS}"
+_WANTED = f"must be the VOC2012 folder that contains {IMAGES}, {MASKS} and {LISTS}"
 
 
 def pascal_folder(path: pathlib.Path) -> MaskFolder:
-    """The files of the folder that holds `JPEGImages`."""
+    """The files of the folder that contains `JPEGImages`."""
     return MaskFolder(path, PASCAL_5I, f"{IMAGES}/{{}}.jpg", f"{MASKS}/{{}}.png", LISTS)
 
 
 def find_images(root: str, setting: str = "data.root") -> list[pathlib.Path]:
-    """The folders among `root`, `root/VOC2012`, `root/VOCdevkit/VOC2012` that hold `JPEGImages`.
+    """Folders with `JPEGImages` among `root`, `root/VOC2012` and `root/VOCdevkit/VOC2012`.
 
     Raises:
-        UserError: There are several.
+        UserError: There is more than one.
     """
     base = _base(root)
     places = [base, base / "VOC2012", base / "VOCdevkit" / "VOC2012"]
@@ -47,10 +47,10 @@ def find_folder(root: str, setting: str = "data.root") -> MaskFolder:
 
     Args:
         root: Where to look.
-        setting: The setting that gave it, for messages.
+        setting: The setting that gives `root`, for messages.
 
     Raises:
-        UserError: It is in none of them, or in several.
+        UserError: It is in none of them, in several, or not complete.
     """
     command = f"prosam prepare pascal --root {root or 'FOLDER'}"
     if not root:
@@ -61,8 +61,8 @@ def find_folder(root: str, setting: str = "data.root") -> MaskFolder:
     found = find_images(root, setting)
     if not found:
         raise UserError(
-            f"{setting}={root!r}: found nothing of that kind in {_base(root)}; it {_WANTED}; make "
-            f"it with: {command} --download"
+            f"{setting}={root!r}: there is no VOC 2012 in {_base(root)}; it {_WANTED}; make it "
+            f"with: {command} --download"
         )
     if absent := [name for name in (MASKS, LISTS) if not (found[0] / name).is_dir()]:
         raise UserError(
@@ -84,7 +84,7 @@ def pascal_episodes(
         length: Number of episodes; None for one pass over the images.
 
     Raises:
-        UserError: The folder is not as it must be, or has no image for any episode.
+        UserError: The folder is not valid, or has too few images for an episode.
     """
     folder = tfds.find(cfg.root, PASCAL_5I) or find_folder(cfg.root)
     return folder_episodes(folder, PASCAL_5I, cfg, split, OWN_LISTS, seed=seed, length=length)
@@ -102,7 +102,7 @@ def transfer_episodes(
         length: Number of episodes; None for one pass over the images.
 
     Raises:
-        UserError: The folder is not as it must be, or has no image for any episode.
+        UserError: The folder is not valid, or has too few images for an episode.
     """
     root = cfg.test_root
     folder = tfds.find(root, PASCAL_5I) or find_folder(root, "data.test_root")

@@ -1,14 +1,14 @@
 """Shapes-5i: a few-shot segmentation benchmark in the form of Pascal-5i that needs no files.
 
-A class is an outline and a surface: a pattern and two hues, about which each object varies. Size,
-place, rotation, shear, bending, brightness and the colour of the light are drawn without regard to
-it, and a picture shows 4 to 6 objects of 3 classes, each once or twice, so that only the reference
-tells which of them are wanted. As in Pascal-5i, pictures for training show base classes only and
-pictures for testing novel and base ones. Lines, triangles, squares and ovals belong to no class,
-though half of them have the surface of an object beside them.
+A class is an outline and a surface; a surface is a pattern and two hues, from which each object
+deviates a little. Size, place, rotation, shear, bending, brightness and the colour of the light do
+not depend on the class. A picture shows 4 to 6 objects of 3 classes, each once or twice, so only
+the reference tells which of them are wanted. As in Pascal-5i, training pictures show only base
+classes, and test pictures show novel and base classes. Lines, triangles, squares and ovals belong
+to no class, although half of them have the surface of an object in the picture.
 
-A picture is a function of its id: which classes it shows is drawn first, so that an index needs no
-rendering, then the layout, then the colours, each from its own stream of bits, as in `episodes`.
+A picture depends only on its id. Its classes are drawn first, so that an index needs no rendering,
+then the layout, then the colours, each from its own stream of bits, as in `data.episodes`.
 """
 
 import colorsys
@@ -33,19 +33,19 @@ from prosam_jax.errors import UserError
 _Colour = tuple[float, float, float]  # red, green and blue in 0-1
 
 PICTURES = {"train": 2000, "test": 500}
-"""Pictures of each split of each fold."""
+"""Number of pictures of each split of each fold."""
 
 SCENE_SEED = 5
-"""Seed of all pictures; another one is another benchmark."""
+"""Seed of all pictures; another seed would be another benchmark."""
 
 MIN_SHARE = 0.015
-"""Least share of the picture that a class in it covers, with 32 pixels a side or more."""
+"""Smallest fraction of a picture that a class in it covers, at 32 x 32 pixels or more."""
 
-_AREAS = 0.026, 0.085  # share of the picture that an object covers before others cover it
-_HUES = 0.06  # how far an object's hues lie from its class's at most
-_VISIBLE = 0.6  # least share of an object that is neither covered nor outside the picture
-_GRID = 96  # side of the raster on which layouts are judged, whatever size is rendered
-_KEPT = 2**28  # bytes of pictures that a process keeps: all of a fold at 128 pixels a side
+_AREAS = 0.026, 0.085  # fraction of the picture that an object covers before others cover it
+_HUES = 0.06  # largest distance of an object's hues from those of its class
+_VISIBLE = 0.6  # smallest visible fraction of an object: neither covered nor outside
+_GRID = 96  # side of the raster on which layouts are checked, whatever the rendered size
+_KEPT = 2**28  # bytes of pictures that a process caches: a whole fold at 128 x 128 pixels
 _CLASSES, _LAYOUT, _COLOURS = range(3)  # each purpose has its own stream of bits
 _ID = re.compile(r"f([0-3])-(train|test)-(\d{6})")
 
@@ -54,19 +54,19 @@ SHAPES_5I = FoldRule(
     tuple(FORMS),
     novel=tuple(tuple(range(5 * fold + 1, 5 * fold + 6)) for fold in range(4)),
 )
-"""Classes 1-20, five after the other novel in each fold."""
+"""Classes 1-20; five consecutive ones are novel in each fold."""
 
 PATTERNS = ("plain", "stripes", "checks", "dots", "gradient", "noise")
 
 
 class Surface(NamedTuple):
-    """What objects of a class are painted with.
+    """The paint of a class's objects.
 
     Attributes:
         pattern: One of `PATTERNS`.
-        hue: Of the first tone, on the circle of 0-1.
-        other_hue: Of the second tone.
-        period: Of the pattern, as a share of the picture's side.
+        hue: Hue of the first tone, in 0-1 on the colour circle.
+        other_hue: Hue of the second tone.
+        period: Period of the pattern, as a fraction of the picture's side.
     """
 
     pattern: str
@@ -76,14 +76,14 @@ class Surface(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What makes a class: an outline, as `outlines.unit` makes them, and a surface."""
+    """A class: an outline, as `outlines.unit` makes it, and a surface."""
 
     form: Form
     surface: Surface
 
 
 KINDS = tuple(
-    # Neighbours in number, which share a fold, differ in pattern and lie far apart on the circle.
+    # Consecutive classes, which share a fold, differ in pattern and have distant hues.
     Kind(form, Surface(PATTERNS[i % 6], 0.618 * i % 1, 0.382 * i % 1, 0.05 + 0.015 * (i % 4)))
     for i, form in enumerate(FORMS.values())
 )
@@ -92,11 +92,11 @@ KINDS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """All pictures of all folds, by ids such as "f0-test-000123", rendered when asked for.
+    """The pictures of all folds, by ids such as "f0-test-000123", rendered on demand.
 
     Attributes:
-        size: Side of a picture in pixels; it does not change what is shown where.
-        seed: Another seed gives other pictures for the same ids.
+        size: Side of a picture in pixels; it does not change the layout.
+        seed: Seed of the pictures; another one gives other pictures for the same ids.
     """
 
     size: int = 128
@@ -107,14 +107,14 @@ class Shapes:
         return Image.fromarray(_renderer(self.size)(self.seed, image_id)[0])
 
     def labels(self, image_id: str) -> UInt8[np.ndarray, "{self.size} {self.size}"]:
-        """Its class numbers, 0 for background, read-only."""
+        """Its class numbers, 0 for background; the array is read-only."""
         return _renderer(self.size)(self.seed, image_id)[1]
 
     def objects(self, image_id: str) -> tuple[int, ...]:
-        """The class of each object from the lowest to the topmost, known without rendering.
+        """The class of each object from the lowest to the topmost, without rendering.
 
         Raises:
-            UserError: `image_id` is none.
+            UserError: `image_id` is not the id of a picture.
         """
         fold, split, number = _parts(image_id)
         draws = Rng(self.seed, fold, split, number, _CLASSES)
@@ -131,7 +131,7 @@ class Shapes:
 
 @functools.cache
 def shapes_index(fold: int, split: str) -> FoldIndex:
-    """Which picture of a fold 0-3 shows which classes of the split; nothing is rendered."""
+    """Which pictures of a fold (0-3) show which classes of the split; nothing is rendered."""
     classes = SHAPES_5I.classes(fold, split)
     ids = [f"f{fold}-{split}-{number:06d}" for number in range(PICTURES[split])]
     shown = {image_id: Shapes().objects(image_id) for image_id in ids}
@@ -149,6 +149,9 @@ def shapes_episodes(
         split: "train" or "test".
         seed: Seed of the draws; the pictures are always those of `SCENE_SEED`.
         length: Number of episodes; None for one pass over the pictures.
+
+    Raises:
+        UserError: No class has more pictures than `cfg.shots`.
     """
     fold = shapes_index(cfg.fold, split).drawable(cfg.shots)
     return episode_source(Shapes(cfg.image_size), fold, cfg, split, seed=seed, length=length)
@@ -164,7 +167,7 @@ def _parts(image_id: str) -> tuple[int, int, int]:
 
 @functools.cache
 def _renderer(size: int) -> Callable[[int, str], tuple[np.ndarray, np.ndarray]]:
-    """Renders pictures of one size and keeps the latest of them."""
+    """A function that renders pictures of one size and caches the most recent ones."""
 
     @functools.lru_cache(maxsize=_KEPT // (4 * size**2))
     def render(
@@ -173,7 +176,7 @@ def _renderer(size: int) -> Callable[[int, str], tuple[np.ndarray, np.ndarray]]:
         classes = Shapes(size, seed).objects(image_id)
         image, objects = scene((seed, *_parts(image_id)), [KINDS[c - 1] for c in classes], size)
         labels = np.array((0, *classes), np.uint8)[objects]
-        labels.flags.writeable = False  # the cache hands it out again
+        labels.flags.writeable = False  # the cache returns it again
         return image, labels
 
     return render
@@ -182,15 +185,15 @@ def _renderer(size: int) -> Callable[[int, str], tuple[np.ndarray, np.ndarray]]:
 def scene(
     key: tuple[int, ...], kinds: Sequence[Kind], size: int
 ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
-    """Draws objects of given kinds as every picture of the benchmark is drawn.
+    """Draws objects of the given kinds in the way of the benchmark's pictures.
 
     Args:
-        key: Names the streams of bits; equal keys and kinds make equal pictures.
+        key: Seed of the streams of bits; the same key and kinds make the same picture.
         kinds: Kind of each object, from the lowest to the topmost.
         size: Side of the picture in pixels.
 
     Returns:
-        The picture, RGB, and which object each pixel shows: 1 for the lowest, 0 for none.
+        The picture, RGB, and the number of the object at each pixel: 1 for the lowest, 0 for none.
     """
     posed = _layout(Rng(*key, _LAYOUT), [kind.form for kind in kinds])
     surfaces = [kind.surface for kind in kinds]
@@ -202,7 +205,7 @@ def scene(
 
 
 def _layout(draws: Rng, forms: Sequence[Form]) -> list[Form]:
-    """Poses objects one on top of the other, each anew until all those so far show enough."""
+    """Poses objects on top of each other; each is redrawn until all so far are visible enough."""
     posed, needed, owner = [], [], np.zeros((_GRID, _GRID), np.uint8)
     for number, unposed in enumerate(forms, 1):
         while True:  # 21 poses in all for the hardest picture of the benchmark
@@ -222,7 +225,7 @@ def _layout(draws: Rng, forms: Sequence[Form]) -> list[Form]:
 
 
 def _posed(draws: Rng, form: Form, area: float) -> Form:
-    """Mirrors, shears, stretches, turns and bends a form, and puts it somewhere."""
+    """Mirrors, shears, stretches, rotates and bends a form and moves it to a random place."""
     turn, shear = draws.uniform(0, 2 * math.pi), draws.uniform(-0.2, 0.2)
     stretch = math.exp(draws.uniform(-0.15, 0.15)) * draws.choose((-1, 1))
     turned = np.array([(math.cos(turn), -math.sin(turn)), (math.sin(turn), math.cos(turn))])
@@ -241,7 +244,7 @@ def _posed(draws: Rng, form: Form, area: float) -> Form:
 def _painted(
     draws: Rng, forms: Sequence[Form], surfaces: Sequence[Surface], size: int
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Paints background, clutter and objects at twice the size, lights them and shrinks them."""
+    """Paints background, clutter and objects at twice the size, adds light and shrinks them."""
     side = 2 * size
     clutter = [_line(draws) for _ in range(2 + draws.below(4))]
     clutter += [_posed(draws, draws.choose(PLAIN), 0.02) for _ in range(2 + draws.below(3))]
@@ -266,7 +269,7 @@ def _painted(
     noise = draws.noise(3, size, size)
     image = np.empty((size, size, 3), np.uint8)
     index = owner.astype(np.intp)
-    for channel in range(3):  # one at a time, for its canvas stays in the processor's cache
+    for channel in range(3):  # one at a time, so that its canvas stays in the CPU's cache
         canvas = (other - first)[:, channel].take(index, mode="clip")
         canvas *= tone
         canvas += first[:, channel].take(index, mode="clip")
@@ -290,7 +293,7 @@ def _colour(
 
 
 def _toned(draws: Rng, colour: _Colour, hue: float, contrast: float) -> _Colour:
-    """A darker tone of a bright colour, or a brighter one of a dark colour."""
+    """A darker tone of a bright colour, or a brighter tone of a dark one."""
     signed = contrast if sum(colour) < 1.5 else -contrast
     change = _colour(draws, hue, saturation=(0, 0.7), value=(0.7, 1))
     r, g, b = (min(max(c + signed * d, 0), 1) for c, d in zip(colour, change, strict=True))
@@ -298,7 +301,7 @@ def _toned(draws: Rng, colour: _Colour, hue: float, contrast: float) -> _Colour:
 
 
 def _pattern(draws: Rng, surface: Surface, window: Window, side: int) -> Float[np.ndarray, "h w"]:
-    """Which of a piece's two tones a window of the canvas has: 0 for the first, 1 for the other."""
+    """Weight of a piece's second tone in a window of the canvas, from 0 to 1."""
     turn, period = draws.uniform(0, 2 * math.pi), side * surface.period * draws.uniform(0.8, 1.25)
     cells = draws.noise(16, 16)
     pattern = surface.pattern
@@ -320,7 +323,7 @@ def _pattern(draws: Rng, surface: Surface, window: Window, side: int) -> Float[n
 
 
 def _light(draws: Rng, owner: UInt8[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-    """Brightness that falls off away from the light, with the shadows of upper pieces on lower."""
+    """Brightness that falls off with distance from the light, with shadows of upper pieces."""
     side, turn = len(owner), draws.uniform(0, 2 * math.pi)
     dy, dx = math.sin(turn), math.cos(turn)
     places = np.arange(side)

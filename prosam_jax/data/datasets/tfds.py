@@ -1,8 +1,8 @@
-"""Images and masks of a benchmark from TFDS, as `prosam prepare tfds` keeps them there.
+"""Reads images and masks of a benchmark from TFDS, where `prosam prepare tfds` puts them.
 
-They are read by `tfds.data_source`, for which TensorFlow need not be installed. A record holds an
-image's file as it is, its class numbers as PNG and its id. The ids of each list and the pixels
-that each class has in each mask lie in the dataset's metadata, so that folds need no record.
+They are read without TensorFlow, as a data source. A record contains an unchanged image file, the
+class numbers as PNG and the id. The dataset's metadata contains the ids of each list and the number
+of pixels of each class in each mask, so that folds are made without reading records.
 """
 
 import dataclasses
@@ -25,12 +25,13 @@ VERSION = "1.0.0"
 
 @dataclasses.dataclass(frozen=True)
 class TfdsMasks:
-    """A benchmark in TFDS; it takes the place of a `MaskFolder`.
+    """A benchmark in TFDS, used in place of a `MaskFolder`.
 
     Attributes:
         path: Folder of the dataset's version.
-        rule: Which classes the masks show.
-        square: Side of the square that images are for, to decode them fast, or 0.
+        rule: The classes of the masks.
+        square: Side of the square that images will be resized to, for fast decoding; 0 decodes
+            every pixel.
     """
 
     path: pathlib.Path
@@ -38,7 +39,7 @@ class TfdsMasks:
     square: int = 0
 
     def image(self, image_id: str) -> Image.Image:
-        """The image, RGB, its stored pixels."""
+        """The image, RGB, not rotated by EXIF data."""
         file, name = self._file(image_id, "image")
         return images.load(file, name, turn=False, square=self.square)
 
@@ -54,21 +55,21 @@ class TfdsMasks:
         """The ids in a list.
 
         Args:
-            name: Name of the list, which is that of a split of the dataset.
-            setting: The setting that gave this name, for messages.
+            name: Name of the list, which is also the name of a split of the dataset.
+            setting: The setting that gives this name, for messages.
 
         Raises:
             UserError: There is no such list.
         """
         if name not in self._lists:
             raise UserError(
-                f"{setting}={name!r}: {self.path} holds {', '.join(self._lists)}; build it with "
-                "that list: prosam prepare tfds"
+                f"{setting}={name!r}: {self.path} has the lists {', '.join(self._lists)}; delete "
+                f"it and build it again with: prosam prepare tfds --lists {name}"
             )
         return list(self._lists[name]["ids"])
 
     def pixel_counts(self, ids: Sequence[str]) -> Int[np.ndarray, "n c"]:
-        """Pixels of background and of each class in each mask, at its original size."""
+        """Number of pixels of background and of each class in each mask, at its original size."""
         counts = {}
         for kept in self._lists.values():
             counts |= dict(zip(kept["ids"], kept["counts"], strict=True))
@@ -83,7 +84,7 @@ class TfdsMasks:
         if record["id"].decode() != image_id:
             raise UserError(
                 f"{self.path} is damaged: record {place} of {name} is not {image_id}; delete it "
-                "and build it anew"
+                "and build it again with: prosam prepare tfds"
             )
         return record
 
@@ -93,7 +94,7 @@ class TfdsMasks:
             import tensorflow_datasets as tfds
         except ImportError as error:
             raise UserError(
-                f"{self.path} is a TFDS dataset, and to read it packages are missing ({error}); "
+                f"{self.path} is a TFDS dataset, but packages to read it are missing ({error}); "
                 "install them with: pip install 'prosam_jax[tfds]'"
             ) from error
         return tfds.builder_from_directory(str(self.path))
@@ -124,16 +125,16 @@ class TfdsMasks:
 
 
 def dataset_path(data_dir: pathlib.Path, rule: FoldRule) -> pathlib.Path:
-    """Where a TFDS data directory holds the images of a benchmark."""
+    """The folder of a benchmark's dataset in a TFDS data directory."""
     return data_dir.expanduser() / dataset_name(rule) / VERSION
 
 
 def dataset_name(rule: FoldRule) -> str:
-    """The name of a benchmark's images in TFDS, such as "pascal5i"."""
+    """The name of a benchmark's dataset in TFDS, such as "pascal5i"."""
     return rule.name.lower().replace("-", "")
 
 
 def find(root: str, rule: FoldRule) -> TfdsMasks | None:
-    """The benchmark's images if `root` is a TFDS data directory that holds them, else None."""
+    """The benchmark if `root` is a TFDS data directory that contains it, else None."""
     path = dataset_path(pathlib.Path(root), rule)
     return TfdsMasks(path, rule) if root and (path / "dataset_info.json").is_file() else None

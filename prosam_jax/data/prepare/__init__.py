@@ -1,1 +1,1 @@
-"""Brings files into the form that training reads: benchmarks, and folders of one's own."""
+"""Prepares benchmarks and users' own folders for training."""

@@ -1,4 +1,4 @@
-"""Published archives: found or fetched, and read so that an interrupted run can go on."""
+"""Published archives: finding, fetching and unpacking them, so that it can be resumed."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import IO, NamedTuple, TypeVar, cast
 
-import rich.console
 import rich.progress
 
 from prosam_jax import console
@@ -27,16 +26,16 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A file that a benchmark is made of.
+    """A published file that a benchmark is made from.
 
     Attributes:
-        name: What it is.
-        file: Its name on disk.
+        name: What it is, for messages.
+        file: Its file name on disk.
         url: Its address.
-        by_hand: How a person gets it.
+        by_hand: How to get it by hand.
         licence: Its terms.
-        size: Its bytes; about, where no checksum is known.
-        unpacked: Bytes of the largest folder that is made of it, about.
+        size: Size in bytes; approximate if no checksum is known.
+        unpacked: Approximate size in bytes of the largest folder that is unpacked from it.
         sha256: Its checksum, "" if none is known.
     """
 
@@ -51,7 +50,7 @@ class Archive:
 
 
 class Member(NamedTuple):
-    """A file in an archive: its name there, its bytes, and how to open it, in turn only."""
+    """A file in an archive: its name, its size in bytes, and how to open it when its turn comes."""
 
     name: str
     size: int
@@ -61,12 +60,12 @@ class Member(NamedTuple):
 def check_space(
     root: pathlib.Path, wanted: Mapping[Archive, pathlib.Path], *, download: bool
 ) -> None:
-    """Raises OSError unless `root` has room for archives and for what is unpacked from each.
+    """Raises OSError unless `root` has room for archives and for what is unpacked from them.
 
     Args:
-        root: Where archives lie, or shall.
-        wanted: Each archive with the folder it is unpacked to; files that lie there count.
-        download: Whether archives that are missing are fetched.
+        root: Where the archives are or will be.
+        wanted: Each archive with the folder it is unpacked to; files in that folder are deducted.
+        download: Whether missing archives will be fetched.
     """
     needed = 0
     for archive, folder in wanted.items():
@@ -78,22 +77,22 @@ def check_space(
     free = shutil.disk_usage(there).free
     if needed > free:
         raise OSError(
-            f"{root} needs room for about {needed / 1e9:.1f} GB more and has {free / 1e9:.1f} GB; "
-            "make room, or choose another --root"
+            f"{root} needs about {needed / 1e9:.1f} GB more and has {free / 1e9:.1f} GB free; make "
+            "room, or choose another --root"
         )
 
 
 def obtain(archives: Iterable[Archive], root: pathlib.Path, *, download: bool) -> None:
-    """Sees to it that archives lie in `root`.
+    """Makes sure that archives are in `root`.
 
     Raises:
-        UserError: One is not there, or what was fetched is not what it should be.
-        OSError: The connection broke again and again.
+        UserError: One is missing and must not be or cannot be fetched, or a wrong file was fetched.
+        OSError: The connection failed repeatedly, or the disk is full.
     """
     missing = [archive for archive in archives if not (root / archive.file).is_file()]
     if missing and not download:
         ways = "; ".join(f"{archive.file}: {archive.by_hand}" for archive in missing)
-        raise UserError(f"add --download, or get by hand and put into {root}: {ways}")
+        raise UserError(f"add --download, or get these by hand and put them into {root}: {ways}")
     for archive in missing:
         remote = Remote(
             name=archive.name,
@@ -110,7 +109,7 @@ def obtain(archives: Iterable[Archive], root: pathlib.Path, *, download: bool) -
 
 @contextlib.contextmanager
 def members(path: pathlib.Path) -> Iterator[Iterator[Member]]:
-    """The files of a tar or zip archive, in turn, with a progress bar.
+    """Iterates over the files of a tar or zip archive, with a progress bar.
 
     Raises:
         UserError: The archive is damaged.
@@ -121,16 +120,16 @@ def members(path: pathlib.Path) -> Iterator[Iterator[Member]]:
             yield found
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(
-            f"{path} is damaged or not complete ({error}); delete it and get it again"
+            f"{path} is damaged or incomplete ({error}); delete it and get it again"
         ) from error
 
 
 def unpack(path: pathlib.Path, place: Callable[[str], pathlib.Path | None]) -> None:
-    """Writes files of an archive, except those that are there at full length.
+    """Unpacks files of an archive, except those that exist at full length.
 
     Args:
         path: The archive.
-        place: Where a file of this name goes, None for nowhere.
+        place: Gives the path for a file's name in the archive, or None to skip the file.
 
     Raises:
         UserError: The archive is damaged.
@@ -149,11 +148,11 @@ def _in_tar(path: pathlib.Path) -> Generator[Member, None, None]:
     bar = rich.progress.open(
         path, "rb", description=path.name, console=shown, disable=not shown.is_terminal
     )
-    # As a stream: a compressed archive cannot go back.
+    # As a stream, because a compressed archive cannot be read backwards.
     with bar as file, tarfile.open(fileobj=file, mode="r|*") as archive:
         for info in archive:
             if info.isfile():
-                # None comes only for what is no file.
+                # extractfile returns None only for members that are not files.
                 opened = cast(Callable[[], IO[bytes]], functools.partial(archive.extractfile, info))
                 yield Member(info.name, info.size, opened)
 

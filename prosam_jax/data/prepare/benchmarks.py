@@ -1,4 +1,4 @@
-"""Pascal-5i and COCO-20i from their archives, compared with the published lists."""
+"""Prepares Pascal-5i and COCO-20i and compares their lists with the published ones."""
 
 import itertools
 import pathlib
@@ -17,11 +17,11 @@ _BENCHMARKS = {
 
 
 def prepare(name: str, root: pathlib.Path, *, download: bool) -> None:
-    """Prepares "pascal" or "coco", and says how its lists compare with the published ones.
+    """Prepares "pascal" or "coco" and prints how its lists compare with the published ones.
 
     Raises:
         UserError: Files are missing or damaged.
-        OSError: There is not room enough, a file cannot be written, or a download broke.
+        OSError: There is not enough room, a file cannot be written, or a download failed.
     """
     complete, lists = _BENCHMARKS[name]
     folder, was_changed = complete(root.expanduser(), download=download)
@@ -36,7 +36,7 @@ def prepare(name: str, root: pathlib.Path, *, download: bool) -> None:
 
     counts = folder.pixel_counts(ids, watch)
     if not (was_changed or read):
-        print(f"nothing to do: {folder.path} is prepared")
+        print(f"nothing to do: {folder.path} is already prepared")
     held = " and ".join(f"{len(ids):,} in {pool}" for pool, ids in zip(lists, pools, strict=True))
     print(f"{folder.path} holds {held}")
     row_of = {image_id: row for row, image_id in enumerate(ids)}
@@ -46,7 +46,7 @@ def prepare(name: str, root: pathlib.Path, *, download: bool) -> None:
             index = folder.rule.index(pool, counts[[row_of[i] for i in pool]], fold, split)
             verdicts.append(f"{split} {folds.verdict(index)}")
         print(f"{folder.rule.name} fold {fold}: {'; '.join(verdicts)}")
-    if read:  # last, so that a folder that cannot be written to has been compared
+    if read:  # last, so that the comparison is printed even if the folder is read-only
         folder.keep_pixel_counts(ids, counts)
     setting = f"--config.data.root={folder.path}"
     print(f"train with: prosam train --config {name} {setting} --workdir DIR")

@@ -58,18 +58,18 @@ MASKS_PER_WORKER = 500  # a process takes about as long to start as these take t
 def prepare(root: pathlib.Path, *, download: bool) -> tuple[MaskFolder, bool]:
     """Completes the COCO folder at `root`.
 
-    What is there already is taken as it is, masks too.
+    Existing files, including masks, are kept.
 
     Args:
-        root: Where the folders and the archives lie, or shall.
-        download: Whether archives that are missing are fetched.
+        root: Where the folders and the archives are or will be.
+        download: Whether to fetch missing archives.
 
     Returns:
-        The folder, and whether anything was to be done.
+        The folder, and whether there was anything to do.
 
     Raises:
         UserError: An archive is missing or damaged, or pycocotools is not installed.
-        OSError: There is not room enough, or a file cannot be written.
+        OSError: There is not enough room, a file cannot be written, or a download failed.
     """
     folder = coco_folder(root)
     todo = [pool for pool in OWN_LISTS if not _is_done(folder, pool)]
@@ -77,9 +77,9 @@ def prepare(root: pathlib.Path, *, download: bool) -> tuple[MaskFolder, bool]:
     if not todo:
         return folder, False
     if importlib.util.find_spec("pycocotools") is None:
-        raise UserError("pycocotools is not installed; run: pip install pycocotools")
+        raise UserError("pycocotools is not installed; run: pip install 'prosam_jax[prepare]'")
     if not all(path.exists() for path in files.values()):
-        # Whether images are complete cannot be told yet; none at all is certain.
+        # Which images are missing is not known yet, unless there are none at all.
         empty = [pool for pool in todo if not any((root / pool).glob("*.jpg"))]
         _obtain(root, [ANNOTATIONS, *(IMAGES[pool] for pool in empty)], download=download)
         wanted = {f"{LISTS}/{path.name}": path for path in files.values()}
@@ -116,7 +116,7 @@ def _place(root: pathlib.Path, pool: str, name: str) -> pathlib.Path | None:
 
 
 def _write_masks(folder: MaskFolder, pool: str, images: Sequence[Annotated]) -> None:
-    """Writes masks that are not there, then the list, which says that all are."""
+    """Writes missing masks, and then the list, whose existence means that all are there."""
     ids = [f"{pool}/{pathlib.PurePath(image.file_name).stem}" for image in images]
     jobs = [(folder.mask_path(i), image) for i, image in zip(ids, images, strict=True)]
     jobs = [job for job in jobs if not job[0].exists()]

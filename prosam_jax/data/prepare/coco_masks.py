@@ -1,9 +1,10 @@
-"""COCO's annotations as masks of class numbers.
+"""Converts COCO's annotations to masks of class numbers.
 
-Crowds come first, as 255: a crowd's region takes in what lies between its objects, and COCO's own
-scores leave it out. Then come the objects in the order of the annotation file, each over those
-before it, which is the order of the field's public script (of RePRI, arXiv 2012.06166); that one
-draws the first polygon of an object only, this all. Classes are numbered 1-80 by category id.
+Crowds are painted first, as 255, because a crowd's region includes what is between its objects and
+COCO's own metrics ignore it. Objects follow in the order of the annotation file, later ones over
+earlier ones, as in the public script that the field uses (from RePRI, arXiv 2012.06166); that
+script paints only the first polygon of an object, this module all of them. Classes are numbered
+1-80 by category id.
 """
 
 import json
@@ -23,7 +24,7 @@ from prosam_jax.errors import UserError
 
 
 class Object(NamedTuple):
-    """An annotation: class 1-80, whether it is a crowd, polygons or run lengths."""
+    """An annotation: its class number, whether it is a crowd, and its polygons or run lengths."""
 
     class_id: int
     is_crowd: bool
@@ -31,7 +32,7 @@ class Object(NamedTuple):
 
 
 class Annotated(NamedTuple):
-    """An image of an annotation file: its file's name, height, width and objects."""
+    """An image of an annotation file: its file name, height, width and objects."""
 
     file_name: str
     height: int
@@ -40,10 +41,10 @@ class Annotated(NamedTuple):
 
 
 def read_annotations(path: pathlib.Path) -> list[Annotated]:
-    """The images of an `instances_*.json` in order of their names.
+    """The images of an `instances_*.json`, sorted by name.
 
     Raises:
-        UserError: The file is damaged, or not one of COCO's.
+        UserError: The file is damaged, or not an annotation file of COCO.
     """
     try:
         held = json.loads(path.read_bytes())
@@ -67,14 +68,14 @@ def read_annotations(path: pathlib.Path) -> list[Annotated]:
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged or no annotation file of COCO ({type(error).__name__}: {error}); "
+            f"{path} is damaged or not a COCO annotation file ({type(error).__name__}: {error}); "
             "delete it and unpack it again"
         ) from error
 
 
 def paint(objects: Sequence[Object], height: int, width: int) -> UInt8[np.ndarray, "h w"]:
-    """The mask of an image."""
-    from pycocotools import mask as run_lengths  # an extra, needed here only
+    """The mask of an image: class numbers, 0 for background, 255 for crowds."""
+    from pycocotools import mask as run_lengths  # an optional dependency, used only here
 
     labels = np.zeros((height, width), np.uint8)
     for item in sorted(objects, key=lambda item: not item.is_crowd):
@@ -88,7 +89,7 @@ def paint(objects: Sequence[Object], height: int, width: int) -> UInt8[np.ndarra
 
 
 def write_mask(job: tuple[pathlib.Path, Annotated]) -> None:
-    """Writes the mask of an image to a path."""
+    """Writes an image's mask to the path that comes with it in `job`."""
     path, image = job
     with writing(path) as file:
         Image.fromarray(paint(image.objects, image.height, image.width)).save(file, "PNG")

@@ -1,15 +1,16 @@
-"""Makes masks of a table, of COCO's JSON or of labelme's polygons, and checks a user's folder.
+"""Makes masks from a CSV file, a COCO JSON file or labelme files, and checks a user's folder.
 
-Whatever the source, masks and `classes.txt` come out as `folder_files` has them.
+For every source, it writes the masks and `classes.txt` that `data.datasets.folder_files` describes.
 
-* A CSV with the columns `image` (below `images`) and `mask` (beside the table), and `class` where
-  a mask shows one object or several of one class: whatever is not 0 in it. Without that column
-  masks hold class numbers.
-* COCO's JSON with polygons or run lengths; `file_name` is a path below `images`, or only a name.
-* A folder of labelme's JSON files, each with the name and the subfolder of its picture.
+* A CSV file with the columns `image` (relative to `images`) and `mask` (relative to the CSV), and
+  optionally `class`, if each mask shows one class in all pixels that are not 0. Without that
+  column, masks contain class numbers.
+* A COCO JSON file with polygons or run lengths; `file_name` is a path relative to `images`, or only
+  a name.
+* A folder of labelme JSON files, each with the name and the subfolder of its picture.
 
-Later objects lie on earlier ones. Classes are numbered as in `classes.txt`, and where there is none
-by COCO's ids or in alphabetical order.
+Later objects cover earlier ones. Classes are numbered as in `classes.txt`; if there is none yet, in
+the order of COCO's ids or alphabetically.
 """
 
 import csv
@@ -50,22 +51,22 @@ Painter = Callable[[], UInt8[np.ndarray, "h w"]]
 def prepare(
     root: pathlib.Path, source: pathlib.Path | None, *, check_only: bool, force: bool = False
 ) -> int:
-    """Makes masks, if there is something to make them of, and prints one line per bad file.
+    """Makes masks if a source is given, checks the folder and prints one line per bad file.
 
     Args:
         root: The user's folder.
-        source: CSV, JSON, or folder of JSON files; None if `masks` is there already.
-        check_only: Whether nothing is written.
-        force: Whether masks that are there and differ are overwritten.
+        source: CSV file, JSON file or folder of JSON files; None if `masks` exists already.
+        check_only: Whether to write nothing.
+        force: Whether to overwrite existing masks that differ.
 
     Returns:
         Number of bad files.
 
     Raises:
-        UserError: The folder or the source is not as it must be.
+        UserError: The folder or the source is not valid.
     """
     if source and check_only:
-        raise UserError("--check looks at the masks that are there: leave --annotations out")
+        raise UserError("--check only checks existing masks: leave --annotations out")
     faults = make_masks(root, source, force=force) if source else {}
     _print(faults.values())
     folder = find_folder(str(root))
@@ -90,20 +91,20 @@ def prepare(
 
 
 def _print(faults: Iterable[str]) -> None:
-    for line in faults:  # a file's name may be no text
+    for line in faults:  # a file's name need not be valid UTF-8
         print(line.encode(errors="backslashreplace").decode())
 
 
 def make_masks(root: pathlib.Path, source: pathlib.Path, *, force: bool = False) -> dict[str, str]:
-    """Writes masks and `classes.txt`; returns one line per file that gives none.
+    """Writes masks and `classes.txt`; returns a line for each file for which it cannot.
 
     Raises:
-        UserError: The source cannot be read, or without `force` a mask is there and differs.
+        UserError: The source cannot be read, or a mask exists and differs and `force` is not set.
     """
     if not (root / IMAGES).is_dir():
         raise UserError(f"--root={root}: there is no {root / IMAGES}; put the pictures there")
     if not source.exists():
-        raise UserError(f"--annotations: there is no {source}")
+        raise UserError(f"--annotations={source}: there is no such file or folder")
     names = pictures(root / IMAGES)
     if source.is_dir():
         painters = _of_labelme(root, source, names)
@@ -112,7 +113,9 @@ def make_masks(root: pathlib.Path, source: pathlib.Path, *, force: bool = False)
     elif source.suffix.lower() == ".json":
         painters = _of_coco(root, source, names)
     else:
-        raise UserError(f"--annotations: {source} must be a .csv, a .json or a folder of .json")
+        raise UserError(
+            f"--annotations={source} must be a .csv, a .json or a folder of .json files"
+        )
     (root / MASKS).mkdir(exist_ok=True)
     faults = {}
     for name, painter in console.track(painters.items(), len(painters), "painting masks"):
@@ -123,7 +126,7 @@ def make_masks(root: pathlib.Path, source: pathlib.Path, *, force: bool = False)
             continue
         path = root / MASKS / f"{stem(name)}.png"
         if path.exists() and not force and not _holds(path, mask):
-            raise UserError(f"{path} is there and differs: pass --force, or move it elsewhere")
+            raise UserError(f"{path} exists and differs: pass --force, or move it elsewhere")
         with writing(path) as file:
             Image.fromarray(mask).save(file, "PNG")
     return faults
@@ -132,7 +135,7 @@ def make_masks(root: pathlib.Path, source: pathlib.Path, *, force: bool = False)
 def _holds(path: pathlib.Path, mask: UInt8[np.ndarray, "h w"]) -> bool:
     try:
         return np.array_equal(images.read_labels(path), mask)
-    except UserError:  # what an interrupted copy left is not this mask
+    except UserError:  # an incomplete file is not this mask
         return False
 
 
@@ -171,7 +174,7 @@ def _joined(parts: Sequence[tuple[pathlib.Path, int]]) -> UInt8[np.ndarray, "h w
         mask = images.read_labels(path)
         labels = np.zeros_like(mask) if labels is None else labels
         if mask.shape != labels.shape:
-            raise UserError(f"{path} has another size than the picture's first mask {parts[0][0]}")
+            raise UserError(f"{path} must have the size of the picture's first mask {parts[0][0]}")
         labels = np.where(mask > 0, class_id or mask, labels).astype(np.uint8)
     assert labels is not None
     return labels
@@ -192,7 +195,7 @@ def _of_coco(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> dict
             objects[a["image_id"]].append((category, crowd, a.get("segmentation")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{source} is damaged or not of COCO's form ({type(error).__name__}: {error})"
+            f"{source} is damaged or not a COCO JSON file ({type(error).__name__}: {error})"
         ) from error
     classes = _numbered(root, list(categories.values()), source)
     find = _Finder(names, source)
@@ -209,7 +212,7 @@ def _painted(
 ) -> UInt8[np.ndarray, "h w"]:
     if not all(item.segmentation for item in objects):
         raise UserError(
-            f"{source} has an object without an outline on {name}; boxes are not enough"
+            f"{source} has an object without an outline on {name}; add it, boxes are not enough"
         )
     try:
         return paint(objects, height, width)
@@ -224,7 +227,7 @@ def _of_labelme(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> d
     for path in sorted(source.rglob("*.json")):
         name = by_stem.get(stem(path.relative_to(source).as_posix()))
         if name is None:
-            line = f"{path} has no picture of its name in {root / IMAGES}"
+            line = f"{path} has no picture of the same name in {root / IMAGES}"
             painters[str(path)] = _failing(line)
             continue
         try:
@@ -241,7 +244,7 @@ def _of_labelme(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> d
                 ],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            line = f"{path} is damaged or not of labelme's form ({type(error).__name__}: {error})"
+            line = f"{path} is damaged or not a labelme file ({type(error).__name__}: {error})"
             painters[name] = _failing(line)
     labels = sorted({label for _, found in shapes.values() for label, _, _ in found})
     classes = _numbered(root, labels, source)
@@ -258,9 +261,9 @@ def _drawn(
     for label, kind, points in shapes:
         fewest = {"polygon": 3, "rectangle": 2, "circle": 2}.get(kind)
         if fewest is None:
-            raise UserError(f"{path} holds a {kind}; polygons, rectangles and circles are read")
+            raise UserError(f"{path} contains a {kind}; use polygons, rectangles and circles only")
         if points.ndim != 2 or points.shape[1] != 2 or len(points) < fewest:
-            raise UserError(f"{path} holds a {kind} of {len(points)} points; it takes {fewest}")
+            raise UserError(f"{path} contains a {kind} of {len(points)} points; it needs {fewest}")
         if kind == "polygon":
             pen.polygon([tuple(p) for p in points.tolist()], fill=classes[label])
         elif kind == "rectangle":
@@ -272,10 +275,10 @@ def _drawn(
 
 
 def _numbered(root: pathlib.Path, names: Sequence[str], source: pathlib.Path) -> dict[str, int]:
-    """Class numbers by name, as `classes.txt` has them; without one, in the order given."""
+    """Class numbers by name, from `classes.txt`; it is written in the given order if missing."""
     path = root / CLASSES
     if not all(name.strip() for name in names):
-        raise UserError(f"{source} has an object without the name of a class")
+        raise UserError(f"{source} has an object without a class name; name its class")
     if not names:
         return {}
     if not path.exists():
@@ -288,7 +291,7 @@ def _numbered(root: pathlib.Path, names: Sequence[str], source: pathlib.Path) ->
 
 
 class _Finder:
-    """Finds pictures by the names that a source gives them; keeps those that are not there."""
+    """Finds pictures by their names in a source; `lost` collects those that do not exist."""
 
     def __init__(self, names: Sequence[str], source: pathlib.Path):
         self._source = source

@@ -1,8 +1,8 @@
 """Makes the folder of Pascal-5i from VOC 2012 and SBD (Hariharan et al. 2011).
 
-`SegmentationClassAug` takes the mask of an image of VOC's `train` or `val` from VOC, with its
-ignored rims, and that of any other image from SBD, which has none: so have the masks from which
-the published lists come. The training pool is VOC's `train` united with SBD's `train_noval`.
+In `SegmentationClassAug`, masks of images in VOC's `train` and `val` come from VOC, with their
+ignored borders; all others come from SBD, which has no such borders. The published lists were made
+from such masks. The training pool is the union of VOC's `train` and SBD's `train_noval`.
 """
 
 import io
@@ -66,18 +66,18 @@ _SBD_MASKS = "benchmark_RELEASE/dataset/cls"
 def prepare(root: pathlib.Path, *, download: bool) -> tuple[MaskFolder, bool]:
     """Completes the VOC folder at `root`, in `root/VOC2012` or in `root/VOCdevkit/VOC2012`.
 
-    What is there already is taken as it is.
+    Existing files are kept.
 
     Args:
-        root: Where the folder and the archives lie, or shall.
-        download: Whether archives that are missing are fetched.
+        root: Where the folder and the archives are or will be.
+        download: Whether to fetch missing archives.
 
     Returns:
-        The folder, and whether anything was to be done.
+        The folder, and whether there was anything to do.
 
     Raises:
         UserError: An archive is missing or damaged.
-        OSError: There is not room enough, or a file cannot be written.
+        OSError: There is not enough room, a file cannot be written, or a download failed.
     """
     found = find_images(str(root), "--root")
     folder = pascal_folder(found[0] if found else root / _TOP)
@@ -104,13 +104,13 @@ def prepare(root: pathlib.Path, *, download: bool) -> tuple[MaskFolder, bool]:
 
 
 def sbd_labels(content: bytes) -> UInt8[np.ndarray, "h w"]:
-    """Class numbers 0-20 from one of SBD's files `cls/<id>.mat`."""
+    """Class numbers 0-20 from the content of a file `cls/<id>.mat` of SBD."""
     held = scipy.io.loadmat(io.BytesIO(content), struct_as_record=False, squeeze_me=True)
     return np.asarray(held["GTcls"].Segmentation, np.uint8)
 
 
 def _lacking(folder: MaskFolder, root: pathlib.Path) -> list[Archive]:
-    """The archives that an unfinished folder needs."""
+    """The archives that are needed to complete a folder."""
     own, ids = _own_ids(folder), _pool_ids(folder, root)
     if not ids:
         return [VOC, SBD]
@@ -118,7 +118,7 @@ def _lacking(folder: MaskFolder, root: pathlib.Path) -> list[Archive]:
         return []
     masks = {i for i in ids if not folder.mask_path(i).exists()}
     needs_voc = (
-        not own  # its lists tell whose mask an image has
+        not own  # its lists tell whether a mask comes from VOC or SBD
         or any(not folder.image_path(i).exists() for i in ids)
         or any(not _own_mask(folder, i).exists() for i in masks & own)
     )
@@ -126,7 +126,7 @@ def _lacking(folder: MaskFolder, root: pathlib.Path) -> list[Archive]:
 
 
 def _pool_ids(folder: MaskFolder, root: pathlib.Path) -> set[str]:
-    """Ids of both pools; none as long as the lists are not complete."""
+    """Ids of both pools; empty until all lists exist."""
     own, test = _read(folder.list_path("train")), _read(folder.list_path(OWN_LISTS[1]))
     sbd, train = _read(root / POOL.file), _read(folder.list_path(OWN_LISTS[0]))
     train = train or (own | sbd if own and sbd else set())
@@ -134,7 +134,7 @@ def _pool_ids(folder: MaskFolder, root: pathlib.Path) -> set[str]:
 
 
 def _own_ids(folder: MaskFolder) -> set[str]:
-    """Ids of the images whose masks are VOC's own; none as long as its lists are missing."""
+    """Ids of the images whose masks come from VOC; empty until its lists exist."""
     train, val = (_read(folder.list_path(name)) for name in ("train", "val"))
     return train | val if train and val else set()
 
@@ -153,7 +153,7 @@ def _place(folder: MaskFolder, name: str) -> pathlib.Path | None:
 
 
 def _write_pool(folder: MaskFolder, root: pathlib.Path) -> bool:
-    """Writes the list of the training pool unless it is there."""
+    """Writes the list of the training pool unless it exists; returns whether it did."""
     path = folder.list_path(OWN_LISTS[0])
     if path.exists():
         return False

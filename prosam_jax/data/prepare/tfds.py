@@ -1,7 +1,7 @@
-"""Copies a benchmark's folder into a TFDS data directory, from which training reads as well.
+"""Copies a benchmark's folder to a TFDS data directory, from which training can read it, too.
 
-The folder must be as `prosam prepare` leaves it. The episodes are the same to the last bit. Needs
-`pip install 'prosam_jax[tfds]'` and no TensorFlow.
+The folder must be as `prosam prepare` leaves it. The episodes are bit-identical. It needs `pip
+install 'prosam_jax[tfds]'`, but not TensorFlow.
 """
 
 import pathlib
@@ -18,22 +18,25 @@ _FOLDERS = {
 
 
 def build(name: str, root: str, data_dir: pathlib.Path, lists: Sequence[str] = ()) -> str:
-    """Builds the dataset of "pascal" or "coco", and says where it lies.
+    """Builds the dataset of "pascal" or "coco", and says where it is.
 
     Args:
         name: The benchmark.
         root: Its folder.
         data_dir: The TFDS data directory.
-        lists: Lists of ids to copy, each to a split of its name; the benchmark's own if empty.
+        lists: Lists of ids to copy, each to a split of that name; the benchmark's own if empty.
+
+    Returns:
+        A line with the dataset's path and size.
 
     Raises:
-        UserError: The folder is not as it must be, or tensorflow_datasets is not installed.
+        UserError: The folder is not valid, or tensorflow_datasets is not installed.
     """
     find_folder, own_lists = _FOLDERS[name]
     folder = find_folder(root)
     path = dataset_path(data_dir, folder.rule)
     if path.exists():
-        return f"{path} is there already; delete it to build it anew"
+        return f"{path} exists already; delete it to build it again"
     try:
         from prosam_jax.data.prepare import tfds_builders
     except ImportError as error:

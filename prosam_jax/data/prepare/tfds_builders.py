@@ -1,4 +1,4 @@
-"""TFDS's builders of the benchmarks; they stand in a module of their own, as TFDS wants it."""
+"""TFDS builders of the benchmarks, in a module of their own because importing it needs TFDS."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,15 +11,15 @@ from prosam_jax.data.datasets.tfds import VERSION
 
 
 class _Masks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A folder of images and masks; each list of ids becomes a split, in its order.
+    """Builds a dataset from a folder of images and masks; each list of ids becomes a split.
 
-    `tfds_masks` says what a record and the metadata hold.
+    `prosam_jax.data.datasets.tfds` describes the records and the metadata.
     """
 
     VERSION = tfds.core.Version(VERSION)
 
     def __init__(self, *, folder: MaskFolder, lists: Sequence[str], **settings: Any):
-        """Takes the folder and the names of its lists; settings are TFDS's own."""
+        """Takes the folder and the names of its lists; `settings` go to TFDS."""
         self.folder = folder
         self.id_lists = {name: folder.ids(name, "--lists") for name in lists}
         super().__init__(**settings)
