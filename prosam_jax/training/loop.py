@@ -99,9 +99,14 @@ def _check_run(cfg: Config, workdir: pathlib.Path) -> Config:
     if cfg.train.schedule != "cosine":  # whose learning rates depend on the length
         may |= {Role.LENGTH}
     if differences := changed(began, cfg, may):
+        length = (
+            "; with train.schedule=cosine its length is part of the run"
+            if changed(began, cfg, may | {Role.LENGTH}) != differences
+            else ""
+        )
         raise UserError(
-            f"{workdir} holds a run with other settings ({'; '.join(differences)}): "
-            "choose another --workdir, or the run's settings to resume it"
+            f"{workdir} has a run with other settings ({'; '.join(differences)}){length}: leave "
+            "these and --config out to continue it, or choose another --workdir"
         )
     trained_on = prompt_encoder.read_frozen(workdir)
     prompt_encoder.check_frozen(workdir, trained_on, prompt_encoder.frozen_weights(cfg))
