@@ -77,8 +77,8 @@ def annotations(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise UserError(f"{' and '.join(kinds)} are mixed: annotate all references in the same way")
     if len(found) != len(args.reference):
         raise UserError(
-            f"there are {len(args.reference)} references and {len(found)} annotations: pass one "
-            "--mask, --points, --box or --scribble per --reference"
+            f"{len(args.reference)} --reference but {len(found)} annotations: pass one --mask, "
+            "--points, --box or --scribble for each --reference"
         )
     return found
 
