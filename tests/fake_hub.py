@@ -9,6 +9,7 @@ import re
 import threading
 
 import huggingface_hub
+import huggingface_hub.utils
 from huggingface_hub import constants
 
 TOKEN = "hf_token_of_the_test"
