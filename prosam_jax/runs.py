@@ -84,6 +84,7 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result
     cfg = replaced(cfg, {"prompt.weights": ""})  # where the run began no longer matters
     source = evaluate.test_episodes(cfg)
     parts, at = model.restored(cfg, workdir, checkpoint)
+    _tell_other_dataset(source, prompt_encoder.read_dataset(workdir))
     return _score(cfg, workdir, source, parts, at, f"step {at} of {workdir}")
 
 
@@ -98,8 +99,19 @@ def score_file(cfg: Config, workdir: pathlib.Path) -> results.Result:
     """
     file = cfg.prompt.weights
     source = evaluate.test_episodes(cfg)
-    parts = model.split(model.build(cfg))
-    return _score(cfg, workdir, source, parts, prompt_encoder.read(file).step, file)
+    parts, trained = model.split(model.build(cfg)), prompt_encoder.read(file)
+    if trained.benchmark == cfg.data.name:
+        _tell_other_dataset(source, trained.dataset)
+    return _score(cfg, workdir, source, parts, trained.step, file)
+
+
+def _tell_other_dataset(source: EpisodeSource, trained_on: str | None) -> None:
+    """Says so if own pictures are scored that are not the training's, as far as that is known."""
+    if trained_on not in (None, source.fold.rule.dataset):
+        console.note(
+            "data.root is another folder than in training, or its classes or files have changed: "
+            "the training may have seen these test classes"
+        )
 
 
 def _score(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -182,7 +183,8 @@ class Segmenter:
 
         Returns:
             What was found in the picture; for an iterable an iterator that gives it picture by
-            picture, as it comes, with the references that were set when this was called.
+            picture, as it comes, with the references that were set when this was called. A bad
+            picture ends it, after what comes before that one.
 
         Raises:
             UserError: No reference is set, a picture cannot be read, or uncertainty is wanted
@@ -213,8 +215,19 @@ class Segmenter:
         references: Mapping[str, References],
     ) -> Iterator[Segmentation]:
         pixels = (read(image, f"images[{i}]") for i, image in enumerate(images))
-        while part := list(itertools.islice(pixels, batch_size)):
+        ended: Exception | None = None
+        while ended is None:
+            part = []
+            try:
+                for image in itertools.islice(pixels, batch_size):
+                    part.append(image)
+            except Exception as error:  # raised when those before it have been given
+                ended = error
+            if not part:
+                break
             yield from self._batch(part, batch_size, samples, references)
+        if ended:
+            raise ended
 
     def _encoded(self, image: ImageLike, annotation: dict[str, Any]) -> References:
         pixels = read(image)
@@ -294,7 +307,9 @@ def _is_one(images: Any) -> bool:
 
 
 def _several(images: Any) -> Iterable[ImageLike]:
-    if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray | Mapping):
+    none = bytes | bytearray | Mapping | io.IOBase  # of which Python would make something
+    is_scalar = getattr(images, "ndim", None) == 0
+    if not isinstance(images, Iterable) or isinstance(images, none) or is_scalar:
         raise UserError(
             f"images is of {type(images).__name__}: pass a picture (path, Pillow image or array of "
             "height x width x 3) or a list of them"

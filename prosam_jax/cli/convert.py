@@ -1,8 +1,8 @@
 """The flags of `prosam weights convert`, which turns a checkpoint of torch into a weight file."""
 
 import argparse
-import pathlib
 
+from prosam_jax.cli.arguments import as_path
 from prosam_jax.config import BACKBONES, DISTRIBUTIONS, SAM_MODELS
 
 SAM = """Converts a checkpoint of SAM.
@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        one.add_argument("--checkpoint", type=pathlib.Path, required=True, help="torch's file")
-        one.add_argument("--out", type=pathlib.Path, required=True, help="the .safetensors file")
+        one.add_argument("--checkpoint", type=as_path, required=True, help="torch's file")
+        one.add_argument("--out", type=as_path, required=True, help="the .safetensors file")
         one.set_defaults(run=run)
         if name != "vrp-sam":
             known = SAM_MODELS if name == "sam" else BACKBONES

@@ -12,9 +12,9 @@ untrained prompt encoder, a reference of a wrong class, and three simpler method
 """
 
 import argparse
-import pathlib
 
 from prosam_jax.cli import settings
+from prosam_jax.cli.arguments import as_path, as_text
 from prosam_jax.config import read_config
 from prosam_jax.errors import UserError
 
@@ -22,11 +22,19 @@ from prosam_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
     parser.add_argument(
-        "--workdir", required=True, help="folder of a run, or where the results of a file go"
+        "--workdir",
+        type=as_path,
+        required=True,
+        help="folder of a run, or where the results of a file go",
     )
-    parser.add_argument("--checkpoint", help="best (if not given), latest or a step of the run")
     parser.add_argument(
-        "--prompt-encoder", metavar="FILE", help="trained prompt encoder: file, name or USER/NAME"
+        "--checkpoint", type=as_text, help="best (if not given), latest or a step of the run"
+    )
+    parser.add_argument(
+        "--prompt-encoder",
+        type=as_text,
+        metavar="FILE",
+        help="trained prompt encoder: file, name or USER/NAME",
     )
     settings.add_arguments(parser, "what it sets is changed from the training's settings")
     parser.set_defaults(run=run)
@@ -37,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     from prosam_jax import runs
     from prosam_jax.weights import prompt_encoder
 
-    workdir, changes = pathlib.Path(args.workdir).expanduser(), settings.changes(args)
+    workdir, changes = args.workdir, settings.changes(args)
     if args.prompt_encoder is None:
         cfg = runs.settings(read_config(workdir / "config.json"), changes)
         runs.score(cfg, workdir, args.checkpoint or "best")

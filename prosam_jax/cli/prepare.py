@@ -11,8 +11,9 @@ finds nothing to do.
 """
 
 import argparse
-import pathlib
 import sys
+
+from prosam_jax.cli.arguments import as_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,21 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(metavar="WHAT", required=True)
     for name, title in (("pascal", "VOC 2012 with SBD's masks"), ("coco", "COCO 2014")):
         one = what.add_parser(name, help=title, description=title)
-        one.add_argument("--root", type=pathlib.Path, required=True, help="where it lies, or shall")
+        one.add_argument("--root", type=as_path, required=True, help="where it lies, or shall")
         one.add_argument("--download", action="store_true", help="fetch what is missing")
         one.set_defaults(run=benchmark, name=name)
     own = what.add_parser("folder", help="pictures and masks of your own")
-    own.add_argument("--root", type=pathlib.Path, required=True, help="where they lie")
+    own.add_argument("--root", type=as_path, required=True, help="where they lie")
     own.add_argument(
-        "--annotations", type=pathlib.Path, help="CSV, COCO's JSON or a folder of labelme's files"
+        "--annotations", type=as_path, help="CSV, COCO's JSON or a folder of labelme's files"
     )
     own.add_argument("--force", action="store_true", help="overwrite masks that differ")
     own.add_argument("--check", action="store_true", help="name bad files and write nothing")
     own.set_defaults(run=folder)
     copy = what.add_parser("tfds", help="a prepared benchmark as a TFDS data directory")
     copy.add_argument("benchmark", choices=["pascal", "coco"])
-    copy.add_argument("--root", required=True, help="folder of the benchmark")
-    copy.add_argument("--data-dir", type=pathlib.Path, required=True, help="where TFDS keeps all")
+    copy.add_argument("--root", type=as_path, required=True, help="folder of the benchmark")
+    copy.add_argument("--data-dir", type=as_path, required=True, help="where TFDS keeps all")
     copy.add_argument("--lists", nargs="+", default=(), help="lists of ids (the benchmark's own)")
     copy.set_defaults(run=tfds)
 
@@ -55,8 +56,7 @@ def folder(args: argparse.Namespace) -> int:
     """Prepares or checks a folder; status 1 if it holds bad files."""
     from prosam_jax.data.prepare import folder
 
-    root = args.root.expanduser()
-    bad = folder.prepare(root, args.annotations, check_only=args.check, force=args.force)
+    bad = folder.prepare(args.root, args.annotations, check_only=args.check, force=args.force)
     return int(bad > 0)
 
 
@@ -64,4 +64,4 @@ def tfds(args: argparse.Namespace) -> None:
     """Copies a prepared benchmark."""
     from prosam_jax.data.prepare import tfds
 
-    print(tfds.build(args.benchmark, args.root, args.data_dir, args.lists))
+    print(tfds.build(args.benchmark, str(args.root), args.data_dir, args.lists))

@@ -49,6 +49,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         began = _check_run(cfg, workdir)
         # It has its own parameters: the file that it began from may have moved or be gone.
         trainer = Trainer(replaced(cfg, {"prompt.weights": ""}))
+        _check_dataset(trainer, workdir)
         cfg = replaced(cfg, {"prompt.weights": began.prompt.weights})
     else:
         trainer = Trainer(cfg)
@@ -101,6 +102,15 @@ def _check_run(cfg: Config, workdir: pathlib.Path) -> Config:
     trained_on = prompt_encoder.read_frozen(workdir)
     prompt_encoder.check_frozen(workdir, trained_on, prompt_encoder.frozen_weights(cfg))
     return began
+
+
+def _check_dataset(trainer: "Trainer", workdir: pathlib.Path) -> None:
+    """UserError unless the dataset is that of the run, where its folder says which that was."""
+    if prompt_encoder.read_dataset(workdir) not in (None, trainer.source.fold.rule.dataset):
+        raise UserError(
+            f"{workdir} was trained on another dataset than data.root={trainer.cfg.data.root!r}, "
+            "which has other classes or files: choose another --workdir, or the old data.root"
+        )
 
 
 class Trainer:

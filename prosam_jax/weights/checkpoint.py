@@ -1,6 +1,10 @@
 """Training state on disk: the latest step to go on from and the best one to evaluate."""
 
+import contextlib
+import errno
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -63,12 +67,16 @@ class Checkpoints:
         """Begins to write `state`, in place of an older one of that step.
 
         A validated state carries its mIoU.
+
+        Raises:
+            OSError: The disk is full, maybe for the state before this one.
         """
-        if step in self._manager.all_steps():
-            self._manager.wait_until_finished()
-            self._manager.delete(step)
         metrics = None if miou is None else {METRIC: miou}
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+        with self._space():
+            if step in self._manager.all_steps():
+                self._manager.wait_until_finished()
+                self._manager.delete(step)
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
     def restore(self, step: int, like: Any) -> Any:
         """Reads the state of `step` into the structure, types and sharding of `like`.
@@ -130,9 +138,27 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is on disk.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        with self._space():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _space(self) -> Iterator[None]:
+        """Tells a full disk as the system does; Orbax's errors of it are of several types."""
+        try:
+            yield
+        except Exception as error:
+            for code in (errno.ENOSPC, errno.EDQUOT):
+                if os.strerror(code) in str(error):
+                    raise OSError(code, os.strerror(code), str(self._folder)) from error
+            raise
 
 
 def _miou(metrics: dict[str, float]) -> float:

@@ -8,6 +8,7 @@ that each class has in each mask lie in the dataset's metadata, so that folds ne
 import dataclasses
 import functools
 import io
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -125,7 +126,7 @@ class TfdsMasks:
 
 def dataset_path(data_dir: pathlib.Path, rule: FoldRule) -> pathlib.Path:
     """Where a TFDS data directory holds the images of a benchmark."""
-    return data_dir.expanduser() / dataset_name(rule) / VERSION
+    return pathlib.Path(os.path.expanduser(data_dir)) / dataset_name(rule) / VERSION
 
 
 def dataset_name(rule: FoldRule) -> str:

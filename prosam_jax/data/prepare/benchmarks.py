@@ -1,6 +1,7 @@
 """Pascal-5i and COCO-20i from their archives, compared with the published lists."""
 
 import itertools
+import os
 import pathlib
 from collections.abc import Iterable
 
@@ -24,7 +25,7 @@ def prepare(name: str, root: pathlib.Path, *, download: bool) -> None:
         OSError: There is not room enough, a file cannot be written, or a download broke.
     """
     complete, lists = _BENCHMARKS[name]
-    folder, was_changed = complete(root.expanduser(), download=download)
+    folder, was_changed = complete(pathlib.Path(os.path.expanduser(root)), download=download)
     pools = [folder.ids(pool, "list") for pool in lists]
     ids = list(dict.fromkeys(itertools.chain(*pools)))
     read = 0
