@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from prosam_jax.errors import UserError
 
@@ -32,6 +32,18 @@ Numbers = np.ndarray | Sequence[Any]
 
 # Formats that Pillow registers but cannot decode by itself.
 _UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# What EXIF's numbers of an orientation ask for.
+_QUARTERS = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TURNS = _QUARTERS | {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+}
 _MEND = "save it with 8 or 16 bits"
 
 
@@ -62,7 +74,7 @@ def read(
     if isinstance(image, str | os.PathLike | Image.Image):
         name = _called(image, name)
         with _opened(image, name) as opened:
-            return np.array(_rgb(ImageOps.exif_transpose(opened), name))
+            return np.array(_rgb(_upright(opened), name))
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
@@ -117,10 +129,10 @@ def load(
             turn = turn and fit == shown
         drafted = stored.draft(None, (2 * square, 2 * square)) if square else None
         if drafted is None:  # not a JPEG
-            return _rgb(ImageOps.exif_transpose(stored) if turn else stored, name)
+            return _rgb(_upright(stored) if turn else stored, name)
         _, box = drafted  # the part with content: sizes that 8 does not divide are rounded up
         small = _rgb(stored, name).resize((square, square), Image.Resampling.BILINEAR, box)
-        return ImageOps.exif_transpose(small) if turn else small
+        return small.transpose(method) if turn and (method := _turn(stored)) else small
 
 
 def size(file: File, name: str = "image", *, turn: bool = True) -> tuple[int, int]:
@@ -165,7 +177,8 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
     Args:
         mask: An array of height x width: bool, floats in 0-1 (at least 0.5 for the object), or
             integers (0 and one other number). Or a Pillow image or a file, white on black: gray of
-            128 or more counts as white, transparent as black. The brighter one of a palette's two
+            128 or more counts as white, transparent as black; if all is black but for what
+            is transparent, the opaque part is the object. The brighter one of a palette's two
             colours is the object. Palettes with more colours, 16-bit images and images with all
             levels below 128 are treated as integers.
         name: Its name in messages, unless it is a file.
@@ -178,12 +191,12 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
     if isinstance(mask, str | os.PathLike | Image.Image):
         name = _called(mask, name)
         with _opened(mask, name) as opened:
-            array = _levels(ImageOps.exif_transpose(opened), name)
+            array = _levels(_upright(opened), name)
     else:
         array = np.asarray(mask)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.ndim != 2:
+    if array.ndim != 2 or not array.size:
         raise UserError(f"{name} is {array.dtype} {array.shape}: pass height x width")
     if np.issubdtype(array.dtype, np.floating):
         _check_unit(array, name)
@@ -250,6 +263,8 @@ def _opened(image: File | Image.Image, name: str) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise MissingFile(f"{name} is missing") from None
+    except IsADirectoryError:
+        raise UserError(f"{name} is a folder: pass the files in it") from None
     except UnidentifiedImageError as error:
         raise UserError(
             f"cannot read {name}: it is not a picture of a known format; copy the file again, or "
@@ -270,8 +285,21 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     if image.format not in ("JPEG", "MPO"):  # their headers tell; Pillow rotates a TIFF on loading
         image.load()
     width, height = image.size
-    lies = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)  # by a quarter turn
-    return (height, width) if lies else (width, height)
+    return (height, width) if _turn(image) in _QUARTERS.values() else (width, height)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as viewers show it.
+
+    Unlike Pillow's `exif_transpose` it writes no new EXIF data, which odd ones would stop.
+    """
+    image.load()  # which turns a TIFF
+    method = _turn(image)
+    return image if method is None else image.transpose(method)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
@@ -297,8 +325,10 @@ def _levels(image: Image.Image, name: str) -> np.ndarray:
         return np.array(image)
     shown = image
     if image.has_transparency_data:
-        black = Image.new("RGBA", image.size, "black")
-        shown = Image.alpha_composite(black, image.convert("RGBA"))
+        black, layered = Image.new("RGBA", image.size, "black"), image.convert("RGBA")
+        shown, opaque = Image.alpha_composite(black, layered), np.array(layered.getchannel("A"))
+        if not np.array(shown.convert("L")).any() and opaque.min() < opaque.max():
+            return opaque >= 128
     gray = np.array(shown.convert("L"))
     if image.mode == "P":  # where programs number the colours in any order
         colours = len(shown.convert("RGB").getcolors(2) or [])

@@ -118,10 +118,8 @@ def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Pa
     uncertainty = any("uncertainty" in paths for paths in todo.outputs.values())
     largest = 0.0
     console = rich.console.Console(stderr=True)
-    with (
-        _written_at_the_end(todo.json, records),
-        rich.progress.Progress(console=console, transient=True) as bar,
-    ):
+    shown = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
+    with _written_at_the_end(todo.json, records), shown as bar:
         task = bar.add_task("segmenting", total=len(todo.outputs))
 
         def failed(target: pathlib.Path, error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -182,7 +183,8 @@ class Segmenter:
 
         Returns:
             The result for the picture, or for an iterable an iterator over results. It computes
-            them as it goes, with the references that were set when this was called.
+            them as it goes, with the references that were set when this was called. A
+            bad picture ends it, after the results of those before.
 
         Raises:
             UserError: No reference is set, a picture cannot be read, an argument is too small, or
@@ -213,8 +215,19 @@ class Segmenter:
         references: Mapping[str, References],
     ) -> Iterator[Segmentation]:
         pixels = (read(image, f"images[{i}]") for i, image in enumerate(images))
-        while part := list(itertools.islice(pixels, batch_size)):
+        ended: Exception | None = None
+        while ended is None:
+            part = []
+            try:
+                for image in itertools.islice(pixels, batch_size):
+                    part.append(image)
+            except Exception as error:  # raised when those before it have been given
+                ended = error
+            if not part:
+                break
             yield from self._batch(part, batch_size, samples, references)
+        if ended:
+            raise ended
 
     def _encoded(self, image: ImageLike, annotation: dict[str, Any]) -> References:
         pixels = read(image)
@@ -294,7 +307,9 @@ def _is_one(images: Any) -> bool:
 
 
 def _several(images: Any) -> Iterable[ImageLike]:
-    if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray | Mapping):
+    none = bytes | bytearray | Mapping | io.IOBase  # of which Python would make something
+    is_scalar = getattr(images, "ndim", None) == 0
+    if not isinstance(images, Iterable) or isinstance(images, none) or is_scalar:
         raise UserError(
             f"images is a {type(images).__name__}: pass a picture (path, Pillow image or array of "
             "height x width x 3) or a list of them"

@@ -1,7 +1,6 @@
 """Shares trained prompt encoders: exports them from runs, and pushes to and pulls from a hub."""
 
 import contextlib
-import json
 import pathlib
 import shutil
 from typing import Any
@@ -25,6 +24,7 @@ from prosam_jax.config import (
 )
 from prosam_jax.config.fields import about, flat
 from prosam_jax.errors import UserError
+from prosam_jax.json_files import read_object
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.weights import files, hub, prompt_encoder
 from prosam_jax.weights.checkpoint import Checkpoints
@@ -93,16 +93,17 @@ def _results(path: pathlib.Path, run: Config, at: int) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     run = replaced(run, {"prompt.weights": ""})  # as `score` writes it for a checkpoint
+    mend = "run prosam evaluate again"
+    held = read_object(path, ("config", "step", *prompt_encoder.SCORES), mend)
     try:
-        held = json.loads(path.read_text())
         scored = recorded(held["config"])
-        if held["step"] != at or changed(run, scored, OF_AN_EVALUATION):
-            return None
-        return {name: held[name] for name in prompt_encoder.SCORES} | {
-            "settings": changed(run, scored, CHANGES_NO_NUMBER)
-        }
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); run prosam evaluate again") from error
+    except UserError as error:
+        raise UserError(f"{path} is damaged ({error}); {mend}") from error
+    if held["step"] != at or changed(run, scored, OF_AN_EVALUATION):
+        return None
+    return {name: held[name] for name in prompt_encoder.SCORES} | {
+        "settings": changed(run, scored, CHANGES_NO_NUMBER)
+    }
 
 
 def push(

@@ -3,6 +3,7 @@ import contextlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from messages import check_line
 
@@ -88,3 +89,14 @@ def test_parameters_are_read_without_the_rest(tmp_path):
         with pytest.raises(UserError) as error:
             checkpoints.restore_params(2, params | {"bias": jnp.zeros(4)})
         assert "params.bias" in str(error.value) and "kernel" not in str(error.value)
+
+
+def test_a_full_disk_is_told_with_its_folder(tmp_path, monkeypatch):
+    def full(*_, **__):  # as TensorStore tells it
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on device")
+
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+        with pytest.raises(OSError, match="No space") as error:
+            checkpoints.save(1, _state(1))
+        assert error.value.filename == str(tmp_path / "checkpoints")

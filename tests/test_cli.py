@@ -17,6 +17,7 @@ from prosam_jax.config import Config, replaced, write_config
 from prosam_jax.data import datasets
 from prosam_jax.errors import UserError
 from prosam_jax.training import loop
+from prosam_jax.weights.prompt_encoder import PACKAGED_ENCODERS
 
 CONVERTERS = ("sam", "backbone", "vrp-sam")
 
@@ -74,6 +75,12 @@ def test_the_version_is_told(capsys):
         (["cache"], "WHAT"),
         (["demo", "--annotation=dots"], "dots"),
         (["export", "--workdir=x", "--out=y", "--config.data.fold=1"], "--config.data.fold"),
+        (["train", "--workdir="], "--workdir"),
+        (["train", "--workdir=x", "--config="], "--config"),
+        (["train", "--workdir=x", "--prompt-encoder="], "--prompt-encoder"),
+        (["evaluate", "--workdir=x", "--checkpoint="], "--checkpoint"),
+        (["segment", "--reference=", "--targets=x", "--out=y"], "--reference"),
+        (["weights", "verify", ""], "file"),
     ],
     ids=" ".join,
 )
@@ -117,12 +124,22 @@ def test_segmentation_heeds_its_recipe(tmp_path, monkeypatch, capsys):
     one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], "train.steps")
 
 
-def test_a_prompt_encoder_to_begin_from_is_a_setting(monkeypatch, tmp_path):
+def test_a_prompt_encoder_to_begin_from_is_a_setting(monkeypatch, tmp_path, capsys):
     begun = []
     monkeypatch.setattr(loop, "train", lambda cfg, workdir: begun.append(cfg.prompt.weights))
     words = ["train", "--workdir", tmp_path, "--prompt-encoder=a.safetensors"]
     assert status_of(*words) == 0
     assert begun == ["a.safetensors"]
+    assert status_of(*words[:-1], "--prompt-encoder=prosam-shapes") == 0
+    assert begun[1:] == [str(PACKAGED_ENCODERS["prosam-shapes"])]
+    assert status_of(*words, "--config.prompt.weights=b.safetensors") == 1
+    one_line(capsys.readouterr().err, "--prompt-encoder", "prompt.weights")
+    run = tmp_path / "run"
+    run.mkdir()
+    write_config(Config(), run / "config.json")
+    assert status_of("train", "--workdir", tmp_path, "--prompt-encoder", run) == 1
+    one_line(capsys.readouterr().err, run, "prosam export")
+    assert len(begun) == 2
 
 
 def test_a_run_and_a_file_are_not_scored_at_once(tmp_path, capsys):
@@ -261,3 +278,54 @@ def test_doors_take_what_the_command_takes(tmp_path):
     with Image.open(path) as mask:
         assert mask.size == (40, 40)
     assert run(*PROSAM, "--version", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["weights", "verify", "~/none"],
+        ["weights", "show", "~/none.safetensors"],
+        ["evaluate", "--workdir=~/none"],
+        ["export", "--workdir=~/none", "--out=x"],
+        ["segment", "--reference=~/none", "--box=1,2,3,4", "--targets=x", "--out=y"],
+        ["prepare", "folder", "--root=~/none", "--check"],
+        ["prepare", "tfds", "pascal", "--root=~/none", "--data-dir=~/t"],
+        ["weights", "convert", "sam", "--model=vit_b", "--checkpoint=~/none", "--out=x"],
+    ],
+    ids=" ".join,
+)
+def test_a_path_may_begin_at_home(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert status_of(*arguments) == 1
+    one_line(capsys.readouterr().err, tmp_path / "home" / "none")
+
+
+def test_an_unknown_home_is_a_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert status_of("weights", "verify", "~nobodyatall/x") == 1
+    one_line(capsys.readouterr().err, "~nobodyatall/x")
+    assert status_of("weights", "show", "~nobodyatall/x.safetensors") == 1
+    one_line(capsys.readouterr().err, "~nobodyatall/x.safetensors")
+
+
+def test_a_closed_stdout_is_no_error():
+    shell = ["sh", "-c", '"$@" >&-', "sh", *PROSAM, "weights", "list"]
+    done = run(*shell)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_name_that_is_no_text_is_printed(tmp_path):
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    words = ["segment", "--reference=a.png", "--box=1,2,30,30", "--targets=a.png"]
+    done = run(*PROSAM, *words, os.fsdecode(b"--out=m\xe9"), cwd=tmp_path, LC_ALL="C.UTF-8")
+    assert done.returncode == 0, done.stderr
+    assert "m\\udce9" in done.stdout
+    assert [x.name for x in (tmp_path / os.fsdecode(b"m\xe9")).iterdir()] == ["a.png"]
+
+
+def test_a_file_in_the_way_is_named(tmp_path, capsys):
+    (tmp_path / "run").write_text("")
+    words = ["--config=shapes", "--config.train.steps=1", "--config.eval.episodes=1"]
+    assert status_of("train", "--workdir", tmp_path / "run", *words) == 1
+    one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], tmp_path / "run")

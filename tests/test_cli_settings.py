@@ -1,6 +1,7 @@
 """Settings on a command line: recipes by name and by file, and `--config.GROUP.NAME=VALUE`."""
 
 import ast
+import pathlib
 
 import pytest
 from commands import ROOT, examples, one_line, status_of
@@ -37,6 +38,11 @@ def test_recipes_say_how_they_are_used(name):
         (["--config.eval.controls=maybe"], ["eval.controls", "'maybe'", "bool"]),
         (["--config.train.learning_rate=nan"], ["train.learning_rate", "nan"]),
         (["--config.data.fold"], ["--config.data.fold", "="]),
+        (["--config.data.root", "--config.data.fold=1"], ["--config.data.root", "="]),
+        (["--config.data.root", "--prompt-encoder=x"], ["--config.data.root", "="]),
+        (["--config.data=1"], ["data.name", "data.fold"]),
+        (["--config.data.root=~/none"], ["data.root", f"{pathlib.Path.home()}/none"]),
+        (["--config.data.root=~nobodyatall/x"], ["data.root", "~nobodyatall/x"]),
         (["--noconfig.data.fold"], ["--noconfig.data.fold"]),
         (["--config.data.novel=fox"], ["data.novel", "data.name"]),
         (["--config=pascl"], ["--config=pascl", "pascal"]),
@@ -80,7 +86,7 @@ def test_settings_are_taken_in_every_form(arguments, changes):
 def test_a_bare_boolean_takes_no_value_of_the_next_argument():
     words = ["evaluate", "--config.eval.controls", "--workdir", "x"]
     args = cli.parse_args(words)
-    assert (args.workdir, args.overrides) == ("x", {"eval.controls": True})
+    assert (args.workdir, args.overrides) == (pathlib.Path("x"), {"eval.controls": True})
 
 
 RECIPE = "def get_config():\n    return {'seed': 4, 'distribution': {'samples': 3}}\n"
@@ -96,6 +102,31 @@ def test_recipes_are_found_by_name_and_by_file_from_any_folder(tmp_path, monkeyp
     assert by_name == by_file == replaced(Config(), settings.recipe("coco"))
     given = settings_of("--config=mine.py", "--config.seed=5", "--config.distribution.name=vrp")
     assert given == replaced(Config(), {"seed": 5, "distribution.name": "vrp"})
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("def get_config(:\n", ["line 1", "SyntaxError"]),
+        ("\nimport nothing_of_that_name\n", ["line 2", "nothing_of_that_name"]),
+        ("def get_config():\n    return 1 / 0\n", ["line 2", "ZeroDivisionError"]),
+        ("def get_config(x):\n    return {}\n", ["get_config()", "'x'"]),
+        (
+            '{"data": {"fold": 1}, "eval": {"controls": false}}',
+            ["line 1", "'false'", "Python file"],
+        ),
+        ("\0", ["SyntaxError"]),
+        ("def get_config():\n    return {1: 2}\n", ["setting 1"]),
+        ("def get_config():\n    return {'data': {None: 2}}\n", ["setting data.None"]),
+        ("def get_config():\n    return {'data': 3}\n", ["setting data", "data.fold"]),
+        ("def get_config():\n    return {'data': {'fold': '1'}}\n", ["data.fold", "'1'", "int"]),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_told_with_its_line(text, named, tmp_path, capsys):
+    file = tmp_path / "mine ü.py"
+    file.write_text(text)
+    assert status_of("train", "--workdir", tmp_path / "run", "--config", file) == 1
+    one_line(capsys.readouterr().err, *named)
 
 
 @pytest.mark.parametrize(

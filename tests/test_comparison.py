@@ -5,10 +5,12 @@ import json
 import re
 
 import numpy as np
+import pytest
 from finished_runs import BASE, example, finished
 
 from prosam_jax.comparison import methods, sweep, tables
 from prosam_jax.config import ANNOTATIONS, to_dict
+from prosam_jax.errors import UserError
 from prosam_jax.evaluation import controls, results
 from studies import other_annotations
 
@@ -187,3 +189,37 @@ def test_a_document_keeps_its_words_around_the_table(tmp_path):
     text = path.read_text()
     assert "one" not in text
     assert re.search(r"words\n\n<!-- .*begin -->\ntwo\n<!-- .*end -->\n\nmore words\n$", text)
+
+
+def test_a_run_of_an_older_version_is_scored_again(tmp_path):
+    run = finished(tmp_path, "vrp", 40.0)
+    path = run.workdir / "results.json"
+    held = json.loads(path.read_text())
+    for change in ({"prior_threshold": ...}, {"controls": {"another": {}}}, {"config": 3}):
+        other = {k: v for k, v in (held | change).items() if v is not ...}
+        path.write_text(json.dumps(other))
+        assert methods.results(run) is None
+    for text in ("[]", "3", "\xff"):
+        path.write_text(text, encoding="latin-1")
+        assert methods.results(run) is None
+    path.write_text(json.dumps(held))
+    assert methods.results(run) == held
+    examples = run.workdir / "examples.npz"
+    whole = examples.read_bytes()
+    np.savez(examples, prediction=np.zeros(1))
+    assert methods.results(run) is None
+    examples.write_bytes(whole[:99])
+    assert methods.results(run) is None
+    examples.write_bytes(whole)
+    assert methods.results(run) == held
+
+
+def test_a_damaged_file_of_numbers_is_not_replaced(tmp_path):
+    path = tmp_path / "results.json"
+    new = tables.numbers(BASE, [finished(tmp_path / "runs", "vrp", 40.0)])
+    tables.write_numbers(path, new)
+    held = json.loads(path.read_text())
+    for wrong in ([], {}, held | {"scores": [{"x": 1}]}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=str(path)):
+            tables.together(new, path)

@@ -266,3 +266,16 @@ def test_sizes_of_sam():
     check_line(error, "image_size=(8, 64)", "patch_size=16")
     sam = config.SAMSettings(model="tiny", image_size=64, dtype="bfloat16").architecture()
     assert (sam.image_size, sam.dtype) == ((64, 64), "bfloat16")
+
+
+def test_paths_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/there")
+    given = {
+        "data.root": "~/voc",
+        "sam.weights": "~/{model}.safetensors",
+        "prompt.weights": "~nobodyatall/x",
+        "data.train_list": "~/list",  # no path
+    }
+    cfg = replaced(Config(), given)
+    assert (cfg.data.root, cfg.sam.weight_file()) == ("/there/voc", "/there/vit_h.safetensors")
+    assert (cfg.prompt.weights, cfg.data.train_list) == ("~nobodyatall/x", "~/list")

@@ -1,11 +1,12 @@
 """The one reader: every kind of picture and mask that is taken, and what is said of the others."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 from conftest import told
-from PIL import Image
+from PIL import Image, ImageOps
 
 from prosam_jax import images
 from prosam_jax.data.transforms import resize_image
@@ -46,6 +47,11 @@ def test_files_are_turned_as_viewers_turn_them(tmp_path):
     np.testing.assert_array_equal(images.read(str(path)), turned)
     with Image.open(path) as image:
         np.testing.assert_array_equal(images.read(image), turned)
+    # Of a type that TIFFs cannot hold, as some cameras write it: the picture is as it is.
+    odd = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHII", 0x112, 3, 1, 6)
+    odd += struct.pack("<HHIi", 0x100, 9, 1, -1) + b"\0\0\0\0"
+    Image.fromarray(RGB).save(path, exif=odd)
+    np.testing.assert_array_equal(images.read(path), turned)
     white = Image.fromarray((RGB[..., 0] > 99).astype(np.uint8) * 255)
     white.save(path, exif=exif)
     np.testing.assert_array_equal(images.read_mask(path), turned[..., 0] > 99)
@@ -279,3 +285,41 @@ def test_a_picture_is_turned_as_its_mask_lies(tmp_path, turn, square):
 )
 def test_suffixes_are_those_that_pillow_reads(name, known):
     assert images.is_picture(name) == known
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff", "jpg"])
+def test_every_orientation_is_pillows(tmp_path, orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"x.{kind}"
+    Image.fromarray(RGB).save(path, exif=exif, **({"lossless": True} if kind == "webp" else {}))
+    with Image.open(path) as image:
+        wanted = np.array(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(images.read(path), wanted)
+    assert images.size(path) == wanted.shape[1::-1]
+    np.testing.assert_array_equal(np.array(images.load(path)), wanted)
+
+
+def test_an_object_that_is_only_opaque_is_a_mask(tmp_path):
+    object_ = RGB[..., 0] > 99
+    pixels = np.zeros((*object_.shape, 4), np.uint8)
+    pixels[..., 3] = object_ * 255
+    Image.fromarray(pixels).save(tmp_path / "cut.png")
+    np.testing.assert_array_equal(images.read_mask(tmp_path / "cut.png"), object_)
+    pixels[..., 3] = 255  # nothing is cut out
+    assert not images.read_mask(Image.fromarray(pixels)).any()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, bool])
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0)])
+def test_masks_without_a_pixel_are_refused(shape, dtype):
+    with pytest.raises(UserError) as error:
+        images.read_mask(np.zeros(shape, dtype))
+    told(error, str(shape))
+
+
+def test_a_folder_is_no_picture(tmp_path):
+    with pytest.raises(UserError) as error:
+        images.read(tmp_path)
+    told(error, str(tmp_path), "folder")

@@ -238,3 +238,12 @@ def test_export_overwrites_when_it_is_told_to(run, tmp_path, capsys):
     assert status_of(*words, "--force") == 0
     assert out.read_bytes() == run[2].read_bytes()
     assert str(out) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", '{"config": 3, "step": 6}'])
+@pytest.mark.parametrize("name", ["results.json", "config.json", "frozen.json", "dataset.json"])
+def test_a_damaged_file_of_a_run_is_named(copied, tmp_path, capsys, name, text):
+    (copied / name).write_text(text)
+    words = ["--workdir", copied, "--checkpoint=latest", "--out", tmp_path / "x.safetensors"]
+    assert status_of("export", *words) == 1
+    one_line(capsys.readouterr().err, copied / name)

@@ -191,6 +191,25 @@ def test_pictures_of_an_iterable_come_one_by_one(seg, found):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("before", [0, 1, 4, 5])
+@pytest.mark.parametrize("fault", ["nothing.png", RuntimeError("theirs")])
+def test_what_comes_before_a_bad_picture_is_given(seg, before, fault):
+    def pictures():
+        yield from (IMAGES[i % 3] for i in range(before))
+        if isinstance(fault, Exception):
+            raise fault
+        yield fault
+        raise AssertionError("read on")
+
+    come = seg.segment(pictures(), batch_size=4)
+    for i in range(before):
+        np.testing.assert_array_equal(next(come).masks, seg.segment(IMAGES[i % 3]).masks)
+    wanted = (type(fault), "theirs") if isinstance(fault, Exception) else (UserError, "nothing.png")
+    with pytest.raises(wanted[0], match=wanted[1]):
+        next(come)
+    assert list(come) == []
+
+
 @pytest.mark.parametrize("wrong", [7, None, b"cat.jpg", {"cat.jpg": 1}])
 def test_what_is_no_picture_is_said(seg, wrong):
     # Past the type checker of the tests, which users do not have.

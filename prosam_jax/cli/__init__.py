@@ -7,6 +7,7 @@ signal N ended the command. A bug keeps its traceback.
 
 import argparse
 import importlib
+import io
 import os
 import platform
 import sys
@@ -40,12 +41,15 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line, given without the program's name; returns the exit status."""
     try:
+        _unfailing()
         try:
             args = parse_args(sys.argv[1:] if argv is None else argv)
             _quiet()
             return args.run(args) or 0
         finally:
-            sys.stdout.flush()  # here a closed pipe is handled; at interpreter exit it is an error
+            if sys.stdout:  # None where it is closed
+                # At the interpreter's end a reader that has gone would be an error.
+                sys.stdout.flush()
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -71,6 +75,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         args.parser.error(f"unrecognized arguments: {' '.join(given)}")
     args.overrides = settings.parse(given)
     return args
+
+
+def _unfailing() -> None:
+    """Lets names be printed that the terminal's encoding does not know; stderr is so already."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _quiet() -> None:

@@ -1,8 +1,8 @@
 """The command `prosam weights convert`, which converts a torch checkpoint to a weight file."""
 
 import argparse
-import pathlib
 
+from prosam_jax.cli.arguments import as_path
 from prosam_jax.config import BACKBONES, DISTRIBUTIONS, SAM_MODELS
 
 SAM = """Converts a SAM checkpoint.
@@ -54,11 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        one.add_argument("--checkpoint", type=as_path, required=True, help="the torch checkpoint")
         one.add_argument(
-            "--checkpoint", type=pathlib.Path, required=True, help="the torch checkpoint"
-        )
-        one.add_argument(
-            "--out", type=pathlib.Path, required=True, help="the .safetensors file to write"
+            "--out", type=as_path, required=True, help="the .safetensors file to write"
         )
         one.set_defaults(run=run)
         if name != "vrp-sam":

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prosam_jax.cli import settings
+from prosam_jax.cli.arguments import as_path
 from prosam_jax.config import ANNOTATIONS, Config, check_at_least
 from prosam_jax.config.fields import flat, unread
 from prosam_jax.errors import UserError
@@ -29,7 +30,9 @@ METHODS = ("vrp", "student_t")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
-    parser.add_argument("--workdir", help="folder of the runs (default: runs/demo or runs/full)")
+    parser.add_argument(
+        "--workdir", type=as_path, help="folder of the runs (default: runs/demo or runs/full)"
+    )
     parser.add_argument("--jobs", type=int, metavar="N", help="how many runs at a time")
     parser.add_argument(
         "--full", action="store_true", help="run every fold, annotation, method and seed"
@@ -49,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--results",
+        type=as_path,
         default="docs/results.md",
         help="with --full: document for the tables (default: docs/results.md)",
     )
@@ -66,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     base = settings.config(args, "shapes")
     compare, name = (full, "runs/full") if args.full else (demo, "runs/demo")
     try:
-        compare(base, pathlib.Path(args.workdir or name).expanduser(), args)
+        compare(base, args.workdir or pathlib.Path(name), args)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum
@@ -119,14 +123,13 @@ def full(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
     jobs = _jobs(args, runs)
     console.note(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time")
     sweep.finish(todo, jobs=jobs, shared=workdir)
-    path = pathlib.Path(args.results)
-    numbers = path.with_suffix(".json")
+    numbers = args.results.with_suffix(".json")
     found = tables.together(tables.numbers(base, runs), numbers)
     table = tables.markdown(found.scores, tables.note(found))
-    tables.write_markdown(path, table)
+    tables.write_markdown(args.results, table)
     tables.write_numbers(numbers, found)
     took = console.clock(time.monotonic() - start)
-    print(f"{table}\n\n{took}; wrote {path} and {numbers}")
+    print(f"{table}\n\n{took}; wrote {args.results} and {numbers}")
 
 
 def _check_heeded(args: argparse.Namespace, runs: Sequence[Any]) -> None:

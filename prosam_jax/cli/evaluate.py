@@ -13,9 +13,9 @@ simpler methods.
 """
 
 import argparse
-import pathlib
 
 from prosam_jax.cli import settings
+from prosam_jax.cli.arguments import as_path, as_text
 from prosam_jax.config import read_config
 from prosam_jax.errors import UserError
 
@@ -23,11 +23,17 @@ from prosam_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
     parser.add_argument(
-        "--workdir", required=True, help="folder of the run, or folder for the results of a file"
+        "--workdir",
+        type=as_path,
+        required=True,
+        help="folder of the run, or folder for the results of a file",
     )
-    parser.add_argument("--checkpoint", help="best (default), latest or a step of the run")
+    parser.add_argument(
+        "--checkpoint", type=as_text, help="best (default), latest or a step of the run"
+    )
     parser.add_argument(
         "--prompt-encoder",
+        type=as_text,
         metavar="FILE",
         help="trained prompt encoder: a file, a packaged name or USER/NAME on a hub",
     )
@@ -40,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from prosam_jax import runs
     from prosam_jax.weights import prompt_encoder
 
-    workdir, changes = pathlib.Path(args.workdir).expanduser(), settings.changes(args)
+    workdir, changes = args.workdir, settings.changes(args)
     if args.prompt_encoder is None:
         cfg = runs.settings(read_config(workdir / "config.json"), changes)
         runs.score(cfg, workdir, args.checkpoint or "best")

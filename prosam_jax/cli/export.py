@@ -10,16 +10,17 @@ was evaluated, and checksums of the frozen weights that it was trained with.
 import argparse
 import pathlib
 
+from prosam_jax.cli.arguments import as_path, as_text
 from prosam_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run")
+    parser.add_argument("--workdir", type=as_path, required=True, help="folder of the run")
+    parser.add_argument("--out", type=as_path, required=True, help="the .safetensors file to write")
     parser.add_argument(
-        "--out", type=pathlib.Path, required=True, help="the .safetensors file to write"
+        "--checkpoint", type=as_text, default="best", help="best (default), latest or a step"
     )
-    parser.add_argument("--checkpoint", default="best", help="best (default), latest or a step")
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     parser.set_defaults(run=run)
 
@@ -29,8 +30,7 @@ def run(args: argparse.Namespace) -> None:
     from prosam_jax import share
 
     check_free(args.out, force=args.force)
-    workdir, out = args.workdir.expanduser(), args.out.expanduser()
-    print(share.describe(out, share.export(workdir, args.checkpoint, out)))
+    print(share.describe(args.out, share.export(args.workdir, args.checkpoint, args.out)))
 
 
 def check_free(out: pathlib.Path, *, force: bool) -> None:

@@ -10,8 +10,9 @@ To resume an interrupted preparation, run the same command again.
 """
 
 import argparse
-import pathlib
 import sys
+
+from prosam_jax.cli.arguments import as_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,15 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, title in (("pascal", "VOC 2012 with SBD's masks"), ("coco", "COCO 2014")):
         one = what.add_parser(name, help=title, description=title)
         one.add_argument(
-            "--root", type=pathlib.Path, required=True, help="where the dataset is or will be"
+            "--root", type=as_path, required=True, help="where the dataset is or will be"
         )
         one.add_argument("--download", action="store_true", help="fetch what is missing")
         one.set_defaults(run=benchmark, name=name)
     own = what.add_parser("folder", help="pictures and masks of your own")
-    own.add_argument("--root", type=pathlib.Path, required=True, help="your folder")
+    own.add_argument("--root", type=as_path, required=True, help="your folder")
     own.add_argument(
         "--annotations",
-        type=pathlib.Path,
+        type=as_path,
         help="CSV file, COCO JSON file or folder of labelme files to make masks from",
     )
     own.add_argument("--force", action="store_true", help="overwrite existing masks that differ")
@@ -36,10 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.set_defaults(run=folder)
     copy = what.add_parser("tfds", help="copy a prepared benchmark to a TFDS data directory")
     copy.add_argument("benchmark", choices=["pascal", "coco"])
-    copy.add_argument("--root", required=True, help="folder of the benchmark")
-    copy.add_argument(
-        "--data-dir", type=pathlib.Path, required=True, help="the TFDS data directory"
-    )
+    copy.add_argument("--root", type=as_path, required=True, help="folder of the benchmark")
+    copy.add_argument("--data-dir", type=as_path, required=True, help="the TFDS data directory")
     copy.add_argument("--lists", nargs="+", default=(), help="lists of ids to copy")
     copy.set_defaults(run=tfds)
 
@@ -60,8 +59,7 @@ def folder(args: argparse.Namespace) -> int:
     """Prepares or checks a folder; returns status 1 if it contains bad files."""
     from prosam_jax.data.prepare import folder
 
-    root = args.root.expanduser()
-    bad = folder.prepare(root, args.annotations, check_only=args.check, force=args.force)
+    bad = folder.prepare(args.root, args.annotations, check_only=args.check, force=args.force)
     return int(bad > 0)
 
 
@@ -69,4 +67,4 @@ def tfds(args: argparse.Namespace) -> None:
     """Copies a prepared benchmark to a TFDS data directory."""
     from prosam_jax.data.prepare import tfds
 
-    print(tfds.build(args.benchmark, args.root, args.data_dir, args.lists))
+    print(tfds.build(args.benchmark, str(args.root), args.data_dir, args.lists))

@@ -11,12 +11,12 @@ order. Writes one mask per target, 0 or 255, with the target's size and name.
 """
 
 import argparse
-import pathlib
 import sys
 import warnings
 from typing import Any
 
 from prosam_jax.cli import settings
+from prosam_jax.cli.arguments import as_path, as_text
 from prosam_jax.errors import UserError
 
 ANNOTATIONS = ("mask", "points", "box", "scribble")
@@ -25,21 +25,18 @@ ANNOTATIONS = ("mask", "points", "box", "scribble")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
     add = parser.add_argument
-    add(
-        "--reference",
-        action="append",
-        required=True,
-        metavar="FILE",
-        help="picture that shows the object",
-    )
-    add("--mask", action="append", metavar="FILE", help="mask of the object, white on black")
+    one: dict[str, Any] = {"type": as_path}
+    files: dict[str, Any] = one | {"action": "append", "metavar": "FILE"}
+    add("--reference", **files, required=True, help="picture that shows the object")
+    add("--mask", **files, help="mask of the object, white on black")
     add("--points", action="append", metavar="X,Y;X,Y", help="points on the object")
     add("--box", action="append", metavar="X0,Y0,X1,Y1", help="box around the object")
-    add("--scribble", action="append", metavar="FILE", help="strokes on the object, white on black")
-    add("--targets", required=True, metavar="PATH", help="a picture, or a folder of pictures")
-    add("--out", required=True, metavar="DIR", help="folder for the masks")
+    add("--scribble", **files, help="strokes on the object, white on black")
+    add("--targets", **one, required=True, metavar="PATH", help="a picture, or a folder of them")
+    add("--out", **one, required=True, metavar="DIR", help="folder for the masks")
     add(
         "--prompt-encoder",
+        type=as_text,
         metavar="FILE",
         help="trained prompt encoder: a file, the folder of a run, a packaged name or USER/NAME "
         "on a hub (default: prosam-shapes)",
@@ -69,9 +66,8 @@ def annotations(args: argparse.Namespace) -> list[dict[str, Any]]:
     """
     points = [[_numbers("points", xy, 2) for xy in x.split(";")] for x in args.points or ()]
     box = [_numbers("box", x, 4) for x in args.box or ()]
-    given = {"mask": _paths(args.mask), "points": points, "box": box}
-    given["scribble"] = _paths(args.scribble)
-    found = [{kind: value} for kind, values in given.items() for value in values]
+    given = {"mask": args.mask, "points": points, "box": box, "scribble": args.scribble}
+    found = [{kind: value} for kind, values in given.items() for value in values or ()]
     kinds = [f"--{kind}" for kind, values in given.items() if values]
     if len(kinds) > 1:
         raise UserError(f"{' and '.join(kinds)} are mixed: annotate all references in the same way")
@@ -81,10 +77,6 @@ def annotations(args: argparse.Namespace) -> list[dict[str, Any]]:
             "--points, --box or --scribble for each --reference"
         )
     return found
-
-
-def _paths(given: list[str] | None) -> list[pathlib.Path]:
-    return [pathlib.Path(x).expanduser() for x in given or ()]
 
 
 def _numbers(name: str, text: str, count: int) -> list[float]:
@@ -114,15 +106,15 @@ def run(args: argparse.Namespace) -> int:
     # Pillow warns of an attack by pictures of 90 to 180 million pixels; these are the user's own.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     check_at_least("--batch-size", args.batch_size, 1)
-    found, references = annotations(args), _paths(args.reference)
+    found = annotations(args)
     todo = segment_files.plan(
-        pathlib.Path(args.targets).expanduser(),
-        pathlib.Path(args.out).expanduser(),
+        args.targets,
+        args.out,
         overlay=args.overlay,
         uncertainty=args.uncertainty,
         as_json=args.json is not None,
         force=args.force,
-        inputs=[*references, *_paths(args.mask), *_paths(args.scribble)],
+        inputs=[*args.reference, *(args.mask or ()), *(args.scribble or ())],
     )
     if args.prompt_encoder is None:
         print(
@@ -134,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     if RANDOM in (cfg.sam.weight_file(), cfg.backbone.weight_file()):
         print("SAM or the backbone has RANDOM weights: the masks are meaningless", file=sys.stderr)
     segmenter = Segmenter(prosam, cfg.data.image_size)
-    for reference, annotation in zip(references, found, strict=True):
+    for reference, annotation in zip(args.reference, found, strict=True):
         segmenter.add_reference(reference, **annotation)
     bad = segment_files.run(segmenter, todo, batch_size=args.batch_size)
     done = len(todo.outputs) - len(bad)

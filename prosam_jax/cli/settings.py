@@ -1,13 +1,17 @@
 """Settings on the command line: `--config RECIPE` and `--config.GROUP.NAME=VALUE`."""
 
 import argparse
+import os
 import pathlib
 import re
 import runpy
+import traceback
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import prosam_jax
+from prosam_jax.cli.arguments import as_text
 from prosam_jax.config import Config, check_setting, flat_mapping, replaced
 from prosam_jax.config.checks import nearest
 from prosam_jax.config.fields import choices, hints_of
@@ -39,9 +43,9 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
                 raise UserError(f"{argv[i]}: only settings that are true or false take `no`")
             elif value is None:  # in an argument of its own
                 i += 1
-                if i == len(argv):
+                value = argv[i] if i < len(argv) else "--"
+                if value.startswith("--"):  # the next flag; a number may begin with one "-"
                     raise UserError(f"{argv[i - 1]} has no value: pass {argv[i - 1]}=VALUE")
-                value = argv[i]
             given.append(f"--config.{name}={value}")
         i += 1
     return rest, given
@@ -79,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     """Adds `--config`, whose help ends with `default`, and lets the verb take settings."""
     parser.add_argument(
         "--config",
+        type=as_text,
         metavar="RECIPE",
         help=f"name of a recipe ({', '.join(recipes())}) or file of your own; {default}",
     )
@@ -111,26 +116,47 @@ def recipe(name: str) -> dict[str, Any]:
             or a setting is unknown.
     """
     known = recipes()
-    path = known.get(name, pathlib.Path(name).expanduser())
+    path = known.get(name, pathlib.Path(os.path.expanduser(name)))
     if not path.is_file():
         raise UserError(f"--config={name}: there is no such recipe or file{nearest(name, known)}")
-    held = runpy.run_path(str(path))
-    if not callable(held.get("get_config")):
-        raise UserError(f"--config={name}: {path} has no function get_config()")
-    found = held["get_config"]()
-    if not (isinstance(found, Mapping) or hasattr(found, "items")):
+    try:
+        values = _values(path)
+    except UserError as error:
+        raise UserError(f"--config={name}: {error}") from error
+    except Exception as error:  # the file is the user's, and so is what is wrong in it
         raise UserError(
-            f"--config={name}: get_config() returns {type(found).__name__}: return a dict"
-        )
-    values = flat_mapping(found)
+            f"--config={name}: {_told(error, path)}; a recipe is a "
+            "Python file with a function get_config() that returns a dict of settings"
+        ) from error
     for setting in values:
         check_setting(setting)
     return values
 
 
+def _values(path: pathlib.Path) -> dict[str, Any]:
+    get_config = runpy.run_path(str(path)).get("get_config")
+    if not callable(get_config):
+        raise UserError(f"{path} has no function get_config()")
+    found = get_config()
+    if not (isinstance(found, Mapping) or hasattr(found, "items")):
+        raise UserError(f"get_config() returns {type(found).__name__}: return a dict")
+    return flat_mapping(typing.cast(Mapping[str, Any], found))
+
+
+def _told(error: Exception, path: pathlib.Path) -> str:
+    """What went wrong in a recipe, with its line where there is one."""
+    if isinstance(error, SyntaxError):
+        line, what = error.lineno, error.msg
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((x.lineno for x in reversed(frames) if x.filename == str(path)), None)
+        what = str(error)
+    return f"{f'line {line}: ' if line else ''}{type(error).__name__}: {what}"
+
+
 def changes(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of the recipe and the command line, which wins, by dotted name."""
-    return (recipe(args.config) if args.config else {}) | args.overrides
+    return ({} if args.config is None else recipe(args.config)) | args.overrides
 
 
 def config(args: argparse.Namespace, default: str = "") -> Config:
@@ -143,6 +169,6 @@ def config(args: argparse.Namespace, default: str = "") -> Config:
     Raises:
         UserError: A setting is unknown, not valid, or not read with the others.
     """
-    name = args.config or default
+    name = default if args.config is None else args.config
     base = replaced(Config(), recipe(name)) if name else Config()
     return replaced(base, args.overrides)

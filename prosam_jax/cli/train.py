@@ -7,21 +7,26 @@ Run it again with the same --workdir to resume. Ctrl-C and SIGTERM stop it after
 """
 
 import argparse
-import pathlib
 import sys
 
 from prosam_jax.cli import settings
+from prosam_jax.cli.arguments import as_path, as_text
+from prosam_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
     parser.add_argument(
-        "--workdir", required=True, help="folder of the run: a new one, or one to resume"
+        "--workdir",
+        type=as_path,
+        required=True,
+        help="folder of the run: a new one, or one to resume",
     )
     parser.add_argument(
         "--prompt-encoder",
+        type=as_text,
         metavar="FILE",
-        help="trained prompt encoder to start from (sets prompt.weights)",
+        help="trained prompt encoder to start from: a file, a packaged name or USER/NAME on a hub",
     )
     settings.add_arguments(parser, "default: the paper's settings for Pascal-5i")
     parser.set_defaults(run=run)
@@ -31,12 +36,18 @@ def run(args: argparse.Namespace) -> int:
     """Trains; returns the exit status."""
     from prosam_jax.training import loop
     from prosam_jax.training.signals import Stopped
+    from prosam_jax.weights import prompt_encoder
 
     if args.prompt_encoder:
-        args.overrides.setdefault("prompt.weights", args.prompt_encoder)
+        if "prompt.weights" in args.overrides:
+            raise UserError(
+                "--prompt-encoder is the setting prompt.weights: pass it or "
+                "--config.prompt.weights, not both"
+            )
+        args.overrides["prompt.weights"] = str(prompt_encoder.find_file(args.prompt_encoder))
     cfg = settings.config(args)
     try:
-        loop.train(cfg, pathlib.Path(args.workdir).expanduser())
+        loop.train(cfg, args.workdir)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum

@@ -21,6 +21,7 @@ from typing import Any
 import safetensors
 
 from prosam_jax.cli import convert
+from prosam_jax.cli.arguments import as_path
 from prosam_jax.cli.export import check_free
 from prosam_jax.errors import UserError
 from prosam_jax.weights import registry
@@ -33,28 +34,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing.set_defaults(run=lambda args: print(table()))
     fetching = what.add_parser("fetch", help="fetch a checkpoint, or verify it if it is there")
     fetching.add_argument("name", help="a name that `prosam weights list` shows")
-    fetching.add_argument(
-        "--to", type=pathlib.Path, default="weights", help="folder (default: weights)"
-    )
+    fetching.add_argument("--to", type=as_path, default="weights", help="folder (default: weights)")
     fetching.set_defaults(run=lambda args: print(fetch(args.name, args.to)))
     convert.add_arguments(
         what.add_parser("convert", help="convert a torch checkpoint to a weight file")
     )
     verifying = what.add_parser("verify", help="say what a file is and whether it is intact")
-    verifying.add_argument("file", type=pathlib.Path)
+    verifying.add_argument("file", type=as_path)
     verifying.set_defaults(run=lambda args: print(identify(args.file)))
     showing = what.add_parser("show", help="show the facts about a trained prompt encoder")
     showing.add_argument("file", help="a file, a packaged name or USER/NAME on a hub")
     showing.set_defaults(run=show)
     pushing = what.add_parser("push", help="upload a trained prompt encoder to a hub")
-    pushing.add_argument("file", type=pathlib.Path)
+    pushing.add_argument("file", type=as_path)
     pushing.add_argument("--repo", required=True, help="USER/NAME, created if it is missing")
     pushing.add_argument("--private", action="store_true", help="make the repository private")
     pushing.set_defaults(run=push)
     pulling = what.add_parser("pull", help="download a trained prompt encoder from a hub")
     pulling.add_argument("repo", help="USER/NAME")
     pulling.add_argument(
-        "--out", type=pathlib.Path, required=True, help="the .safetensors file to write"
+        "--out", type=as_path, required=True, help="the .safetensors file to write"
     )
     pulling.add_argument("--revision", help="branch, tag or commit (default: the newest)")
     pulling.add_argument("--force", action="store_true", help="overwrite an existing file")
@@ -67,12 +66,7 @@ def show(args: argparse.Namespace) -> None:
     from prosam_jax.config import Config, changed
     from prosam_jax.weights import prompt_encoder
 
-    path = prompt_encoder.find(args.file)
-    if path.is_dir():
-        raise UserError(
-            f"{path} is the folder of a run: export it first with: prosam export "
-            f"--workdir {path} --out FILE"
-        )
+    path = prompt_encoder.find_file(args.file)
     trained = prompt_encoder.read(path)
     print(share.describe(path, trained))
     print("settings that differ from the defaults:")

@@ -5,7 +5,6 @@ repeated; an unfinished one is resumed.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +16,8 @@ from prosam_jax.config import CHANGES_NO_NUMBER, Config, changed, recorded, repl
 from prosam_jax.data import datasets
 from prosam_jax.errors import UserError
 from prosam_jax.evaluation import controls
-from prosam_jax.evaluation.results import save_examples
+from prosam_jax.evaluation.results import load_examples, save_examples
+from prosam_jax.json_files import read_object
 from prosam_jax.training import loop, state
 from prosam_jax.weights import prompt_encoder
 
@@ -36,6 +36,13 @@ OF_THE_METHOD = (controls.UNTRAINED, controls.WRONG)
 SETTINGS = {"train.eval_every": -1, "eval.controls": True}
 """Settings of every run: with controls and without validation, so that no checkpoint is chosen by
 its score on the test list and the last one counts."""
+
+
+NEEDED = (
+    "config", "step", "miou", "fb_iou", "per_class", "episodes", "episode_list_sha256", "seconds",
+    "versions", "device", "controls", "prior_threshold",
+)  # fmt: skip
+"""What tables and reports read of `results.json`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,17 +124,18 @@ def results(run: Run) -> dict[str, Any] | None:
         UserError: A weight file is missing, or `frozen.json` of the run is damaged.
     """
     try:
-        held = json.loads((run.workdir / "results.json").read_text())
-        cfg, step, _ = recorded(held["config"]), held["step"], held["device"]
-    except (OSError, KeyError, ValueError):
+        held = read_object(run.workdir / "results.json", NEEDED, "")
+        cfg = recorded(held["config"])
+        if changed(cfg, run.cfg, CHANGES_NO_NUMBER) or held["step"] != _last_step(run.cfg):
+            return None
+        if set(held["controls"]) != set(controls.MEANING):  # of another version
+            return None
+        if run.cfg.eval.pictures:
+            load_examples(run.workdir / "examples.npz")
+    except (OSError, UserError):  # scored again, these files are as they must be
         return None
-    if changed(cfg, run.cfg, CHANGES_NO_NUMBER) or step != _last_step(run.cfg):
-        return None
-    if "controls" not in held:
-        return None
-    pictured = not run.cfg.eval.pictures or (run.workdir / "examples.npz").is_file()
     frozen = prompt_encoder.frozen_weights(run.cfg)
-    return held if pictured and prompt_encoder.read_frozen(run.workdir) == frozen else None
+    return held if prompt_encoder.read_frozen(run.workdir) == frozen else None
 
 
 def _last_step(cfg: Config) -> int:

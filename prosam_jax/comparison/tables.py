@@ -21,7 +21,9 @@ from prosam_jax.comparison import methods
 from prosam_jax.comparison.methods import OF_THE_METHOD, TITLES, Run
 from prosam_jax.comparison.sweep import DOWNSAMPLE, comparable
 from prosam_jax.config import ANNOTATIONS, Config, recorded
+from prosam_jax.errors import UserError
 from prosam_jax.evaluation import controls
+from prosam_jax.json_files import read_object
 from prosam_jax.weights import prompt_encoder
 
 
@@ -149,13 +151,17 @@ def together(new: Numbers, path: pathlib.Path) -> Numbers:
     """
     if not path.is_file():
         return new
-    held = json.loads(path.read_text())
+    mend = "restore it, or delete it and lose its numbers"
+    held = read_object(path, ("settings", "frozen", "scores", "made_by"), mend)
     settings = comparable(recorded(held["settings"]))
     if (settings, held["frozen"]) != (new.settings, new.frozen):
         console.note(f"{path} has other settings or frozen weights: its numbers are replaced")
         return new
     done = {x.run for x in new.scores}
-    old = [x for x in (Score(**x) for x in held["scores"]) if x.run not in done]
+    try:
+        old = [x for x in (Score(**x) for x in held["scores"]) if x.run not in done]
+    except TypeError as error:
+        raise UserError(f"{path} is damaged ({error}); {mend}") from error
     made_by = [*(held["made_by"] if old else []), *new.made_by]
     scores = sorted([*old, *new.scores], key=lambda x: x.seed)
     return dataclasses.replace(new, made_by=list(dict.fromkeys(made_by)), scores=scores)
@@ -294,11 +300,11 @@ def _mean_and_deviation(values: np.ndarray) -> str:
 
 def write_markdown(path: pathlib.Path, table: str) -> None:
     """Writes the table between `BEGIN` and `END` in a document, or at its end if they lack."""
-    text = path.read_text() if path.is_file() else "# Results\n"
+    text = path.read_text(encoding="utf-8") if path.is_file() else "# Results\n"
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         before, after = f"{text.rstrip()}\n\n", "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
-        part.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+        part.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")

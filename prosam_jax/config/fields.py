@@ -8,6 +8,7 @@ import dataclasses
 import enum
 import functools
 import math
+import os
 import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
@@ -77,10 +78,12 @@ class Group:
             if dataclasses.is_dataclass(kind):
                 continue
             name, value = self.PREFIX + field.name, getattr(self, field.name)
-            checked = _typed(name, value, kind)
+            checked, about = _typed(name, value, kind), field.metadata.get("about")
+            if about and about.role is Role.PATH:
+                checked = os.path.expanduser(checked)
             if checked is not value:
                 object.__setattr__(self, field.name, checked)
-            if about := field.metadata.get("about"):
+            if about:
                 _check_range(name, checked, about)
 
     @classmethod

@@ -12,6 +12,7 @@ from prosam_jax.config.choices import RANDOM
 from prosam_jax.config.fields import Role, about, flat, leaves, unread
 from prosam_jax.config.settings import Config
 from prosam_jax.errors import UserError
+from prosam_jax.json_files import read_object
 
 RENAMED = {"data.cueless": "data.empty_annotation"}
 """Former names of settings, as older files have them, and their current names."""
@@ -36,13 +37,14 @@ def read_config(path: pathlib.Path) -> Config:
     """
     if not path.is_file():
         raise UserError(f"{path} is missing: --workdir must name the folder of a training run")
+    held = read_object(path, (), "restore it or start a new run")
     try:
-        return recorded(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}); restore it or start a new run") from error
+        return recorded(held)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
-def recorded(settings: Mapping[str, Any]) -> Config:
+def recorded(settings: object) -> Config:
     """Builds settings that this or an older version wrote.
 
     Former names are replaced by current ones; values that were set but not read are replaced by
@@ -51,6 +53,8 @@ def recorded(settings: Mapping[str, Any]) -> Config:
     Raises:
         UserError: As for `Config.from_dict`.
     """
+    if not isinstance(settings, Mapping):
+        raise UserError(f"{settings!r} must be groups of settings")
     values = {RENAMED.get(name, name): value for name, value in flat_mapping(settings).items()}
     known = {name: value for name, value in values.items() if name in leaves(Config)}
     everything = flat(Config()) | known
@@ -112,6 +116,8 @@ def check_setting(name: str) -> None:
         return
     if name in RENAMED:
         raise UserError(f"unknown setting {name}: it is now called {RENAMED[name]}")
+    if inside := [x for x in leaves(Config) if x.startswith(f"{name}.")]:
+        raise UserError(f"unknown setting {name}: it is a group; set one of {', '.join(inside)}")
     group = name.rpartition(".")[0]
     known = [x for x in leaves(Config) if x.rpartition(".")[0] == group] or list(leaves(Config))
     raise UserError(f"unknown setting {name}{nearest(name, known)}")
@@ -121,6 +127,8 @@ def flat_mapping(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any
     """Flattens nested settings to dotted names."""
     found = {}
     for name, value in settings.items():
+        if not isinstance(name, str):
+            raise UserError(f"unknown setting {prefix}{name!r}: names of settings are text")
         if isinstance(value, Mapping) or hasattr(value, "items"):
             found |= flat_mapping(value, f"{prefix}{name}.")
         else:

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import pathlib
 import platform
+import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from jaxtyping import Bool, Float
 import prosam_jax
 from prosam_jax.atomic import replacing
 from prosam_jax.config import Config, to_dict
+from prosam_jax.errors import UserError
 from prosam_jax.evaluation.metrics import Scores
 from prosam_jax.types import Episode
 
@@ -128,9 +131,21 @@ def save_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
 
 
 def load_examples(path: pathlib.Path) -> list[Example]:
-    """Loads what `save_examples` saved."""
-    with np.load(path) as file:
-        arrays = dict(file)
+    """Loads what `save_examples` saved.
+
+    Raises:
+        UserError: The file is damaged, or of another version.
+        OSError: It cannot be read.
+    """
+    mend = "delete it, and score the run again"
+    try:
+        with path.open("rb") as file, np.load(file) as held:
+            arrays = dict(held)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}); {mend}") from error
+    needed = {*(f"episode/{name}" for name in Episode._fields), "class_name", "prediction"}
+    if missing := sorted(needed - arrays.keys()):
+        raise UserError(f"{path} is of another version, without {', '.join(missing)}; {mend}")
     return [
         Example(
             episode=Episode(*(arrays[f"episode/{name}"][i] for name in Episode._fields)),

@@ -64,7 +64,7 @@ class FeatureCache:
             "sam": dataclasses.asdict(arch),
             "dtype": cfg.dtype,
         }
-        self.entries = Entries(pathlib.Path(cfg.dir).expanduser(), facts, like)
+        self.entries = Entries(pathlib.Path(cfg.dir), facts, like)
         self.counts = collections.Counter(read=0, computed=0)
         self._sam, self._dtype, self._put = sam, cfg.dtype, put
         self._told = False

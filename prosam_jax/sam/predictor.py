@@ -242,7 +242,7 @@ def _load(name: str | os.PathLike[str], changes: Mapping[str, Any]) -> Sam:
     if text.startswith("sam_") and model in SAM_MODELS:
         weights = {"weights": PACKAGED} if model == "shapes" else {}
         return build_sam(_replaced(SAMSettings.of(model=model), weights | given))
-    path = pathlib.Path(text).expanduser()
+    path = pathlib.Path(os.path.expanduser(text))
     if path.is_file() or (path.suffix and not path.is_dir()):
         held = files.metadata(path, made_by=MADE_BY)
         if held.get("kind") == "sam":

@@ -1,6 +1,10 @@
 """Checkpoints of a training: the latest one to resume from and the best one to evaluate."""
 
+import contextlib
+import errno
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -60,12 +64,17 @@ class Checkpoints:
         return bool(self._manager.metrics(step))
 
     def save(self, step: int, state: Any, miou: float | None = None) -> None:
-        """Starts to write `state` and, if it was validated, its mIoU; replaces one of that step."""
-        if step in self._manager.all_steps():
-            self._manager.wait_until_finished()
-            self._manager.delete(step)
+        """Starts to write `state` and, if it was validated, its mIoU; replaces one of that step.
+
+        Raises:
+            OSError: The disk is full, maybe for the state before this one.
+        """
         metrics = None if miou is None else {METRIC: miou}
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+        with self._space():
+            if step in self._manager.all_steps():
+                self._manager.wait_until_finished()
+                self._manager.delete(step)
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
     def restore(self, step: int, like: Any) -> Any:
         """Reads the state of `step` with the structure, dtypes and sharding of `like`.
@@ -128,9 +137,27 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Waits until everything is on disk, and closes."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is on disk, and closes.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        with self._space():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _space(self) -> Iterator[None]:
+        """Tells a full disk as the system does; Orbax's errors of it are of several types."""
+        try:
+            yield
+        except Exception as error:
+            for code in (errno.ENOSPC, errno.EDQUOT):
+                if os.strerror(code) in str(error):
+                    raise OSError(code, os.strerror(code), str(self._folder)) from error
+            raise
 
 
 def _miou(metrics: dict[str, float]) -> float:

@@ -28,6 +28,7 @@ from prosam_jax.config import (
 )
 from prosam_jax.config.fields import about, flat
 from prosam_jax.errors import UserError
+from prosam_jax.json_files import read_object
 from prosam_jax.weights import files, hub
 
 KIND = "prompt_encoder"
@@ -115,7 +116,7 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
     """
     if (text := os.fspath(name)) in PACKAGED_ENCODERS:
         return PACKAGED_ENCODERS[text]
-    path = pathlib.Path(text).expanduser()
+    path = pathlib.Path(os.path.expanduser(text))
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"{path} is not the folder of a run: it has no config.json; pass another")
     if path.exists() or path.suffix:
@@ -125,6 +126,21 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
     if len(path.parts) > 1:
         raise UserError(f"{path}: there is no such file or folder; pass a run's folder or a file")
     check_choice("prompt encoder", text, PACKAGED_ENCODERS)
+    return path
+
+
+def find_file(name: str | os.PathLike[str]) -> pathlib.Path:
+    """`find`, but of a file.
+
+    Raises:
+        UserError: There is nothing of that name, or it is the folder of a run.
+    """
+    path = find(name)
+    if path.is_dir():
+        raise UserError(
+            f"{path} is the folder of a run: make a file of it with: prosam export "
+            f"--workdir={path} --out=FILE"
+        )
     return path
 
 
@@ -212,11 +228,12 @@ def read_classes(workdir: pathlib.Path) -> list[str] | None:
     """
     path = workdir / DATASET
     try:
-        return [str(name) for name in json.loads(path.read_text())["classes"]]
+        classes = read_object(path, ["classes"], "restore it, or delete it")["classes"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore it, or delete it") from error
+    if not _are_names(classes):
+        raise UserError(f"{path} does not name classes: restore it, or delete it")
+    return classes
 
 
 def read_frozen(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -225,12 +242,14 @@ def read_frozen(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: The file is missing or damaged.
     """
+    path, mend = workdir / FROZEN, "restore it or start a new run"
     try:
-        return json.loads((workdir / FROZEN).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{workdir / FROZEN} is missing or damaged ({error}): restore it or start a new run"
-        ) from error
+        held = read_object(path, (), mend)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {mend}") from None
+    if not _names_frozen(held):
+        raise UserError(f"{path} does not name the frozen weights: {mend}")
+    return held
 
 
 def check_frozen(

@@ -9,6 +9,7 @@ annotations/<list>.txt             train2014.txt and val2014.txt, one id per lin
 The masks are where HSNet's code (Min et al. 2021) and its successors expect them.
 """
 
+import os
 import pathlib
 
 from prosam_jax.config import DataConfig
@@ -40,7 +41,7 @@ def find_folder(root: str) -> MaskFolder:
     )
     if not root:
         raise UserError(f"data.root is not set: pass --config.data.root=FOLDER; {wanted}")
-    path = pathlib.Path(root).expanduser()
+    path = pathlib.Path(os.path.expanduser(root))
     if absent := [name for name in (*OWN_LISTS, LISTS) if not (path / name).is_dir()]:
         raise UserError(f"data.root={root!r}: {path} lacks {' and '.join(absent)}; {wanted}")
     return coco_folder(path)

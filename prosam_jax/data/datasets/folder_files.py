@@ -85,7 +85,7 @@ def find_folder(root: str) -> Folder:
     wanted = f"it must contain {IMAGES}, {MASKS} and {CLASSES}"
     if not root:
         raise UserError(f"data.root is not set: pass --config.data.root=FOLDER; {wanted}")
-    path = pathlib.Path(root).expanduser()
+    path = pathlib.Path(os.path.expanduser(root))
     if not (path / IMAGES).is_dir():
         raise UserError(f"data.root={root!r}: there is no {path / IMAGES}; {wanted}")
     if lacking := [name for name in (MASKS, CLASSES) if not (path / name).exists()]:

@@ -7,6 +7,7 @@ ImageSets/Segmentation/<list>.txt   one id per line
 ```
 """
 
+import os
 import pathlib
 
 from prosam_jax.config import DataConfig
@@ -110,4 +111,4 @@ def transfer_episodes(
 
 
 def _base(root: str) -> pathlib.Path:
-    return pathlib.Path(root).expanduser()
+    return pathlib.Path(os.path.expanduser(root))

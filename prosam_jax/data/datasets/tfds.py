@@ -8,6 +8,7 @@ of pixels of each class in each mask, so that folds are made without reading rec
 import dataclasses
 import functools
 import io
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -126,7 +127,7 @@ class TfdsMasks:
 
 def dataset_path(data_dir: pathlib.Path, rule: FoldRule) -> pathlib.Path:
     """The folder of a benchmark's dataset in a TFDS data directory."""
-    return data_dir.expanduser() / dataset_name(rule) / VERSION
+    return pathlib.Path(os.path.expanduser(data_dir)) / dataset_name(rule) / VERSION
 
 
 def dataset_name(rule: FoldRule) -> str:

@@ -1,6 +1,7 @@
 """Prepares Pascal-5i and COCO-20i and compares their lists with the published ones."""
 
 import itertools
+import os
 import pathlib
 from collections.abc import Iterable
 
@@ -24,7 +25,7 @@ def prepare(name: str, root: pathlib.Path, *, download: bool) -> None:
         OSError: There is not enough room, a file cannot be written, or a download failed.
     """
     complete, lists = _BENCHMARKS[name]
-    folder, was_changed = complete(root.expanduser(), download=download)
+    folder, was_changed = complete(pathlib.Path(os.path.expanduser(root)), download=download)
     pools = [folder.ids(pool, "list") for pool in lists]
     ids = list(dict.fromkeys(itertools.chain(*pools)))
     read = 0

@@ -4,6 +4,7 @@ The folder must be as `prosam prepare` leaves it. The episodes are bit-identical
 install 'prosam_jax[tfds]'`, but not TensorFlow.
 """
 
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -44,7 +45,7 @@ def build(name: str, root: str, data_dir: pathlib.Path, lists: Sequence[str] = (
     builder = tfds_builders.BUILDERS[name](
         folder=folder,
         lists=lists or own_lists,
-        data_dir=str(data_dir.expanduser()),
+        data_dir=os.path.expanduser(data_dir),
         file_format="array_record",
     )
     builder.download_and_prepare()
