@@ -9,7 +9,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from prosam_jax import console, equations, model, sharding
-from prosam_jax.config import OF_AN_EVALUATION, Config, Role, changed, names_of, replaced
+from prosam_jax.config import (
+    CHANGES_NO_NUMBER,
+    OF_AN_EVALUATION,
+    Config,
+    Role,
+    changed,
+    names_of,
+    replaced,
+)
 from prosam_jax.data.episodes import EpisodeSource
 from prosam_jax.data.folds import describe
 from prosam_jax.errors import UserError
@@ -40,7 +48,8 @@ def settings(
     if differences := changed(trained, cfg, may):
         raise UserError(
             f"these settings belong to the training and cannot be changed: "
-            f"{'; '.join(differences)}; you can change {names_of(may)}"
+            f"{'; '.join(differences)}; you can change {names_of(may - CHANGES_NO_NUMBER)}, and "
+            "what changes no number"
         )
     return cfg
 
@@ -81,7 +90,8 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result
     cfg = replaced(cfg, {"prompt.weights": ""})  # where the run started from no longer matters
     source = evaluate.test_episodes(cfg)
     if cfg.data.name == "folder":
-        seen = prompt_encoder.read_classes(workdir)
+        dataset = prompt_encoder.read_dataset(workdir)
+        seen = dataset.classes if dataset else None
         prompt_encoder.check_unseen(workdir, seen, source.fold.class_names)
     parts, at = model.restored(cfg, workdir, checkpoint)
     return _score(cfg, workdir, source, parts, at, f"step {at} of {workdir}")

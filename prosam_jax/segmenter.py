@@ -16,7 +16,7 @@ from PIL import Image
 
 from prosam_jax import inference, model, resize
 from prosam_jax.config import check_at_least
-from prosam_jax.data.annotation import annotated
+from prosam_jax.data.annotation import given_annotation
 from prosam_jax.data.transforms import resize_image
 from prosam_jax.equations import SAMPLERS, foreground
 from prosam_jax.errors import UserError
@@ -232,7 +232,7 @@ class Segmenter:
     def _encoded(self, image: ImageLike, annotation: dict[str, Any]) -> References:
         pixels = read(image)
         height, width, _ = pixels.shape
-        mask = annotated((height, width), self.image_size, **annotation)
+        mask = given_annotation((height, width), self.image_size, **annotation)
         square = resize_image(pixels, self.image_size)
         # With any other rule, most points and thin strokes would vanish.
         thin = annotation["mask"] is None and annotation["box"] is None

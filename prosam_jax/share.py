@@ -59,13 +59,14 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         at = checkpoints.find(checkpoint)
         nnx.update(learned, checkpoints.restore_params(at, nnx.state(learned)))
+    dataset = prompt_encoder.read_dataset(workdir)
     trained = Trained(
         config=_without_paths(cfg),
         merged_channels=channels,
         frozen=prompt_encoder.read_frozen(workdir),
         version=prosam_jax.__version__,
         benchmark=cfg.data.name,
-        classes=prompt_encoder.read_classes(workdir),
+        classes=dataset.classes if dataset else None,
         fold=cfg.data.fold,
         step=at,
         results=_results(workdir / "results.json", cfg, at),

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 from prosam_jax.config import DataConfig
 from prosam_jax.data import datasets
-from prosam_jax.data.annotation import annotate
+from prosam_jax.data.annotation import drawn_annotation
 from prosam_jax.data.rng import Rng
 
 GRIDS = {"1/8": 64, "1/14 (DINOv2)": 36, "1/16": 32}
@@ -73,7 +73,10 @@ def main() -> None:
         masks = references(name, args.root, args.folds, args.episodes)
         for title, kind, training in KINDS:
             marked = np.stack(
-                [annotate(kind, x, Rng(0, i), training=training) for i, x in enumerate(masks)]
+                [
+                    drawn_annotation(kind, x, Rng(0, i), training=training)
+                    for i, x in enumerate(masks)
+                ]
             )
             print(f"| {benchmark_title} | {title} | {survival(marked)} |", flush=True)
         print(f"{len(masks)} references of {benchmark_title}")

@@ -29,7 +29,7 @@ def masks(golden):
 
 
 def _annotate(kind, mask, *key, training=False):
-    return annotation.annotate(kind, mask, Rng(*key), training=training)
+    return annotation.drawn_annotation(kind, mask, Rng(*key), training=training)
 
 
 def _check_mean(samples, expected, name):
@@ -142,7 +142,7 @@ def test_marks_are_for_ever(masks, monkeypatch):
 
 
 def _annotated(**given):
-    return annotation.annotated((60, 90), 32, **given)
+    return annotation.given_annotation((60, 90), 32, **given)
 
 
 def _dot(x, y):
@@ -211,5 +211,5 @@ def test_points_and_strokes_are_their_pixels():
 
 def test_strokes_have_no_gaps_in_a_small_picture():
     strokes = np.eye(5, dtype=np.bool_)
-    square = annotation.annotated((5, 5), 35, scribble=strokes)
+    square = annotation.given_annotation((5, 5), 35, scribble=strokes)
     np.testing.assert_array_equal(square, strokes.repeat(7, 0).repeat(7, 1))

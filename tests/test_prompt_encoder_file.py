@@ -31,7 +31,8 @@ def run(tmp_path_factory):
     workdir.mkdir()
     write_config(cfg, workdir / "config.json")
     prompt_encoder.write_frozen(cfg, workdir)
-    prompt_encoder.write_dataset("pascal", ["bus", "car"], workdir)
+    dataset = prompt_encoder.Dataset("pascal", ["bus", "car"], "d" * 64)
+    prompt_encoder.write_dataset(dataset, workdir)
     params = jax.tree.map(lambda x: x + 0.01, model.split(model.build(cfg)).params)
     tx = state.optimizer(cfg.train, state.schedule(cfg.train, images=1))
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:

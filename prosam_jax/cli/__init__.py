@@ -70,7 +70,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """
     rest, given = settings.split(argv)
     verb = next((x for x in rest if not x.startswith("-")), None)
-    args = _parser(verb).parse_args(rest)
+    args, surplus = _parser(verb).parse_known_args(rest)
+    if surplus:
+        args.parser.error(f"unrecognized arguments: {' '.join(surplus)}")
+    if not hasattr(args, "run"):  # a verb is missing, or what it is to do
+        args.parser.print_help(sys.stderr)
+        raise SystemExit(2)
     if given and not getattr(args, "takes_settings", False):
         args.parser.error(f"unrecognized arguments: {' '.join(given)}")
     args.overrides = settings.parse(given)
@@ -100,7 +105,8 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
-    verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
+    parser.set_defaults(parser=parser)
+    verbs = parser.add_subparsers(metavar="VERB", title="verbs")
     for name, what in VERBS.items():
         module = importlib.import_module(f"prosam_jax.cli.{name}") if name == verb else None
         doc = module.__doc__ if module else None

@@ -17,7 +17,7 @@ from prosam_jax.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
-    what = parser.add_subparsers(metavar="WHAT", required=True)
+    what = parser.add_subparsers(metavar="WHAT")
     build = what.add_parser(
         "build", help="fill the cache", description=__doc__, formatter_class=parser.formatter_class
     )

@@ -41,7 +41,7 @@ published a checkpoint, so you must name its heads.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds a parser for each kind of checkpoint."""
-    kinds = parser.add_subparsers(metavar="KIND", required=True)
+    kinds = parser.add_subparsers(metavar="KIND")
     for name, doc, run in (
         ("sam", SAM, sam),
         ("backbone", BACKBONE, backbone),

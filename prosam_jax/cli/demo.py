@@ -53,8 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results",
         type=as_path,
-        default="docs/results.md",
-        help="with --full: document for the tables (default: docs/results.md)",
+        help="with --full: document for the tables (default: results.md in the workdir)",
     )
     settings.add_arguments(parser, "default: shapes")
     parser.set_defaults(run=run)
@@ -123,13 +122,14 @@ def full(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
     jobs = _jobs(args, runs)
     console.note(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time")
     sweep.finish(todo, jobs=jobs, shared=workdir)
-    numbers = args.results.with_suffix(".json")
+    path = args.results or workdir / "results.md"
+    numbers = path.with_suffix(".json")
     found = tables.together(tables.numbers(base, runs), numbers)
     table = tables.markdown(found.scores, tables.note(found))
-    tables.write_markdown(args.results, table)
+    tables.write_markdown(path, table)
     tables.write_numbers(numbers, found)
     took = console.clock(time.monotonic() - start)
-    print(f"{table}\n\n{took}; wrote {args.results} and {numbers}")
+    print(f"{table}\n\n{took}; wrote {path} and {numbers}")
 
 
 def _check_heeded(args: argparse.Namespace, runs: Sequence[Any]) -> None:

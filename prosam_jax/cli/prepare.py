@@ -17,7 +17,7 @@ from prosam_jax.cli.arguments import as_path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
-    what = parser.add_subparsers(metavar="WHAT", required=True)
+    what = parser.add_subparsers(metavar="WHAT")
     for name, title in (("pascal", "VOC 2012 with SBD's masks"), ("coco", "COCO 2014")):
         one = what.add_parser(name, help=title, description=title)
         one.add_argument(

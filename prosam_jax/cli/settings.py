@@ -14,7 +14,7 @@ import prosam_jax
 from prosam_jax.cli.arguments import as_text
 from prosam_jax.config import Config, check_setting, flat_mapping, replaced
 from prosam_jax.config.checks import nearest
-from prosam_jax.config.fields import choices, hints_of
+from prosam_jax.config.fields import KINDS, choices, hints_of
 from prosam_jax.errors import UserError
 
 _SETTING = re.compile(r"--?(no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
@@ -76,7 +76,7 @@ def _value(name: str, text: str) -> Any:
     try:
         return _WORDS[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
-        raise UserError(f"{name}={text!r} must be of type {kind.__name__}") from None
+        raise UserError(f"{name}={text!r} must be {KINDS[kind]}") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser, default: str) -> None:

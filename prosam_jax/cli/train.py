@@ -3,7 +3,10 @@
     prosam train --config pascal --config.data.root=VOC2012 --config.data.fold=1 --workdir runs/p1
     prosam train --config my_recipe.py --prompt-encoder pascal1.safetensors --workdir runs/tuned
 
-Run it again with the same --workdir to resume. Ctrl-C and SIGTERM stop it after it has saved.
+    prosam train --workdir runs/p1
+
+A run that was stopped goes on with the same command, or with its --workdir alone. Ctrl-C and
+SIGTERM stop it after it has saved.
 """
 
 import argparse
@@ -11,6 +14,7 @@ import sys
 
 from prosam_jax.cli import settings
 from prosam_jax.cli.arguments import as_path, as_text
+from prosam_jax.config import read_config, replaced
 from prosam_jax.errors import UserError
 
 
@@ -28,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="trained prompt encoder to start from: a file, a packaged name or USER/NAME on a hub",
     )
-    settings.add_arguments(parser, "default: the paper's settings for Pascal-5i")
+    settings.add_arguments(
+        parser, "default: that of the run in the workdir, else the paper's for Pascal-5i"
+    )
     parser.set_defaults(run=run)
 
 
@@ -45,7 +51,11 @@ def run(args: argparse.Namespace) -> int:
                 "--config.prompt.weights, not both"
             )
         args.overrides["prompt.weights"] = str(prompt_encoder.find_file(args.prompt_encoder))
-    cfg = settings.config(args)
+    recorded = args.workdir / "config.json"
+    if args.config is None and recorded.is_file():
+        cfg = replaced(read_config(recorded), args.overrides)
+    else:
+        cfg = settings.config(args)
     try:
         loop.train(cfg, args.workdir)
     except Stopped as stopped:

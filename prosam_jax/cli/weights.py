@@ -29,7 +29,7 @@ from prosam_jax.weights import registry
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
-    what = parser.add_subparsers(metavar="WHAT", required=True)
+    what = parser.add_subparsers(metavar="WHAT")
     listing = what.add_parser("list", help="list the published checkpoints")
     listing.set_defaults(run=lambda args: print(table()))
     fetching = what.add_parser("fetch", help="fetch a checkpoint, or verify it if it is there")

@@ -40,6 +40,10 @@ ReadWith = tuple[str, tuple[object, ...] | None]
 """A setting's name and the values of it with which another setting is read; None: any but ""."""
 
 
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+"""What values of a type are called in messages."""
+
+
 @dataclasses.dataclass(frozen=True)
 class About:
     """Metadata of a field.
@@ -171,16 +175,13 @@ def unread(cls: type[Group], values: Mapping[str, Any]) -> dict[str, str]:
 def _typed(name: str, value: Any, kind: Any) -> Any:
     if known := choices(kind):
         if type(value) is not type(known[0]):
-            value_type, wanted = type(value).__name__, type(known[0]).__name__
-            raise UserError(f"{name}={value!r} must be of type {wanted}, not {value_type}")
+            raise UserError(f"{name}={value!r} must be {KINDS[type(known[0])]}")
         check_choice(name, value, known)
         return value
     if kind is float and type(value) is int:
         return float(value)
     if kind in (bool, int, float, str) and type(value) is not kind:
-        raise UserError(
-            f"{name}={value!r} must be of type {kind.__name__}, not {type(value).__name__}"
-        )
+        raise UserError(f"{name}={value!r} must be {KINDS[kind]}")
     return value
 
 

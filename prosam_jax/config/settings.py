@@ -256,7 +256,8 @@ class TrainConfig(Group):
         log_every: Steps between lines of the log.
         checkpoint_every: Steps between checkpoints.
         eval_every: Steps between validations, with another one at the end; 0 for one per epoch;
-            -1 for none, so that no checkpoint is chosen by its score on the test list.
+            -1 for none, so that no checkpoint is chosen by its score on the test list: then
+            `prosam evaluate` and `prosam export` need --checkpoint=latest.
     """
 
     PREFIX: ClassVar[str] = "train."

@@ -1,6 +1,6 @@
 """Annotations of the object in a reference: mask, box, scribble or points.
 
-`annotated` reads a user's annotation; `annotate` simulates one from the object's mask, for
+`given_annotation` reads a user's annotation; `drawn_annotation` simulates one from the object's mask, for
 episodes. The simulation follows VRP-SAM's code (arXiv 2402.17726) in its distributions, but not in
 its random numbers. Sizes are in pixels of the square that images are resized to, for 512 pixels.
 """
@@ -19,7 +19,7 @@ from prosam_jax.errors import UserError
 from prosam_jax.images import ImageLike, Numbers, numbers, read_mask
 
 KINDS = ("mask", "points", "box", "scribble")
-"""The annotations that `annotated` takes."""
+"""The annotations that `given_annotation` takes."""
 
 MOST = 20
 """Largest number of points or strokes of one annotation."""
@@ -55,7 +55,7 @@ BEND = 0.5
 """Largest change of direction, in radians, from one segment of a stroke to the next."""
 
 
-def annotated(
+def given_annotation(
     size: tuple[int, int],
     side: int,
     *,
@@ -85,8 +85,8 @@ def annotated(
     given = dict(zip(KINDS, (mask, points, box, scribble), strict=True))
     names = [name for name, value in given.items() if value is not None]
     if len(names) != 1:
-        held = " and ".join(names) or "nothing"
-        raise UserError(f"a reference is annotated with {held}: pass one of {', '.join(KINDS)}")
+        held = f"is annotated with {' and '.join(names)}" if names else "has no annotation"
+        raise UserError(f"a reference {held}: pass one of {', '.join(KINDS)}")
     if mask is not None:
         square = resize_mask(_fitting(mask, size, "mask"), side)
         if not square.any():
@@ -109,7 +109,7 @@ def annotated(
     return square
 
 
-def annotate(
+def drawn_annotation(
     kind: str, mask: Bool[np.ndarray, "h w"], draws: Rng, *, training: bool
 ) -> Bool[np.ndarray, "h w"]:
     """Simulates how a user would annotate an object.

@@ -16,7 +16,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from prosam_jax.config import DataConfig
-from prosam_jax.data.annotation import annotate
+from prosam_jax.data.annotation import drawn_annotation
 from prosam_jax.data.folds import FoldIndex
 from prosam_jax.data.rng import Rng
 from prosam_jax.data.transforms import class_mask, resize_image, resize_mask
@@ -243,7 +243,7 @@ class EpisodeSource:
         for attempt in range(_ATTEMPTS if self.empty_annotation == "redraw" else 1):
             draws = Rng(self.seed, stream, spec.index, shot, attempt)
             image, mask, _ = self._read(image_id, spec.class_id)
-            annotated = annotate(self.annotation, mask, draws, training=training)
+            annotated = drawn_annotation(self.annotation, mask, draws, training=training)
             if annotated.any():
                 return image, annotated
             found.append((image, annotated))

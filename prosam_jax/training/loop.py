@@ -32,6 +32,7 @@ from prosam_jax.training import state, step
 from prosam_jax.training.signals import Interrupted, Signals, Stopped
 from prosam_jax.weights import prompt_encoder
 from prosam_jax.weights.checkpoint import Checkpoints
+from prosam_jax.weights.prompt_encoder import Dataset
 
 
 def train(cfg: Config, workdir: pathlib.Path) -> None:
@@ -50,11 +51,11 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         began = _check_run(cfg, workdir)
         # The file that it started from is no longer needed and may be gone.
         trainer = Trainer(replaced(cfg, {"prompt.weights": ""}))
-        was, now = prompt_encoder.read_classes(workdir), trainer.source.fold.class_names
-        if was is not None and was != list(now):
+        if prompt_encoder.read_dataset(workdir) not in (None, trainer.dataset):
             raise UserError(
-                f"{workdir} is trained on {', '.join(was)}, and data.root={cfg.data.root!r} has "
-                f"{', '.join(now)}: pass the data of the run, or another --workdir"
+                f"{workdir} is trained on other classes or images than those of data.name="
+                f"{cfg.data.name}, data.root={cfg.data.root!r}: pass the data of the run, or "
+                "another --workdir"
             )
         cfg = replaced(cfg, {"prompt.weights": began.prompt.weights})
     else:
@@ -63,7 +64,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     write_config(cfg, workdir / "config.json")
     if not goes_on:
         prompt_encoder.write_frozen(cfg, workdir)
-        prompt_encoder.write_dataset(cfg.data.name, trainer.source.fold.class_names, workdir)
+        prompt_encoder.write_dataset(trainer.dataset, workdir)
     # A second signal must not interrupt the saving that the first one caused.
     with Signals() as signals, contextlib.closing(Checkpoints(workdir)) as checkpoints:
         start = checkpoints.latest or 0
@@ -127,6 +128,8 @@ class Trainer:
         self.total = state.total_steps(cfg.train, images)
         self.eval_every = cfg.train.eval_every or state.steps_per_epoch(cfg.train, images)
         self.source = dataclasses.replace(source, length=self.total * cfg.train.batch_size)
+        fold = source.fold
+        self.dataset = Dataset(cfg.data.name, list(fold.class_names), folds.digest(fold))
         self.test = evaluate.test_episodes(cfg)
         if file := cfg.prompt.weights:
             prompt_encoder.check_fold(file, cfg)

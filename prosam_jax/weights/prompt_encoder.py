@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Array
 
@@ -19,7 +19,6 @@ from prosam_jax.config import (
     Config,
     Role,
     changed,
-    check_choice,
     flat_mapping,
     packaged,
     read_config,
@@ -122,11 +121,19 @@ def find(name: str | os.PathLike[str]) -> pathlib.Path:
     if path.exists() or path.suffix:
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.parent.is_dir():
-        return hub.download(text)
+        try:
+            return hub.download(text)
+        except UserError as error:
+            raise UserError(
+                f"{text}: there is no such file or folder, and as a repository of a hub: {error}"
+            ) from error
     if len(path.parts) > 1:
         raise UserError(f"{path}: there is no such file or folder; pass a run's folder or a file")
-    check_choice("prompt encoder", text, PACKAGED_ENCODERS)
-    return path
+    known = ", ".join(PACKAGED_ENCODERS)
+    raise UserError(
+        f"there is no prompt encoder {text!r}: pass a file, a run's folder, USER/NAME on a hub, or "
+        f"{known}"
+    )
 
 
 def find_file(name: str | os.PathLike[str]) -> pathlib.Path:
@@ -214,26 +221,40 @@ def write_frozen(cfg: Config, workdir: pathlib.Path) -> None:
     (workdir / FROZEN).write_text(json.dumps(frozen_weights(cfg), indent=2) + "\n")
 
 
-def write_dataset(name: str, classes: Sequence[str], workdir: pathlib.Path) -> None:
-    """Keeps in a run's folder which dataset it is trained on, and the names of its classes."""
-    held = {"name": name, "classes": list(classes)}
-    (workdir / DATASET).write_text(json.dumps(held, indent=2) + "\n")
+class Dataset(NamedTuple):
+    """What a run is trained on, as its folder records it.
+
+    Attributes:
+        name: `data.name`.
+        classes: Names of the classes that are trained on.
+        images_sha256: Digest of the lists of their images (`data.folds.digest`).
+    """
+
+    name: str
+    classes: list[str]
+    images_sha256: str
 
 
-def read_classes(workdir: pathlib.Path) -> list[str] | None:
-    """Names of the classes that a run is trained on; None for runs of older versions.
+def write_dataset(dataset: Dataset, workdir: pathlib.Path) -> None:
+    """Records in a run's folder what it is trained on."""
+    (workdir / DATASET).write_text(json.dumps(dataset._asdict(), indent=2) + "\n")
+
+
+def read_dataset(workdir: pathlib.Path) -> Dataset | None:
+    """What a run is trained on; None for runs of older versions, which do not record it.
 
     Raises:
         UserError: The file is damaged.
     """
-    path = workdir / DATASET
+    path, mend = workdir / DATASET, "restore it, or delete it"
     try:
-        classes = read_object(path, ["classes"], "restore it, or delete it")["classes"]
+        held = read_object(path, Dataset._fields, mend)
     except FileNotFoundError:
         return None
-    if not _are_names(classes):
-        raise UserError(f"{path} does not name classes: restore it, or delete it")
-    return classes
+    found = Dataset(*(held[name] for name in Dataset._fields))
+    if not (_are_names(found.classes) and _are_names([found.name, found.images_sha256])):
+        raise UserError(f"{path} is damaged (it has other than names); {mend}")
+    return found
 
 
 def read_frozen(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
