@@ -1,8 +1,9 @@
 """Annotations of the object in a reference: mask, box, scribble or points.
 
-`given_annotation` reads a user's annotation; `drawn_annotation` simulates one from the object's mask, for
-episodes. The simulation follows VRP-SAM's code (arXiv 2402.17726) in its distributions, but not in
-its random numbers. Sizes are in pixels of the square that images are resized to, for 512 pixels.
+`given_annotation` reads a user's annotation; `drawn_annotation` simulates one from the object's
+mask, for episodes. The simulation follows VRP-SAM's code (arXiv 2402.17726) in its distributions,
+but not in its random numbers. Sizes are in pixels of the square that images are resized to, for
+512 pixels.
 """
 
 import dataclasses
