@@ -64,7 +64,9 @@ def test_the_version_is_told(capsys):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "VERB"),
+        ([], "prosam VERB --help"),
+        (["weights"], "prosam weights list"),
+        (["segment", "--colour"], "usage: prosam segment"),
         (["trian"], "trian"),
         (["train"], "--workdir"),
         (["train", "--workdr=x"], "--workdir"),
@@ -140,6 +142,20 @@ def test_a_prompt_encoder_to_begin_from_is_a_setting(monkeypatch, tmp_path, caps
     assert status_of("train", "--workdir", tmp_path, "--prompt-encoder", run) == 1
     one_line(capsys.readouterr().err, run, "prosam export")
     assert len(begun) == 2
+
+
+def test_a_run_goes_on_with_its_settings(monkeypatch, tmp_path):
+    begun = []
+    monkeypatch.setattr(loop, "train", lambda cfg, workdir: begun.append(cfg))
+    trained = replaced(Config(), {"data.fold": 2, "train.epochs": 7})
+    write_config(trained, tmp_path / "config.json")
+    words = ["train", "--workdir", tmp_path]
+    assert status_of(*words) == 0
+    assert status_of(*words, "--config.train.epochs=8") == 0
+    assert status_of(*words, "--config=pascal") == 0
+    assert status_of("train", "--workdir", tmp_path / "new") == 0
+    assert begun[:2] == [trained, replaced(trained, {"train.epochs": 8})]
+    assert [cfg.data.fold for cfg in begun[2:]] == [0, 0]
 
 
 def test_a_run_and_a_file_are_not_scored_at_once(tmp_path, capsys):

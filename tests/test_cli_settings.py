@@ -34,8 +34,8 @@ def test_recipes_say_how_they_are_used(name):
         (["--config.dat.fold=1"], ["dat.fold"]),
         (["--config.data=1"], ["setting data"]),
         (["--config.sam.model=vit_x"], ["sam.model", "vit_x", "vit_h"]),
-        (["--config.data.fold=one"], ["data.fold", "'one'", "int"]),
-        (["--config.eval.controls=maybe"], ["eval.controls", "'maybe'", "bool"]),
+        (["--config.data.fold=one"], ["data.fold", "'one'", "a whole number"]),
+        (["--config.eval.controls=maybe"], ["eval.controls", "'maybe'", "true or false"]),
         (["--config.train.learning_rate=nan"], ["train.learning_rate", "nan"]),
         (["--config.data.fold"], ["--config.data.fold", "="]),
         (["--config.data.root", "--config.data.fold=1"], ["--config.data.root", "="]),
@@ -119,7 +119,10 @@ def test_recipes_are_found_by_name_and_by_file_from_any_folder(tmp_path, monkeyp
         ("def get_config():\n    return {1: 2}\n", ["setting 1"]),
         ("def get_config():\n    return {'data': {None: 2}}\n", ["setting data.None"]),
         ("def get_config():\n    return {'data': 3}\n", ["setting data", "data.fold"]),
-        ("def get_config():\n    return {'data': {'fold': '1'}}\n", ["data.fold", "'1'", "int"]),
+        (
+            "def get_config():\n    return {'data': {'fold': '1'}}\n",
+            ["data.fold", "'1'", "a whole number"],
+        ),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_told_with_its_line(text, named, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Pushing and pulling with the real client, against a hub on this machine."""
 
+import functools
 import os
 import sys
 
@@ -163,6 +164,14 @@ def test_a_hub_that_cannot_be_reached_is_named(file, server, tmp_path):
     with pytest.raises(UserError) as error:
         share.pull(REPO, tmp_path / "x", endpoint=nowhere)
     check_line(error, nowhere)
+
+
+def test_a_name_may_mean_a_file_or_a_repository(monkeypatch):
+    nowhere = "http://127.0.0.1:9"  # the discard port, where nothing listens
+    monkeypatch.setattr(hub, "download", functools.partial(hub.download, endpoint=nowhere))
+    with pytest.raises(UserError) as error:
+        prompt_encoder.find("mistyped/run")
+    check_line(error, "mistyped/run", "no such file or folder", "hub", nowhere)
 
 
 def test_the_missing_package_is_named(monkeypatch, capsys, tmp_path):

@@ -141,6 +141,24 @@ def test_another_run_is_not_continued(finished):
 
 
 @pytest.mark.slow
+def test_a_run_does_not_go_on_with_other_pictures(finished, tmp_path):
+    cfg, workdir, _ = finished
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    elsewhere = tmp_path / "voc"
+    shutil.copytree(cfg.data.root, elsewhere)
+    moved = replaced(cfg, {"data.root": str(elsewhere), "train.steps": 7})
+    listed = elsewhere / "ImageSets" / "Segmentation" / "train_aug.txt"
+    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(UserError) as error:
+        loop.train(moved, run)
+    check_line(error, run, "data.root", elsewhere)
+    shutil.copytree(cfg.data.root, elsewhere, dirs_exist_ok=True)
+    loop.train(moved, run)
+    assert _curves(run)[-1]["step"] == 7
+
+
+@pytest.mark.slow
 def test_the_length_changes_with_warm_restarts_alone(finished, tmp_path):
     """A cosine's course depends on it."""
     cfg, workdir, _ = finished

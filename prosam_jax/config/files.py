@@ -87,22 +87,33 @@ def changed(old: Config, new: Config, may: Collection[Role] = ()) -> list[str]:
         old: Settings of a run.
         new: Settings with which the run is to be resumed or evaluated.
         may: Roles of settings that may differ. Even then, a weight file may move, but it may not
-            replace random weights, nor may a file be added to or removed from `prompt.weights`.
+            replace random weights, nor may a file be added to or removed from `prompt.weights`;
+            and unless the protocol may differ, a cache may do so only if it rounds alike.
 
     Returns:
         The settings, each as "name: old -> new".
     """
     before, after = flat(old), flat(new)
+    free = {name for name in before if about(Config, name).role in may}
+    if Role.PATH in may and Role.PROTOCOL not in may:
+        cache = {"cache.dir", "cache.dtype"}
+        free = free | cache if _embeddings(old) == _embeddings(new) else free - cache
     return [
         f"{name}: {before[name]} -> {after[name]}"
         for name in before
         if before[name] != after[name]
-        and not (about(Config, name).role in may and _same_kind(name, before[name], after[name]))
+        and not (name in free and _same_kind(name, before[name], after[name]))
     ]
 
 
 def _same_kind(name: str, before: Any, after: Any) -> bool:
     return not (name.endswith(".weights") and {RANDOM, ""} & {before, after})
+
+
+def _embeddings(cfg: Config) -> str:
+    """The coarsest type that SAM's embeddings of the targets pass through, with or without cache."""
+    exact = not cfg.cache.dir or cfg.cache.dtype == "float32"
+    return cfg.sam.dtype if exact else cfg.cache.dtype
 
 
 def names_of(roles: Collection[Role]) -> str:
