@@ -18,7 +18,7 @@ from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.sam.build_sam import build_sam, embed
 from prosam_jax.sam.model import Sam
 from prosam_jax.types import Episode, Features, Posterior, Taps
-from prosam_jax.weights import files, prompt_encoder
+from prosam_jax.weights import files, pretrained, prompt_encoder
 from prosam_jax.weights.checkpoint import Checkpoints
 
 
@@ -283,8 +283,8 @@ def load(
         name: A name, a file, a run's folder or a repository on a hub.
         overrides: Settings by dotted name, or nested in groups.
     """
-    path = prompt_encoder.find(name)
-    cfg = prompt_encoder.usable(prompt_encoder.settings_of(path), overrides or {})
+    path = pretrained.find(name)
+    cfg = pretrained.usable(pretrained.settings_of(path), overrides or {})
     if not path.is_dir():
         return build(cfg), cfg
     with contextlib.closing(Checkpoints(path, read_only=True)) as checkpoints:

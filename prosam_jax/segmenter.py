@@ -24,7 +24,7 @@ from prosam_jax.images import ImageLike, Numbers, read
 from prosam_jax.inference import Prediction, References, Targets
 from prosam_jax.model import ProSAM
 from prosam_jax.types import Posterior
-from prosam_jax.weights import prompt_encoder
+from prosam_jax.weights import pretrained
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Segmenter:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str] = prompt_encoder.DEFAULT, **overrides: Any
+        cls, name: str | os.PathLike[str] = pretrained.DEFAULT, **overrides: Any
     ) -> "Segmenter":
         """Loads a trained model; arguments and errors are those of `ProSAM.from_pretrained`."""
         built, cfg = model.load(name, overrides)

@@ -21,7 +21,7 @@ from prosam_jax.equations import foreground
 from prosam_jax.evaluation import evaluate
 from prosam_jax.model import ProSAM, load
 from prosam_jax.types import Episode
-from prosam_jax.weights.prompt_encoder import DEFAULT
+from prosam_jax.weights.pretrained import DEFAULT
 
 SPREADS = (1.0, 3.0, 10.0, 30.0)
 """Factors on the trained scale sigma."""

@@ -17,7 +17,7 @@ from prosam_jax.config import Config, replaced, write_config
 from prosam_jax.data import datasets
 from prosam_jax.errors import UserError
 from prosam_jax.training import loop
-from prosam_jax.weights.prompt_encoder import PACKAGED_ENCODERS
+from prosam_jax.weights.pretrained import PACKAGED_ENCODERS
 
 CONVERTERS = ("sam", "backbone", "vrp-sam")
 

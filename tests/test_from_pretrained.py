@@ -16,7 +16,7 @@ from prosam_jax.config import write_config
 from prosam_jax.errors import UserError
 from prosam_jax.model import ProSAM
 from prosam_jax.training import state
-from prosam_jax.weights import files, prompt_encoder
+from prosam_jax.weights import files, pretrained, prompt_encoder
 from prosam_jax.weights.checkpoint import Checkpoints
 
 CLASSES = (ProSAM, Segmenter, SamPredictor)
@@ -53,7 +53,7 @@ def source(request, trained, tmp_path, monkeypatch):
     """The same in each place that a name can mean."""
     file, run, _ = trained
     if request.param != "hub":
-        monkeypatch.setitem(prompt_encoder.PACKAGED_ENCODERS, "prosam-mine", file)
+        monkeypatch.setitem(pretrained.PACKAGED_ENCODERS, "prosam-mine", file)
         yield {"name": "prosam-mine", "file": str(file), "run": run}[request.param]
         return
     with fake_hub.logged_in(tmp_path, monkeypatch) as hub:

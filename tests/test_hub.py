@@ -14,7 +14,7 @@ from prosam_jax import cli, share
 from prosam_jax.config import Config
 from prosam_jax.errors import UserError
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
-from prosam_jax.weights import files, hub, prompt_encoder
+from prosam_jax.weights import files, hub, pretrained, prompt_encoder
 from prosam_jax.weights.prompt_encoder import Trained
 
 REPO = "somebody/vrp-tiny"
@@ -170,7 +170,7 @@ def test_a_name_may_mean_a_file_or_a_repository(monkeypatch):
     nowhere = "http://127.0.0.1:9"  # the discard port, where nothing listens
     monkeypatch.setattr(hub, "download", functools.partial(hub.download, endpoint=nowhere))
     with pytest.raises(UserError) as error:
-        prompt_encoder.find("mistyped/run")
+        pretrained.find("mistyped/run")
     check_line(error, "mistyped/run", "no such file or folder", "hub", nowhere)
 
 

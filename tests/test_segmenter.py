@@ -17,7 +17,7 @@ from prosam_jax.config import DistributionConfig
 from prosam_jax.data.transforms import resize_image, resize_mask
 from prosam_jax.errors import UserError
 from prosam_jax.types import Episode
-from prosam_jax.weights import prompt_encoder
+from prosam_jax.weights import pretrained
 
 SIDE = 64
 TARGETS = [(64, 64), (50, 81), (131, 47)]  # height, width
@@ -59,7 +59,7 @@ def file(tmp_path_factory):
 def seg(file):
     """Two classes, each shown twice; loaded as the default."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(prompt_encoder.PACKAGED_ENCODERS, "prosam-shapes", file)
+        patch.setitem(pretrained.PACKAGED_ENCODERS, "prosam-shapes", file)
         made = Segmenter.from_pretrained()
     for label, pairs in REFERENCES.items():
         for image, mask in pairs:

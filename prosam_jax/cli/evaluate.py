@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluates a checkpoint of the run in the workdir, or a file."""
     from prosam_jax import runs
-    from prosam_jax.weights import prompt_encoder
+    from prosam_jax.weights import pretrained
 
     workdir, changes = args.workdir, settings.changes(args)
     if args.prompt_encoder is None:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             "--checkpoint is for a run and --prompt-encoder for a file: pass only one of them"
         )
-    file = prompt_encoder.find(args.prompt_encoder)
+    file = pretrained.find(args.prompt_encoder)
     if file.is_dir():
         raise UserError(f"--prompt-encoder={file} is the folder of a run: pass --workdir={file}")
     runs.score_file(runs.settings_of_file(file, changes), workdir)

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     from prosam_jax import model, segment_files
     from prosam_jax.config import RANDOM, check_at_least
     from prosam_jax.segmenter import Segmenter
-    from prosam_jax.weights.prompt_encoder import DEFAULT
+    from prosam_jax.weights.pretrained import DEFAULT
 
     # Pillow warns of an attack by pictures of 90 to 180 million pixels; these are the user's own.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Trains; returns the exit status."""
     from prosam_jax.training import loop
     from prosam_jax.training.signals import Stopped
-    from prosam_jax.weights import prompt_encoder
+    from prosam_jax.weights import pretrained
 
     if args.prompt_encoder:
         if "prompt.weights" in args.overrides:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
                 "--prompt-encoder is the setting prompt.weights: pass it or "
                 "--config.prompt.weights, not both"
             )
-        args.overrides["prompt.weights"] = str(prompt_encoder.find_file(args.prompt_encoder))
+        args.overrides["prompt.weights"] = str(pretrained.find_file(args.prompt_encoder))
     recorded = args.workdir / "config.json"
     if args.config is None and recorded.is_file():
         cfg = replaced(read_config(recorded), args.overrides)

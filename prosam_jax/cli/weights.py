@@ -24,7 +24,7 @@ from prosam_jax.cli import convert
 from prosam_jax.cli.arguments import as_path
 from prosam_jax.cli.export import check_free
 from prosam_jax.errors import UserError
-from prosam_jax.weights import registry
+from prosam_jax.weights import pretrained, registry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def show(args: argparse.Namespace) -> None:
     from prosam_jax.config import Config, changed
     from prosam_jax.weights import prompt_encoder
 
-    path = prompt_encoder.find_file(args.file)
+    path = pretrained.find_file(args.file)
     trained = prompt_encoder.read(path)
     print(share.describe(path, trained))
     print("settings that differ from the defaults:")

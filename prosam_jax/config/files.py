@@ -111,7 +111,7 @@ def _same_kind(name: str, before: Any, after: Any) -> bool:
 
 
 def _embeddings(cfg: Config) -> str:
-    """The coarsest type that SAM's embeddings of the targets pass through, with or without cache."""
+    """The type of lowest precision that SAM's embeddings of the targets pass through."""
     exact = not cfg.cache.dir or cfg.cache.dtype == "float32"
     return cfg.sam.dtype if exact else cfg.cache.dtype
 

@@ -27,7 +27,7 @@ from prosam_jax.images import ImageLike, Numbers, read
 from prosam_jax.sam.build_sam import build_sam
 from prosam_jax.sam.model import Sam
 from prosam_jax.sam.transforms import Prompts, ResizeLongestSide, stack
-from prosam_jax.weights import files, prompt_encoder
+from prosam_jax.weights import files, pretrained
 
 MADE_BY = "prosam weights convert sam --model MODEL --checkpoint FILE --out OUT"
 
@@ -251,8 +251,8 @@ def _load(name: str | os.PathLike[str], changes: Mapping[str, Any]) -> Sam:
             return build_sam(_replaced(cfg, {"weights": str(path)} | given))
     elif len(path.parts) == 1 and not path.exists():
         names = (f"sam_{x}" for x in SAM_MODELS)
-        check_choice("model", text, (*names, *prompt_encoder.PACKAGED_ENCODERS))
-    cfg = prompt_encoder.usable(prompt_encoder.settings_of(prompt_encoder.find(name)), changes)
+        check_choice("model", text, (*names, *pretrained.PACKAGED_ENCODERS))
+    cfg = pretrained.usable(pretrained.settings_of(pretrained.find(name)), changes)
     return build_sam(cfg.sam, cfg.seed)
 
 
