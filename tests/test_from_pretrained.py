@@ -12,7 +12,7 @@ from messages import check_line
 from small import prompt_encoder_file, small_config
 
 from prosam_jax import SamPredictor, Segmenter, model, share
-from prosam_jax.config import write_config
+from prosam_jax.config import packaged, write_config
 from prosam_jax.errors import UserError
 from prosam_jax.model import ProSAM
 from prosam_jax.training import state
@@ -172,10 +172,10 @@ def test_sams_have_names_and_files_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shapes = SamPredictor.from_pretrained("sam_shapes").model
     equal(shapes, ProSAM.from_pretrained("prosam-shapes").sam)
-    packaged = pathlib.Path(prompt_encoder.packaged("sam", "shapes"))
+    file = pathlib.Path(packaged("sam", "shapes"))
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "home" / "mine").write_bytes(packaged.read_bytes())
+    (tmp_path / "home" / "mine").write_bytes(file.read_bytes())
     equal(SamPredictor.from_pretrained("~/mine", sam={"dtype": "bfloat16"}).model, shapes)
     for name, named in (
         ("sam_vit_h", ["weights/sam_vit_h.safetensors", "prosam weights convert sam"]),
