@@ -244,7 +244,8 @@ def test_export_overwrites_when_it_is_told_to(run, tmp_path, capsys):
 @pytest.mark.parametrize("text", ["[]", "3", "{", '{"config": 3, "step": 6}'])
 @pytest.mark.parametrize("name", ["results.json", "config.json", "frozen.json", "dataset.json"])
 def test_a_damaged_file_of_a_run_is_named(copied, tmp_path, capsys, name, text):
-    (copied / name).write_text(text)
-    words = ["--workdir", copied, "--checkpoint=latest", "--out", tmp_path / "x.safetensors"]
+    run, _ = copied
+    (run / name).write_text(text)
+    words = ["--workdir", run, "--checkpoint=latest", "--out", tmp_path / "x.safetensors"]
     assert status_of("export", *words) == 1
-    one_line(capsys.readouterr().err, copied / name)
+    one_line(capsys.readouterr().err, run / name)
