@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from messages import check_line
 from PIL import Image
+from small import small_config
 
 from prosam_jax import model, runs
 from prosam_jax.config import Config, replaced
 from prosam_jax.data import datasets
 from prosam_jax.errors import UserError
 from prosam_jax.evaluation import evaluate
+from prosam_jax.training import loop
 from prosam_jax.weights import files, prompt_encoder
 from prosam_jax.weights.prompt_encoder import Trained
 
@@ -230,6 +232,41 @@ def test_classes_that_were_trained_on_are_not_tested(own, changes, named, moved,
     check_line(error, path, named)
     same = runs.settings_of_file(path, {"data.root": str(root)})
     prompt_encoder.check_unseen(path, prompt_encoder.read(path).classes, _tested(same))
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "fold", "classes", "seen"),
+    [
+        ("coco", 2, ["couch", "bus"], "bus"),
+        ("coco", 2, ["tv", "dog"], None),
+        ("folder", 0, ["person", "my bus"], None),
+        ("folder", 0, ["car", "person"], "car"),
+        ("coco", 2, None, None),
+        ("pascal", 2, None, "fold 2"),
+    ],
+)
+def test_a_training_begins_with_a_file_that_has_not_seen_the_test_classes(
+    tmp_path, benchmark, fold, classes, seen
+):
+    cfg = small_config(tmp_path / "voc")  # tests bus and car
+    data = {"data.name": benchmark, "data.fold": fold}
+    known = {"benchmark": benchmark, "fold": fold, "classes": classes}
+    path = _file(tmp_path / "begun.safetensors", replaced(cfg, data), **known)
+    begins = replaced(cfg, {"prompt.weights": str(path)})
+    with pytest.raises(UserError) as error:
+        loop.Trainer(begins)
+    # A file without a prompt encoder passes this check and fails at the next.
+    check_line(error, path, seen or "random weights")
+
+
+def test_voc_and_coco_name_the_same_classes(tmp_path):
+    cfg = small_config(tmp_path / "voc", data={"fold": 0})  # tests aeroplane
+    held = replaced(cfg, {"data.name": "coco", "data.fold": 1})
+    known = {"benchmark": "coco", "fold": 1, "classes": ["person", "airplane"]}
+    path = _file(tmp_path / "begun.safetensors", held, **known)
+    with pytest.raises(UserError) as error:
+        loop.Trainer(replaced(cfg, {"prompt.weights": str(path)}))
+    check_line(error, path, "airplane", "data.fold")
 
 
 def test_a_file_that_does_not_know_its_classes_keeps_its_fold(own):

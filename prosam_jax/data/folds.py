@@ -10,7 +10,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Integer
@@ -242,10 +242,15 @@ _IN_COCO = {
 }
 
 
+def in_coco(names: Iterable[str]) -> list[str]:
+    """The names with those of VOC as COCO has them: "airplane" for "aeroplane"."""
+    return [_IN_COCO.get(name, name) for name in names]
+
+
 def _novel_in_coco(fold: int) -> tuple[int, ...]:
     novel = {COCO_20I.class_names[c - 1] for c in COCO_20I.novel[fold]}
-    names = enumerate(PASCAL_5I.class_names, 1)
-    return tuple(c for c, name in names if _IN_COCO.get(name, name) in novel)
+    names = enumerate(in_coco(PASCAL_5I.class_names), 1)
+    return tuple(c for c, name in names if name in novel)
 
 
 COCO_TO_PASCAL = {

@@ -133,9 +133,10 @@ class Trainer:
         self.test = evaluate.test_episodes(cfg)
         if file := cfg.prompt.weights:
             prompt_encoder.check_fold(file, cfg)
-            if cfg.data.name == "folder":
-                seen = prompt_encoder.read(file).classes
-                prompt_encoder.check_unseen(file, seen, self.test.fold.class_names)
+            begun = prompt_encoder.read(file)
+            if cfg.data.name == "folder" or cfg.data.name != begun.benchmark:
+                seen, tested = begun.classes or (), self.test.fold.class_names
+                prompt_encoder.check_unseen(file, folds.in_coco(seen), folds.in_coco(tested))
         self.mesh = sharding.make_mesh(cfg.train.batch_size)
         self.learning_rate = state.schedule(cfg.train, images)
         tx = state.optimizer(cfg.train, self.learning_rate)

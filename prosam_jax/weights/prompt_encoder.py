@@ -263,8 +263,8 @@ def check_unseen(what: object, seen: Collection[str] | None, tested: Collection[
     """
     if both := sorted(set(seen or ()) & set(tested)):
         raise UserError(
-            f"{what} was trained on {', '.join(both)}, so a test on that proves nothing: name "
-            "classes in data.novel that it has not seen"
+            f"{what} was trained on {', '.join(both)}, so a test on that proves nothing: choose "
+            "classes that it has not seen with data.novel (your own pictures) or data.fold"
         )
 
 
