@@ -1,4 +1,5 @@
 import contextlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -100,3 +101,19 @@ def test_a_full_disk_is_told_with_its_folder(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space") as error:
             checkpoints.save(1, _state(1))
         assert error.value.filename == str(tmp_path / "checkpoints")
+
+
+def test_a_checkpoint_that_has_no_room_is_not_begun(tmp_path, monkeypatch):
+    """The last one stays, and is read."""
+    usage = shutil.disk_usage(tmp_path)
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(1, _state(1))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=28))
+        checkpoints.save(2, _state(2))  # six numbers of float32 and the step
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=27))
+        with pytest.raises(OSError, match="28 bytes, 27 are free") as error:
+            checkpoints.save(3, _state(3))
+        assert error.value.filename == str(tmp_path / "checkpoints")
+    with contextlib.closing(Checkpoints(tmp_path, read_only=True)) as checkpoints:
+        assert checkpoints.latest == 2
+        assert int(checkpoints.restore(2, _state(0))["step"]) == 2

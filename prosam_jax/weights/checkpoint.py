@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +71,7 @@ class Checkpoints:
             OSError: The disk is full, maybe for the state before this one.
         """
         metrics = None if miou is None else {METRIC: miou}
+        self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         with self._space():
             if step in self._manager.all_steps():
                 self._manager.wait_until_finished()
@@ -147,6 +149,14 @@ class Checkpoints:
                 self._manager.wait_until_finished()
             finally:
                 self._manager.close()
+
+    def _check_space(self, size: int) -> None:
+        # Orbax's threads write hundreds of lines to stderr when they meet a full disk.
+        if (free := shutil.disk_usage(self._folder).free) < size:
+            told = (
+                f"{os.strerror(errno.ENOSPC)} for a checkpoint: {size:,} bytes, {free:,} are free"
+            )
+            raise OSError(errno.ENOSPC, told, str(self._folder))
 
     @contextlib.contextmanager
     def _space(self) -> Iterator[None]:
