@@ -18,7 +18,8 @@ OUT = pathlib.Path("docs/settings.md")
 GOES_ON = {Role.LENGTH: "yes, unless `train.schedule=cosine`"}
 BEGINS = {
     Role.ARCHITECTURE: "no",
-    Role.BENCHMARK: "yes, but on the same benchmark `data.fold` and `data.novel` stay",
+    Role.BENCHMARK: "yes, but on the same benchmark `data.fold` and `data.novel` stay, "
+    "and on another no class that the file was trained on is tested",
 }
 """Rules of `training.loop` and `weights.prompt_encoder` that the sets of roles do not contain."""
 
@@ -150,6 +151,8 @@ Every setting has a role, and the role says when it may change:
 
 A weight file may be elsewhere (its role is path), but it must hold the weights of the training:
 checksums are compared. Random weights never replace those of a file, nor the other way round.
+When a run goes on, the settings of `cache` may change if the cache rounds SAM's
+embeddings as before.
 
 {groups}
 """
