@@ -109,6 +109,11 @@ def sampled_prompts(
     return jax.vmap(draw, out_axes=1)(each)[:, :, 0]
 
 
+def entropy(p: Float[Array, "*n"], q: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Entropy, in bits, of labels with the probabilities p and q = 1 - p."""
+    return (jax.scipy.special.entr(p) + jax.scipy.special.entr(q)) / jnp.log(2.0)
+
+
 def disagreement(logits: Float[Array, "k b h w"]) -> Float[Array, "b h w"]:
     """How much K masks disagree at each pixel.
 
@@ -117,10 +122,6 @@ def disagreement(logits: Float[Array, "k b h w"]) -> Float[Array, "b h w"]:
     have the same probability, even 1/2; 1 where half are sure of foreground and half of background.
     """
     foreground, background = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
-
-    def entropy(p, q):
-        return (jax.scipy.special.entr(p) + jax.scipy.special.entr(q)) / jnp.log(2.0)
-
     of_mean = entropy(foreground.mean(0), background.mean(0))
     return jnp.clip(of_mean - entropy(foreground, background).mean(0), 0, 1)
 

@@ -2,9 +2,10 @@
 
 import json
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from prosam_jax.atomic import replacing
 from prosam_jax.errors import UserError
 
 
@@ -31,3 +32,13 @@ def read_object(path: pathlib.Path, needed: Collection[str], mend: str) -> dict[
     if missing := sorted(set(needed) - held.keys()):
         raise UserError(f"{path} is damaged (it has no {', '.join(missing)}); {mend}")
     return held
+
+
+def write_object(path: pathlib.Path, held: Mapping[str, Any]) -> None:
+    """Writes an object whole or not at all, indented.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with replacing(path) as part:
+        part.write_text(json.dumps(held, indent=2) + "\n")

@@ -108,11 +108,11 @@ def score_file(cfg: Config, workdir: pathlib.Path) -> results.Result:
     """
     file = cfg.prompt.weights
     source = evaluate.test_episodes(cfg)
+    trained = prompt_encoder.read(file)
     if cfg.data.name == "folder":
-        seen = prompt_encoder.read(file).classes
-        prompt_encoder.check_unseen(file, seen, source.fold.class_names)
+        prompt_encoder.check_unseen(file, trained.classes, source.fold.class_names)
     parts = model.split(model.build(cfg))
-    return _score(cfg, workdir, source, parts, prompt_encoder.read(file).step, file)
+    return _score(cfg, workdir, source, parts, trained.step, file)
 
 
 def _score(

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import rich.console
 import rich.progress
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from prosam_jax import console
 from prosam_jax.atomic import replacing
 from prosam_jax.errors import UserError
 from prosam_jax.images import is_picture, read
@@ -117,8 +117,8 @@ def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Pa
     records: dict[str, Any] = coco(segmenter.classes)
     uncertainty = any("uncertainty" in paths for paths in todo.outputs.values())
     largest = 0.0
-    console = rich.console.Console(stderr=True)
-    shown = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
+    stderr = console.stderr()
+    shown = rich.progress.Progress(console=stderr, transient=True, disable=not stderr.is_terminal)
     with _written_at_the_end(todo.json, records), shown as bar:
         task = bar.add_task("segmenting", total=len(todo.outputs))
 

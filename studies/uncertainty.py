@@ -41,7 +41,7 @@ def judged(prosam: ProSAM, episode: Episode, samples: int) -> dict[str, Array]:
     found = {
         "wrong": (mask != truth) & ~episode.target_ignore,
         "iou": (mask & truth).sum((1, 2)) / jnp.maximum((mask | truth).sum((1, 2)), 1),
-        ENTROPY: (jax.scipy.special.entr(p) + jax.scipy.special.entr(q)) / jnp.log(2.0),
+        ENTROPY: inference.entropy(p, q),
         SCORE: inference.confidence(logits),
         EXPECTED: expected,
     }

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prosam_jax.config import CHANGES_NO_NUMBER, OF_AN_EVALUATION, Config, Role
-from prosam_jax.config.fields import About, Group, about, choices, hints
+from prosam_jax.config.fields import About, Group, about, choices
 
 OUT = pathlib.Path("docs/settings.md")
 
@@ -73,11 +73,11 @@ def _row(cls: type[Group], field: dataclasses.Field[Any]) -> str:
     name = cls.PREFIX + field.name
     says = about(Config, name)
     what = described(cls)[field.name].replace("|", "\\|")
-    default = str(field.default).lower() if hints(cls)[field.name] is bool else field.default
+    default = str(field.default).lower() if field.type is bool else field.default
     cells = (
         f"`{name}`",
         '`""`' if default == "" else f"`{default}`",
-        values(hints(cls)[field.name], says),
+        values(field.type, says),
         says.role.name.lower(),
         f"{what} {_read_with(says)}".strip(),
     )

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import prosam_jax
 from prosam_jax.cli import settings
 from prosam_jax.errors import UserError
+from prosam_jax.training.signals import Stopped
 
 VERBS = {
     "segment": "segment the object of a reference in other pictures",
@@ -50,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout:  # None where it is closed
                 # At the interpreter's end a reader that has gone would be an error.
                 sys.stdout.flush()
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signum
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -61,8 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the demo, or with --full every combination; returns the exit status."""
-    from prosam_jax.training.signals import Stopped
-
     for flag in ("jobs", "seeds"):
         if getattr(args, flag) is not None:
             check_at_least(f"--{flag}", getattr(args, flag), 1)
@@ -70,9 +68,6 @@ def run(args: argparse.Namespace) -> int:
     compare, name = (full, "runs/full") if args.full else (demo, "runs/demo")
     try:
         compare(base, args.workdir or pathlib.Path(name), args)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 128 + stopped.signum
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130

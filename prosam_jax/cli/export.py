@@ -35,5 +35,5 @@ def run(args: argparse.Namespace) -> None:
 
 def check_free(out: pathlib.Path, *, force: bool) -> None:
     """Raises UserError if `out` exists, unless `force` is set."""
-    if out.expanduser().exists() and not force:
+    if out.exists() and not force:
         raise UserError(f"{out} exists already: pass --force, or another --out")

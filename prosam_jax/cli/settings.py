@@ -14,7 +14,7 @@ import prosam_jax
 from prosam_jax.cli.arguments import as_text
 from prosam_jax.config import Config, check_setting, flat_mapping, replaced
 from prosam_jax.config.checks import nearest
-from prosam_jax.config.fields import KINDS, choices, hints_of
+from prosam_jax.config.fields import KINDS, choices, leaves
 from prosam_jax.errors import UserError
 
 _SETTING = re.compile(r"--?(no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
@@ -37,7 +37,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             no, name, value = match.groups()
             check_setting(name)
-            if value is None and hints_of(Config)[name] is bool:
+            if value is None and leaves(Config)[name].type is bool:
                 value = "false" if no else "true"
             elif no:
                 raise UserError(f"{argv[i]}: only settings that are true or false take `no`")
@@ -68,7 +68,7 @@ def parse(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(name: str, text: str) -> Any:
-    kind = hints_of(Config)[name]
+    kind: Any = leaves(Config)[name].type
     if known := choices(kind):
         kind = type(known[0])
     if kind is str:

@@ -10,7 +10,6 @@ SIGTERM stop it after it has saved.
 """
 
 import argparse
-import sys
 
 from prosam_jax.cli import settings
 from prosam_jax.cli.arguments import as_path, as_text
@@ -38,10 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Trains; returns the exit status."""
+def run(args: argparse.Namespace) -> None:
+    """Trains."""
     from prosam_jax.training import loop
-    from prosam_jax.training.signals import Stopped
     from prosam_jax.weights import pretrained
 
     if args.prompt_encoder:
@@ -56,9 +54,4 @@ def run(args: argparse.Namespace) -> int:
         cfg = replaced(read_config(recorded), args.overrides)
     else:
         cfg = settings.config(args)
-    try:
-        loop.train(cfg, args.workdir)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 128 + stopped.signum
-    return 0
+    loop.train(cfg, args.workdir)

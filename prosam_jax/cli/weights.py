@@ -24,7 +24,7 @@ from prosam_jax.cli import convert
 from prosam_jax.cli.arguments import as_path
 from prosam_jax.cli.export import check_free
 from prosam_jax.errors import UserError
-from prosam_jax.weights import pretrained, registry
+from prosam_jax.weights import registry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ def show(args: argparse.Namespace) -> None:
     """Prints what the file of a prompt encoder says."""
     from prosam_jax import share
     from prosam_jax.config import Config, changed
-    from prosam_jax.weights import prompt_encoder
+    from prosam_jax.weights import pretrained, prompt_encoder
 
     path = pretrained.find_file(args.file)
     trained = prompt_encoder.read(path)

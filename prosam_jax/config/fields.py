@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from prosam_jax.config.checks import check_choice
+from prosam_jax.config.checks import check_at_least, check_choice
 from prosam_jax.errors import UserError
 
 
@@ -78,7 +78,7 @@ class Group:
     def __post_init__(self) -> None:
         """Raises UserError if a value has the wrong type or is out of range."""
         for field in dataclasses.fields(self):
-            kind = hints(type(self))[field.name]
+            kind: Any = field.type
             if dataclasses.is_dataclass(kind):
                 continue
             name, value = self.PREFIX + field.name, getattr(self, field.name)
@@ -94,12 +94,6 @@ class Group:
     def of(cls, **values: Any) -> Self:
         """Makes a group from values whose types are only known at run time."""
         return cls(**values)
-
-
-@functools.cache
-def hints(cls: type) -> Mapping[str, Any]:
-    """The types of a dataclass's fields, by name."""
-    return typing.get_type_hints(cls)
 
 
 def choices(kind: Any) -> tuple[Any, ...]:
@@ -124,21 +118,10 @@ def leaves(cls: type[Group]) -> Mapping[str, dataclasses.Field[Any]]:
     """The fields of a group and its subgroups, by dotted name."""
     found = {}
     for field in dataclasses.fields(cls):
-        kind = hints(cls)[field.name]
+        kind: Any = field.type
         found |= (
             leaves(kind) if dataclasses.is_dataclass(kind) else {cls.PREFIX + field.name: field}
         )
-    return found
-
-
-def hints_of(cls: type[Group]) -> dict[str, Any]:
-    """The types of all settings, by dotted name."""
-    found = {}
-    for name, kind in hints(cls).items():
-        if name == "PREFIX":
-            continue
-        inner = dataclasses.is_dataclass(kind)
-        found |= hints_of(typing.cast(type, kind)) if inner else {cls.PREFIX + name: kind}
     return found
 
 
@@ -188,8 +171,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 def _check_range(name: str, value: Any, about: About) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}={value!r} must be a finite number")
-    if about.least is not None and value < about.least:
-        raise UserError(f"{name}={value!r} must be at least {about.least}")
+    if about.least is not None:
+        check_at_least(name, value, about.least)
     if about.above is not None and value <= about.above:
         raise UserError(f"{name}={value!r} must be above {about.above}")
     if about.below is not None and value >= about.below:

@@ -1,18 +1,16 @@
 """Reading, writing, changing and comparing settings."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from prosam_jax.atomic import replacing
 from prosam_jax.config.checks import nearest
 from prosam_jax.config.choices import RANDOM
 from prosam_jax.config.fields import Role, about, flat, leaves, unread
 from prosam_jax.config.settings import Config
 from prosam_jax.errors import UserError
-from prosam_jax.json_files import read_object
+from prosam_jax.json_files import read_object, write_object
 
 RENAMED = {"data.cueless": "data.empty_annotation"}
 """Former names of settings, as older files have them, and their current names."""
@@ -25,8 +23,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def write_config(cfg: Config, path: pathlib.Path) -> None:
     """Writes a run's settings as JSON."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+    write_object(path, to_dict(cfg))
 
 
 def read_config(path: pathlib.Path) -> Config:

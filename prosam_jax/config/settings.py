@@ -18,7 +18,7 @@ from prosam_jax.config.choices import (
     DType,
     SAMModel,
 )
-from prosam_jax.config.fields import Group, Role, flat, hints, setting, unread
+from prosam_jax.config.fields import Group, Role, flat, setting, unread
 from prosam_jax.config.sam import SAMConfig
 from prosam_jax.errors import UserError
 
@@ -362,13 +362,12 @@ class Config(Group):
 
 
 def _build(cls: type, settings: Mapping[str, Any], prefix: str) -> Any:
-    known = hints(cls)
+    known: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
     values = {}
-    names = {field.name for field in dataclasses.fields(cls)}
     for name, value in settings.items():
         path = prefix + name
-        if name not in names:
-            raise UserError(f"unknown setting {path}{nearest(path, [prefix + k for k in names])}")
+        if name not in known:
+            raise UserError(f"unknown setting {path}{nearest(path, [prefix + k for k in known])}")
         if dataclasses.is_dataclass(known[name]):
             if not isinstance(value, Mapping) and not hasattr(value, "items"):
                 raise UserError(f"{path}={value!r} must be a group of settings")

@@ -1,7 +1,6 @@
 """Results of an evaluation, and the files they are saved in."""
 
 import dataclasses
-import json
 import pathlib
 import platform
 import zipfile
@@ -19,6 +18,7 @@ from prosam_jax.atomic import replacing
 from prosam_jax.config import Config, to_dict
 from prosam_jax.errors import UserError
 from prosam_jax.evaluation.metrics import Scores
+from prosam_jax.json_files import write_object
 from prosam_jax.types import Episode
 
 
@@ -109,8 +109,7 @@ def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int | N
             for name, scores in result.controls.items()
         }
         results["prior_threshold"] = result.prior_threshold
-    with replacing(path) as part:
-        part.write_text(json.dumps(results, indent=2) + "\n")
+    write_object(path, results)
 
 
 def save_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:

@@ -4,7 +4,6 @@ Such a file is a weight file of kind "prompt_encoder" whose metadata has the fie
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,7 +19,7 @@ from prosam_jax.config import (
 )
 from prosam_jax.config.fields import about, flat
 from prosam_jax.errors import UserError
-from prosam_jax.json_files import read_object
+from prosam_jax.json_files import read_object, write_object
 from prosam_jax.weights import files
 
 KIND = "prompt_encoder"
@@ -119,7 +118,7 @@ def write_frozen(cfg: Config, workdir: pathlib.Path) -> None:
     Raises:
         UserError: A weight file is missing or damaged.
     """
-    (workdir / FROZEN).write_text(json.dumps(frozen_weights(cfg), indent=2) + "\n")
+    write_object(workdir / FROZEN, frozen_weights(cfg))
 
 
 class Dataset(NamedTuple):
@@ -138,7 +137,7 @@ class Dataset(NamedTuple):
 
 def write_dataset(dataset: Dataset, workdir: pathlib.Path) -> None:
     """Records in a run's folder what it is trained on."""
-    (workdir / DATASET).write_text(json.dumps(dataset._asdict(), indent=2) + "\n")
+    write_object(workdir / DATASET, dataset._asdict())
 
 
 def read_dataset(workdir: pathlib.Path) -> Dataset | None:

@@ -1,6 +1,5 @@
 """Makes the folder of COCO-20i from COCO 2014's images and annotations."""
 
-import importlib.util
 import multiprocessing
 import os
 import pathlib
@@ -13,8 +12,12 @@ from prosam_jax.data.datasets.coco import LISTS, OWN_LISTS, coco_folder
 from prosam_jax.data.datasets.mask_folder import MaskFolder
 from prosam_jax.data.prepare import archives
 from prosam_jax.data.prepare.archives import Archive
-from prosam_jax.data.prepare.coco_masks import Annotated, read_annotations, write_mask
-from prosam_jax.errors import UserError
+from prosam_jax.data.prepare.coco_masks import (
+    Annotated,
+    check_installed,
+    read_annotations,
+    write_mask,
+)
 
 _BY_HAND = "https://cocodataset.org/#download links to it"
 _LICENCE = "annotations CC-BY-4.0, images under Flickr's terms"
@@ -76,8 +79,7 @@ def prepare(root: pathlib.Path, *, download: bool) -> tuple[MaskFolder, bool]:
     files = {pool: root / LISTS / f"instances_{pool}.json" for pool in todo}
     if not todo:
         return folder, False
-    if importlib.util.find_spec("pycocotools") is None:
-        raise UserError("pycocotools is not installed; run: pip install 'prosam_jax[prepare]'")
+    check_installed()
     if not all(path.exists() for path in files.values()):
         # Which images are missing is not known yet, unless there are none at all.
         empty = [pool for pool in todo if not any((root / pool).glob("*.jpg"))]

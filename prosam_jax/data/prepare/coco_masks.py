@@ -7,6 +7,7 @@ script paints only the first polygon of an object, this module all of them. Clas
 1-80 by category id.
 """
 
+import importlib.util
 import json
 import pathlib
 from collections import defaultdict
@@ -38,6 +39,12 @@ class Annotated(NamedTuple):
     height: int
     width: int
     objects: list[Object]
+
+
+def check_installed() -> None:
+    """Raises UserError unless pycocotools, an optional dependency, is installed."""
+    if importlib.util.find_spec("pycocotools") is None:
+        raise UserError("pycocotools is not installed; run: pip install 'prosam_jax[prepare]'")
 
 
 def read_annotations(path: pathlib.Path) -> list[Annotated]:

@@ -14,7 +14,6 @@ the order of COCO's ids or alphabetically.
 """
 
 import csv
-import importlib.util
 import json
 import math
 import pathlib
@@ -41,7 +40,7 @@ from prosam_jax.data.datasets.folder_files import (
     stem,
 )
 from prosam_jax.data.folds import named
-from prosam_jax.data.prepare.coco_masks import Object, paint
+from prosam_jax.data.prepare.coco_masks import Object, check_installed, paint
 from prosam_jax.errors import UserError
 
 # Paints the mask of a picture; raises UserError if its file or its outlines are bad.
@@ -181,8 +180,7 @@ def _joined(parts: Sequence[tuple[pathlib.Path, int]]) -> UInt8[np.ndarray, "h w
 
 
 def _of_coco(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> dict[str, Painter]:
-    if importlib.util.find_spec("pycocotools") is None:
-        raise UserError("pycocotools is not installed; run: pip install 'prosam_jax[prepare]'")
+    check_installed()
     try:
         held = json.loads(source.read_bytes())
         categories = {c["id"]: c["name"] for c in sorted(held["categories"], key=lambda c: c["id"])}
