@@ -18,22 +18,23 @@ def twin(args: argparse.Namespace) -> Any:
     return getattr(resnet, args.name)(forward.SEED)
 
 
-def torch_side(args: argparse.Namespace, dtype: str, variant: str) -> Any:
+def torch_side(args: argparse.Namespace, batch: int, dtype: str, variant: str) -> Any:
     """PyTorch's taps."""
     from benchmarks import pytorch
 
-    return pytorch.Forward(twin(args), forward.images(args), args.device, dtype, variant)
+    return pytorch.Forward(twin(args), forward.images(args, batch), args.device, dtype, variant)
 
 
-def our_side(args: argparse.Namespace, file: str) -> Any:
+def our_side(args: argparse.Namespace, batch: int, file: str, variant: str) -> Any:
     """This library's taps."""
     from benchmarks import ours
     from prosam_jax import backbone
     from prosam_jax.config import BackboneConfig
 
+    del variant  # there is one
     cfg = BackboneConfig.of(name=args.name)
     network = ours.load(lambda rngs: backbone.build(cfg, rngs=rngs), file)
-    return ours.Forward(backbone.target_taps, network, forward.images(args), args.dtype)
+    return ours.Forward(backbone.target_taps, network, forward.images(args, batch), args.dtype)
 
 
 def write(args: argparse.Namespace, file: str) -> None:
@@ -56,9 +57,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--size", type=int, default=512, help="side of the images")
     args = parser.parse_args(argv)
     args.dtype = "float32"  # backbones have no other type
-    network = forward.Network(
-        f"backbone_{args.name}_{args.device}_{args.batch}", torch_side, our_side, write
-    )
+    network = forward.Network(f"backbone_{args.name}_{args.device}", torch_side, our_side, write)
     return forward.run(network, args)
 
 

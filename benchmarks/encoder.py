@@ -1,18 +1,21 @@
 """SAM's image encoder against `segment_anything`'s, with the same random weights and images.
 
 python -m benchmarks.encoder --model vit_b --size 1024 --malloc default tuned
-python -m benchmarks.encoder --model vit_h --device gpu --dtype bfloat16 --batch 8
+python -m benchmarks.encoder --model vit_h --device gpu --dtype bfloat16 --batch 1 8 \
+    --attention plain cudnn --torch eager sdpa compile_blocks
 """
 
 import argparse
+import copy
 import dataclasses
+import functools
 from typing import Any
 
 from benchmarks import forward
 from prosam_jax.config import ATTENTIONS, DTYPES, SAM_MODELS, SAMConfig
 
 
-def architecture(args: argparse.Namespace) -> SAMConfig:
+def architecture(args: argparse.Namespace, attention: str = "plain") -> SAMConfig:
     """The network that the arguments describe."""
     cfg = SAMConfig.named(args.model)
     return dataclasses.replace(
@@ -20,7 +23,7 @@ def architecture(args: argparse.Namespace) -> SAMConfig:
         depth=args.blocks or cfg.depth,
         image_size=(args.size, args.size),
         dtype=args.dtype,
-        attention=args.attention,
+        attention=attention,
     )
 
 
@@ -49,23 +52,33 @@ def flops(cfg: SAMConfig, *, padded: bool) -> int:
     return 2 * total
 
 
-def torch_side(args: argparse.Namespace, dtype: str, variant: str) -> Any:
-    """`segment_anything`'s encoder."""
+@functools.cache
+def twin(cfg: SAMConfig) -> Any:
+    """`segment_anything`'s SAM; drawing ViT-H takes 8 s."""
+    from torch_models import sam
+
+    return sam.build(cfg, forward.SEED)
+
+
+def torch_side(args: argparse.Namespace, batch: int, dtype: str, variant: str) -> Any:
+    """`segment_anything`'s encoder; with fused attention, unless the variant is "eager"."""
     from benchmarks import pytorch
     from torch_models import sam
 
-    encoder = sam.build(architecture(args), forward.SEED).image_encoder
-    return pytorch.Forward(encoder, forward.images(args), args.device, dtype, variant)
+    encoder = copy.deepcopy(twin(architecture(args)).image_encoder)
+    if variant != "eager":
+        sam.use_sdpa(encoder)
+    return pytorch.Forward(encoder, forward.images(args, batch), args.device, dtype, variant)
 
 
-def our_side(args: argparse.Namespace, file: str) -> Any:
+def our_side(args: argparse.Namespace, batch: int, file: str, attention: str) -> Any:
     """This library's encoder."""
     from benchmarks import ours
     from prosam_jax.sam.model import Sam
 
-    cfg = architecture(args)
+    cfg = architecture(args, attention)
     sam = ours.load(lambda rngs: Sam(cfg, rngs=rngs), file)
-    return ours.Forward(Sam.encode_image, sam, forward.images(args), args.dtype)
+    return ours.Forward(Sam.encode_image, sam, forward.images(args, batch), args.dtype)
 
 
 def write(args: argparse.Namespace, file: str) -> None:
@@ -73,12 +86,9 @@ def write(args: argparse.Namespace, file: str) -> None:
     from benchmarks import converted
     from prosam_jax.convert.rules.sam import META_RULES
     from prosam_jax.sam.model import Sam
-    from torch_models import sam
 
     cfg = architecture(args)
-    converted.write(
-        sam.build(cfg, forward.SEED), lambda rngs: Sam(cfg, rngs=rngs), META_RULES, (), file
-    )
+    converted.write(twin(cfg), lambda rngs: Sam(cfg, rngs=rngs), META_RULES, (), file)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -92,16 +102,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--size", type=int, default=1024, help="side of the images")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--attention", choices=ATTENTIONS, default="plain")
+    parser.add_argument("--attention", choices=ATTENTIONS, nargs="+", default=["plain"])
     args = parser.parse_args(argv)
     cfg = architecture(args)
     network = forward.Network(
-        f"encoder_{args.model}_{args.dtype}_{args.device}_{args.batch}",
+        f"encoder_{args.model}_{args.dtype}_{args.device}",
         torch_side,
         our_side,
         write,
-        torch_flops=args.batch * flops(cfg, padded=True),
-        our_flops=args.batch * flops(cfg, padded=False),
+        args.attention,
+        torch_flops=flops(cfg, padded=True),
+        our_flops=flops(cfg, padded=False),
     )
     return forward.run(network, args)
 

@@ -58,17 +58,27 @@ def busy(folder: pathlib.Path) -> float:
     Raises:
         ValueError: The profile shows no activity of a device.
     """
+    return covered([(start, stop) for _, start, stop in events(folder)])
+
+
+def events(folder: pathlib.Path) -> list[tuple[str, float, float]]:
+    """Name, start and stop in ns of kernels (GPU) or runs of compiled programs (CPU) in a profile.
+
+    Raises:
+        ValueError: The profile shows no activity of a device.
+    """
     file = next(folder.rglob("*.xplane.pb"))
-    spans = []
+    found = []
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         for line in plane.lines:
             on_gpu = plane.name.startswith("/device:GPU") and line.name.startswith("Stream")
             for event in line.events:
                 if on_gpu or event.name == "ThunkExecutor::Execute":
-                    spans.append((event.start_ns, event.start_ns + event.duration_ns))
-    if not spans:
+                    stop = event.start_ns + event.duration_ns
+                    found.append((event.name, event.start_ns, stop))
+    if not found:
         raise ValueError(f"{file} shows no activity of a device")
-    return covered(spans)
+    return found
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:

@@ -1,14 +1,15 @@
-"""Forward passes of PyTorch and of this library in turns, each in its own process.
+"""Forward passes of PyTorch and of this library in turns.
 
-A side is one library with one allocator. Libraries are imported inside functions, so that each
-process loads only its own, and its peak memory is that library's.
+A side is one library with one allocator. On a CPU each has its own process. Libraries are imported
+inside functions, so that each process loads only its own, and its peak memory is that library's.
+On a GPU all share one process, and each library's allocator knows its own memory.
 """
 
 import argparse
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ OUT = pathlib.Path("runs/benchmarks")
 SEED = 0
 # Largest difference allowed between the libraries, over the largest value.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
-MATMUL = {"cpu": (4096, 1), "gpu": (8192, 20)}  # size and count, a second or less
+MATMUL = {"cpu": (4096, 1), "gpu": (8192, 20)}  # side and count, a second or less in float32
 
 
 class Network(NamedTuple):
@@ -28,16 +29,18 @@ class Network(NamedTuple):
     Attributes:
         name: Name of the file of results.
         torch_side: (args, dtype, variant) -> `pytorch.Forward`.
-        our_side: (args, file of weights) -> `ours.Forward`.
+        our_side: (args, file of weights, variant) -> `ours.Forward`.
         write: (args, file of weights): converts PyTorch's weights and writes them.
-        torch_flops: PyTorch's operations; None to count those of its forward pass.
-        our_flops: This library's operations; None for PyTorch's count.
+        variants: Ways in which this library computes it.
+        torch_flops: PyTorch's operations for one image; None to count those of its forward pass.
+        our_flops: This library's operations for one image; None for PyTorch's count.
     """
 
     name: str
     torch_side: Callable[..., Any]
     our_side: Callable[..., Any]
     write: Callable[..., None]
+    variants: Sequence[str] = ("",)
     torch_flops: int | None = None
     our_flops: int | None = None
 
@@ -48,12 +51,17 @@ class Side(NamedTuple):
     library: str
     dtype: str
     malloc: str
-    ask: measure.Alone
+    ask: measure.Alone | measure.Here
 
     @property
     def name(self) -> str:
         """Its name in tables."""
         return f"{self.library}, {self.dtype}, malloc {self.malloc}"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this library."""
+        return self.library.startswith("prosam_jax")
 
 
 def parser(doc: str | None, variants: Sequence[str]) -> argparse.ArgumentParser:
@@ -61,9 +69,10 @@ def parser(doc: str | None, variants: Sequence[str]) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--batch", type=int, default=1)
+    made.add_argument("--batch", type=int, nargs="+", default=[1], help="one or several")
     made.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     made.add_argument("--turns", type=int, default=5)
+    made.add_argument("--matmul", type=int, help="side of the matrices for the peak rate")
     made.add_argument(
         "--malloc",
         nargs="+",
@@ -76,20 +85,23 @@ def parser(doc: str | None, variants: Sequence[str]) -> argparse.ArgumentParser:
         nargs="+",
         default=variants,
         metavar="VARIANT",
-        help="eager, channels_last or compile; on a GPU always eager and compile",
+        help="eager, sdpa, channels_last, compile or compile_blocks",
     )
     made.add_argument("--out", type=pathlib.Path, help=f"JSON, in {OUT} by default")
     return made
 
 
-def images(args: argparse.Namespace) -> np.ndarray:
+def images(args: argparse.Namespace, batch: int) -> np.ndarray:
     """Random normalised images."""
-    shape = (args.batch, args.size, args.size, 3)
+    shape = (batch, args.size, args.size, 3)
     return np.random.default_rng(SEED).standard_normal(shape, np.float32)
 
 
 def run(network: Network, args: argparse.Namespace) -> dict[str, Any]:
-    """Compares outputs, measures, prints a table and writes everything.
+    """Compares outputs, measures, prints tables and writes everything.
+
+    Returns:
+        What is written: settings, peak rates, and the results of each batch size.
 
     Raises:
         ValueError: The libraries' outputs differ by more than `TOLERANCE`.
@@ -97,69 +109,80 @@ def run(network: Network, args: argparse.Namespace) -> dict[str, Any]:
     # For this process and those of the sides, which share the GPU.
     os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[args.device]
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    if args.device == "gpu":
-        args.torch = ["eager", "compile"]
-    sides = open_sides(network, args)
-    difference = check(sides, args.dtype)
-    flops = {}
-    for side in sides:
-        given = network.our_flops if side.library == "prosam_jax" else network.torch_flops
-        flops[side.name] = given or sides[0].ask("flops")
-    cases: dict[str, Callable[[], Any]] = {
-        side.name: lambda side=side: side.ask("timing") for side in sides
-    }
     matmuls = open_matmuls(args)
-    cases |= {name: lambda ask=ask: ask("__call__") for name, ask in matmuls.items()}
-    figures = measure.in_turns(cases, args.turns, lambda n: print(f"turn {n}", flush=True))
-    peaks = [max(rates) for rates in zip(*(figures[name] for name in matmuls), strict=True)]
-    result = {
+    result: dict[str, Any] = {
         "settings": {k: v for k, v in vars(args).items() if k != "out"},
-        "largest difference": difference,
-        "matmul FLOP/s": {name: measure.spread(figures[name])._asdict() for name in matmuls},
-        "sides": {
-            side.name: summary(side, figures, sides, flops[side.name], peaks) for side in sides
-        },
+        "batches": {},
     }
-    print("matmul peak:", measure.spread(peaks), "FLOP/s")
-    print(measure.table([row(name, x) for name, x in result["sides"].items()]))
-    for ask in (*matmuls.values(), *(side.ask for side in sides)):
+    out = args.out or OUT / f"{network.name}.json"
+    with tempfile.TemporaryDirectory() as temporary:
+        file = os.path.join(temporary, "weights.safetensors")
+        measure.holder(args.device)(network.write, args, file).close()
+        for batch in args.batch:
+            sides = list(open_sides(network, args, batch, file))
+            result["batches"][batch] = measured(network, args, batch, sides, matmuls)
+            for side in sides:
+                side.ask.close()
+            measure.write(out, result)  # after each batch size, in case the next does not end
+    for ask in matmuls.values():
         ask.close()
-    measure.write(args.out or OUT / f"{network.name}.json", result)
     return result
 
 
-def open_sides(network: Network, args: argparse.Namespace) -> list[Side]:
+def measured(
+    network: Network,
+    args: argparse.Namespace,
+    batch: int,
+    sides: Sequence[Side],
+    matmuls: Mapping[str, measure.Alone | measure.Here],
+) -> dict[str, Any]:
+    """The comparison for one batch size, printed as a table."""
+    difference = check(sides, args.dtype)
+    flops = {}
+    for side in sides:
+        given = network.our_flops if side.is_ours else network.torch_flops
+        flops[side.name] = batch * given if given else sides[0].ask("flops")
+    cases: dict[str, Callable[[], Any]] = {
+        side.name: lambda side=side: side.ask("timing") for side in sides
+    }
+    cases |= {name: lambda ask=ask: ask("__call__") for name, ask in matmuls.items()}
+    figures = measure.in_turns(cases, args.turns, lambda n: print(f"turn {n}", flush=True))
+    peaks = [max(rates) for rates in zip(*(figures[name] for name in matmuls), strict=True)]
+    found = {side.name: summary(side, figures, sides, flops[side.name], peaks) for side in sides}
+    print(f"batch {batch}, matmul peak: {measure.spread(peaks)} FLOP/s")
+    print(measure.table([row(name, x) for name, x in found.items()]), flush=True)
+    return {
+        "largest difference": difference,
+        "matmul FLOP/s": {name: measure.spread(figures[name])._asdict() for name in matmuls},
+        "sides": found,
+    }
+
+
+def open_sides(network: Network, args: argparse.Namespace, batch: int, file: str) -> Iterator[Side]:
     """PyTorch in every variant, and this library, with every allocator; PyTorch's float32 first."""
     dtypes = ["float32"] if args.dtype == "float32" else ["float32", args.dtype]
-    sides = []
-    with tempfile.TemporaryDirectory() as temporary:
-        file = os.path.join(temporary, "weights.safetensors")
-        measure.Alone(network.write, args, file).close()
-        for malloc in args.malloc:
-            environment = measure.MALLOCS[malloc]
-            for dtype in dtypes:
-                variants = args.torch if dtype == args.dtype else ["eager"]
-                for variant in variants:
-                    ask = measure.Alone(
-                        network.torch_side, args, dtype, variant, environment=environment
-                    )
-                    sides.append(Side(f"PyTorch {variant}", dtype, malloc, ask))
-            ask = measure.Alone(network.our_side, args, file, environment=environment)
-            sides.append(Side("prosam_jax", args.dtype, malloc, ask))
-    return sides
+    hold = measure.holder(args.device)
+    for malloc in args.malloc:
+        environment = measure.MALLOCS[malloc]
+        for dtype in dtypes:
+            variants = args.torch if dtype == args.dtype else ["eager"]
+            for variant in variants:
+                ask = hold(network.torch_side, args, batch, dtype, variant, environment=environment)
+                yield Side(f"PyTorch {variant}", dtype, malloc, ask)
+        for variant in network.variants:
+            ask = hold(network.our_side, args, batch, file, variant, environment=environment)
+            yield Side(f"prosam_jax {variant}".strip(), args.dtype, malloc, ask)
 
 
-def open_matmuls(args: argparse.Namespace) -> dict[str, measure.Alone]:
+def open_matmuls(args: argparse.Namespace) -> dict[str, measure.Alone | measure.Here]:
     """Both libraries' matrix products; the faster one is the peak."""
-    size, count = MATMUL[args.device]
-    environment = measure.TUNED
+    size, count = args.matmul or MATMUL[args.device][0], MATMUL[args.device][1]
+    environment, hold = measure.TUNED, measure.holder(args.device)
     return {
-        "matmul PyTorch": measure.Alone(
+        "matmul PyTorch": hold(
             torch_matmul, args.device, args.dtype, size, count, environment=environment
         ),
-        "matmul JAX": measure.Alone(
-            measure.matmul, args.dtype, size, count, environment=environment
-        ),
+        "matmul JAX": hold(measure.matmul, args.dtype, size, count, environment=environment),
     }
 
 
@@ -199,11 +222,11 @@ def summary(
     others = [
         [turn.seconds for turn in figures[x.name]]
         for x in sides
-        if x.library != "prosam_jax" and (x.dtype, x.malloc) == (side.dtype, side.malloc)
+        if not x.is_ours and (x.dtype, x.malloc) == (side.dtype, side.malloc)
     ]
     fastest = [min(turn) for turn in zip(*others, strict=True)]
     rates = [flops / x for x in seconds]
-    compiling = side.ask("compiling") if side.library == "prosam_jax" else None
+    compiling = side.ask("compiling") if side.is_ours else None
     return {
         "seconds": measure.spread(seconds)._asdict(),
         "CPU seconds": measure.spread([x.cpu_seconds for x in figures[side.name]])._asdict(),

@@ -122,11 +122,11 @@ class Side:
 
     def timing(self) -> measure.Timing:
         """Time of a step."""
-        return measure.timed(self.loss)
+        return measure.timed(self.loss, measure.CALLS[self.problem.device])
 
     def peak(self) -> int:
-        """Peak bytes of the device, or of the process on a CPU."""
-        return ours.peak()
+        """As for `ours.Forward`."""
+        return ours.planned(self.step) if self.problem.device == "gpu" else ours.peak()
 
 
 class Predictor:
@@ -135,6 +135,7 @@ class Predictor:
     predict: Any
 
     def __init__(self, problem: Problem, arrays: Mapping[str, np.ndarray]):
+        self.problem = problem
         cfg = Config(sam=SAMSettings.of(model=problem.model, weights=RANDOM))
         graph, self.state = nnx.split(ProSAM(cfg, **fill(problem, arrays), rngs=nnx.Rngs(0)))
         images = problem.inputs()
@@ -168,8 +169,8 @@ class Predictor:
 
     def timing(self) -> measure.Timing:
         """Time of a batch."""
-        return measure.timed(self.logits)
+        return measure.timed(self.logits, measure.CALLS[self.problem.device])
 
     def peak(self) -> int:
         """As for `Side`."""
-        return ours.peak()
+        return ours.planned(self.predict) if self.problem.device == "gpu" else ours.peak()

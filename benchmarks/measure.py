@@ -42,6 +42,8 @@ TUNED = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_MMAP_MAX_": "0",
 }
+CALLS = {"cpu": 1, "gpu": 5}
+"""Calls of a turn: a GPU does one in milliseconds."""
 MALLOCS: dict[str, dict[str, str]] = {"default": {}, "tuned": TUNED}
 
 
@@ -68,11 +70,12 @@ class Timing(NamedTuple):
     cpu_seconds: float
 
 
-def timed(call: Callable[[], Any]) -> Timing:
-    """The time of a call, which must wait for its result."""
+def timed(call: Callable[[], Any], calls: int = 1) -> Timing:
+    """The time of a call, which must wait for its result; the mean if it is called repeatedly."""
     start, cpu = time.perf_counter(), time.process_time()
-    call()
-    return Timing(time.perf_counter() - start, time.process_time() - cpu)
+    for _ in range(calls):
+        call()
+    return Timing((time.perf_counter() - start) / calls, (time.process_time() - cpu) / calls)
 
 
 def in_turns(
@@ -145,6 +148,35 @@ class Alone:
         self._pool.shutdown()
 
 
+class Here:
+    """An `Alone` in this process, for GPUs: there, a process more costs 10 s and measures the same.
+
+    Arguments are those of `Alone`; the environment stays as it is.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        *arguments: Any,
+        environment: Mapping[str, str] | None = None,
+    ):
+        del environment
+        self._object = make(*arguments)
+
+    def __call__(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of the object and returns its result."""
+        return getattr(self._object, method)(*arguments)
+
+    def close(self) -> None:
+        """Lets go of the object."""
+        self._object = None
+
+
+def holder(device: str) -> type[Alone] | type[Here]:
+    """What holds the sides of a comparison on a "cpu" or "gpu"."""
+    return Here if device == "gpu" else Alone
+
+
 _held: list[Any] = []  # in the process of an `Alone`: its object
 
 
@@ -160,16 +192,19 @@ def matmul(dtype: str, size: int = 4096, count: int = 1) -> Callable[[], float]:
     """A case for `in_turns`: FLOP/s of a product of square matrices, the machine's practical peak.
 
     Args:
-        dtype: Type of the matrices and of the result; float32 is computed in full precision.
+        dtype: Type of the matrices and of the result; float32 is computed in full precision,
+            unless it is "tf32".
         size: Their side.
         count: Products in a row; more than one if launching takes long compared with a product.
     """
     import jax
     import jax.numpy as jnp
 
+    precision, dtype = ("tensorfloat32", "float32") if dtype == "tf32" else ("highest", dtype)
+
     @jax.jit
     def products(a, b):
-        return functools.reduce(lambda x, _: jnp.matmul(x, b, precision="highest"), range(count), a)
+        return functools.reduce(lambda x, _: jnp.matmul(x, b, precision=precision), range(count), a)
 
     a = jax.random.normal(jax.random.key(0), (size, size), dtype)
     b = a / size**0.5  # keeps the scale of the products

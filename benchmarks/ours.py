@@ -11,6 +11,7 @@ import safetensors
 from flax import nnx
 
 from benchmarks import measure
+from benchmarks.measure import CALLS
 from prosam_jax.weights import files
 
 
@@ -24,6 +25,13 @@ def peak() -> int:
     """Peak bytes so far, of the process or on the GPU."""
     statistics = jax.local_devices()[0].memory_stats()
     return statistics["peak_bytes_in_use"] if statistics else measure.process_peak()
+
+
+def planned(compiled: Any) -> int:
+    """Bytes that a compiled function takes: arguments, results and all in between."""
+    plan = compiled.memory_analysis()
+    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return held + plan.temp_size_in_bytes
 
 
 class Forward:
@@ -45,6 +53,7 @@ class Forward:
         start = time.perf_counter()
         self.function = jax.jit(function).lower(*self.arguments).compile()
         self.compile_seconds = time.perf_counter() - start
+        self.device = jax.default_backend()
 
     def outputs(self) -> list[np.ndarray]:
         """The maps in float32."""
@@ -52,11 +61,13 @@ class Forward:
 
     def timing(self) -> measure.Timing:
         """Time of a forward pass."""
-        return measure.timed(lambda: jax.block_until_ready(self.function(*self.arguments)))
+        return measure.timed(
+            lambda: jax.block_until_ready(self.function(*self.arguments)), CALLS[self.device]
+        )
 
     def peak(self) -> int:
-        """`peak`."""
-        return peak()
+        """Peak bytes, of the process, or of parameters and a pass on the GPU."""
+        return peak() if self.device == "cpu" else planned(self.function)
 
     def compiling(self) -> float:
         """Seconds that tracing and compiling took."""

@@ -34,7 +34,7 @@ class Problem:
         marked: Share of the reference that is annotated.
         device: "cpu" or "gpu".
         devices: Number of devices that share the batch in this library; PyTorch uses one.
-        dtype: Type of SAM's activations.
+        dtype: Type of SAM's activations; "tf32" is float32 with products in TF32 (on a GPU).
         seed: Seed of all random numbers.
     """
 
@@ -57,12 +57,11 @@ class Problem:
         """SAM's architecture; where the image encoder does not run, it is tiny."""
         from prosam_jax.config import SAMConfig
 
+        dtype = "bfloat16" if self.dtype == "bfloat16" else "float32"
         if self.part == "evaluation":
-            return dataclasses.replace(SAMConfig.named(self.model), dtype=self.dtype)
+            return dataclasses.replace(SAMConfig.named(self.model), dtype=dtype)
         side = 16 * self.embedding
-        return SAMConfig.of(
-            image_size=(side, side), embed_dim=8, depth=1, num_heads=2, dtype=self.dtype
-        )
+        return SAMConfig.of(image_size=(side, side), embed_dim=8, depth=1, num_heads=2, dtype=dtype)
 
     def inputs(self) -> dict[str, np.ndarray]:
         """Inputs of `part` by name, channels last."""

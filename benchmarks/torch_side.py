@@ -16,8 +16,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-6
 
 
+def _set_up(problem: Problem) -> None:
+    pytorch.set_up(tf32=problem.dtype != "float32")
+
+
 def _device(problem: Problem) -> torch.device:
-    pytorch.set_up()
+    _set_up(problem)
     return torch.device(pytorch.DEVICES[problem.device])
 
 
@@ -41,6 +45,7 @@ class Side:
     ):
         self.problem, self.how = problem, how
         self.device = _device(problem)
+        self.memory = pytorch.Memory(problem.device)
         torch.manual_seed(problem.seed)
         self.sam = sam.build(problem.sam(), problem.seed)
         cast(Any, self.sam).image_encoder = torch.nn.Identity()
@@ -55,6 +60,7 @@ class Side:
         ]
         self.optimizer = torch.optim.AdamW(learned, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         self.compute = torch.compile(self._compute) if compiled else self._compute
+        self.memory.built()
 
     def _tensor(self, x: np.ndarray, channels_last: bool) -> torch.Tensor:
         y = torch.from_numpy(x)
@@ -104,6 +110,7 @@ class Side:
 
     def step(self) -> torch.Tensor:
         """One step of training."""
+        _set_up(self.problem)  # another side may have asked for another precision
         self.optimizer.zero_grad()
         low = self.problem.dtype == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
@@ -124,7 +131,7 @@ class Side:
 
     def timing(self) -> measure.Timing:
         """Time of a step."""
-        return measure.timed(lambda: self.step().item())
+        return measure.timed(lambda: self.step().item(), measure.CALLS[self.problem.device])
 
     def flops(self) -> int:
         """Matrix product and convolution operations in a step, as PyTorch counts them."""
@@ -133,8 +140,8 @@ class Side:
         return counter.get_total_flops()
 
     def peak(self) -> int:
-        """Peak bytes of the device, or of the process on a CPU."""
-        return pytorch.peak(self.problem.device)
+        """See `pytorch.Memory`."""
+        return self.memory.peak(self.step)
 
 
 class Predictor:
@@ -143,6 +150,7 @@ class Predictor:
     def __init__(self, problem: Problem, *, compiled: bool = False, channels_last: bool = False):
         self.problem = problem
         self.device = _device(problem)
+        self.memory = pytorch.Memory(problem.device)
         torch.manual_seed(problem.seed)
         modules = {
             "sam": sam.build(problem.sam(), problem.seed),
@@ -157,6 +165,7 @@ class Predictor:
                     parameter.data = parameter.data.to(memory_format=torch.channels_last)
         self.images = problem.inputs()
         self.compute = torch.compile(self._compute) if compiled else self._compute
+        self.memory.built()
 
     def weights(self) -> dict[str, np.ndarray]:
         """All weights by name."""
@@ -181,6 +190,7 @@ class Predictor:
     @torch.inference_mode()
     def logits(self) -> np.ndarray:
         """(b, h, w)."""
+        _set_up(self.problem)
         given = [torch.from_numpy(x).to(self.device) for x in self.images.values()]
         low = self.problem.dtype == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
@@ -195,7 +205,7 @@ class Predictor:
 
     def timing(self) -> measure.Timing:
         """Time of a batch."""
-        return measure.timed(self.logits)
+        return measure.timed(self.logits, measure.CALLS[self.problem.device])
 
     def flops(self) -> int:
         """Matrix product and convolution operations in a batch."""
@@ -205,7 +215,7 @@ class Predictor:
 
     def peak(self) -> int:
         """As for `Side`."""
-        return pytorch.peak(self.problem.device)
+        return self.memory.peak(self.logits)
 
 
 def _normalized(images: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:

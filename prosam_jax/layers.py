@@ -107,10 +107,10 @@ class FrozenBatchNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Normalises with the stored statistics."""
+        """Normalises with the stored statistics; keeps the type."""
         gain = self.weight[...] * jax.lax.rsqrt(self.running_var[...] + self.eps)
         shift = self.bias[...] - self.running_mean[...] * gain
-        return x * gain.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
+        return (x * gain.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)).astype(x.dtype)
 
 
 def gelu(x: Float[Array, "*d"]) -> Float[Array, "*d"]:

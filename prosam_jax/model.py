@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
-from prosam_jax import backbone, equations, equations_fast, resize
+from prosam_jax import backbone, equations, equations_fast, platforms, resize
 from prosam_jax.config import Config
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.sam.build_sam import build_sam, embed
@@ -206,7 +206,7 @@ class ProSAM(nnx.Module):
         prompts = equations.sample_prompts(
             key, posterior, cfg.samples, sampler=cfg.name, nu=cfg.nu, min_scale=cfg.min_scale
         )
-        group = cfg.sample_group or (2 if jax.default_backend() == "cpu" else cfg.samples)
+        group = cfg.sample_group or platforms.samples_at_once(cfg.samples)
         value, aux = equations_fast.monte_carlo(loss, prompts, group)
         sigma = equations.scale(posterior.log_scale, cfg.min_scale)
         aux = {name: x.mean(0) for name, x in aux.items()} | _scale_statistics(

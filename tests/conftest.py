@@ -1,7 +1,9 @@
 """Strict settings for every test: four devices, no rank promotion, shapes and types checked."""
 
 import importlib.metadata
+import importlib.util
 import os
+import re
 
 # Most of a test's time is compilation. Without LLVM's own optimisation it takes less than half, and
 # what XLA itself does to a program stays as it is for users. XLA's older code for fusions takes
@@ -27,6 +29,22 @@ from prosam_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
+
+# `make test-newest` has no PyTorch: files of tests that import it are left out, and tests marked
+# "torch" are skipped.
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+USES_TORCH = re.compile(
+    r"^(from|import) (torch|torch_models|segment_anything|transformers|benchmarks)\b"
+    r"|^(from|import) (golden_modules|sam_pairs)\b"
+    r"|^from prosam_jax(\.convert| import .*convert)|^import efficientnet",
+    re.MULTILINE,
+)
+collect_ignore = [
+    str(file)
+    for file in sorted((ROOT / "tests").glob("test_*.py"))
+    if not HAS_TORCH and USES_TORCH.search(file.read_text())
+]
+
 
 # All that handles arrays. For good, not as a context: the tests import it later.
 install_import_hook(
@@ -67,6 +85,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("exhaustive"):
             item.add_marker("slow")
+        if not HAS_TORCH and item.get_closest_marker("torch"):
+            item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))
     slow = collections.Counter(x.path for x in items if x.get_closest_marker("slow"))
     items.sort(key=lambda x: -slow[x.path])
 

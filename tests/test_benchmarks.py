@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,26 +9,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import encoder, episodes, forward, measure
+from benchmarks.gpu import __main__ as gpu
 from prosam_jax.config import SAMConfig
 from torch_models import sam
 
-
-class Here:
-    """`measure.Alone` without a process of its own, which takes seconds to start."""
-
-    def __init__(self, make, *arguments, environment=None):
-        self.held = make(*arguments)
-
-    def __call__(self, method, *arguments):
-        return getattr(self.held, method)(*arguments)
-
-    def close(self):
-        pass
+QUICK = ("agree", "profile", "episodes", "encoder_vit_b", "step_b2")  # others repeat their code
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(measure, "Alone", Here)
+    monkeypatch.setattr(measure, "Alone", measure.Here)  # starting a process takes seconds
     monkeypatch.setattr(forward, "MATMUL", {"cpu": (64, 2)})
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -51,19 +42,19 @@ def test_operations_are_those_that_pytorch_counts(window_size):
 def test_encoder_benchmark_runs(quick, tmp_path, capsys):
     arguments = "--model tiny --size 96 --batch 2 --turns 3 --out"
     result = encoder.main([*arguments.split(), str(tmp_path / "out.json")])
-    sides = result["sides"]
+    sides = result["batches"][2]["sides"]
     assert list(sides) == [
         "PyTorch eager, float32, malloc default",
-        "prosam_jax, float32, malloc default",
+        "prosam_jax plain, float32, malloc default",
     ]
     theirs, ours = sides.values()
     assert theirs["over PyTorch"]["median"] == 1
     assert 0 < ours["FLOP"] < theirs["FLOP"]
     assert ours["compile seconds"] > 0
-    assert max(result["largest difference"].values()) < 1e-5
+    assert max(result["batches"][2]["largest difference"].values()) < 1e-5
     written = json.loads((tmp_path / "out.json").read_text())
-    assert written["sides"] == sides and written["settings"]["model"] == "tiny"
-    assert "| prosam_jax, float32, malloc default" in capsys.readouterr().out
+    assert written["batches"]["2"]["sides"] == sides and written["settings"]["model"] == "tiny"
+    assert "| prosam_jax plain, float32, malloc default" in capsys.readouterr().out
 
 
 def test_other_numbers_end_a_benchmark(quick, tmp_path, monkeypatch):
@@ -75,7 +66,8 @@ def test_other_numbers_end_a_benchmark(quick, tmp_path, monkeypatch):
             return [np.full((1, 2), self.value, np.float32)]
 
     def side(library, value):
-        return forward.Side(library, "float32", "default", Here(functools.partial(Side, value)))
+        here = measure.Here(functools.partial(Side, value))
+        return forward.Side(library, "float32", "default", here)
 
     assert forward.check([side("a", 2.0), side("b", 2.0001)], "float32")
     with pytest.raises(ValueError, match=r"5\.0e-02"):
@@ -97,3 +89,33 @@ def test_table_is_markdown():
         "| a   | 1.23 | 7  |",
         "| bcd | 0.5  | 10 |",
     ]
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(x.name, marks=pytest.mark.slow if x.name in QUICK else pytest.mark.exhaustive)
+        for x in gpu.STAGES
+    ],
+)
+def test_every_stage_for_a_gpu_runs_small_on_a_cpu(stage, tmp_path, capsys, monkeypatch):
+    arguments = f"gpu --smoke --device cpu --stages {stage} --out {tmp_path}"
+    monkeypatch.setattr("sys.argv", arguments.split())
+    assert gpu.main() == 0, capsys.readouterr().out
+    assert json.loads((tmp_path / f"{stage}.json").read_text())
+    assert re.fullmatch(
+        rf"\| {stage} +\| done, \d+ s \|", (tmp_path / "summary.md").read_text().splitlines()[2]
+    )
+
+
+def test_a_stage_is_cut_off_and_the_next_begins(tmp_path, monkeypatch, capsys):
+    stages = (
+        gpu.Stage("long", 1, "benchmarks.gpu.agree", ""),
+        gpu.Stage("wrong", 60, "benchmarks.gpu.nothing", ""),
+    )
+    monkeypatch.setattr(gpu, "STAGES", stages)
+    monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path)])
+    assert gpu.main() == 1
+    long, wrong = (tmp_path / "summary.md").read_text().splitlines()[2:]
+    assert "cut off at 1 s" in long and "failed with 1" in wrong
+    assert "No module named benchmarks.gpu.nothing" in capsys.readouterr().out

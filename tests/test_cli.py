@@ -42,6 +42,7 @@ def test_the_whole_help_names_every_verb(capsys):
         assert callable(cli.parse_args(words).run)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("kind", CONVERTERS)
 def test_converters_show_examples_that_are_understood(kind, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -306,7 +307,10 @@ def test_doors_take_what_the_command_takes(tmp_path):
         ["segment", "--reference=~/none", "--box=1,2,3,4", "--targets=x", "--out=y"],
         ["prepare", "folder", "--root=~/none", "--check"],
         ["prepare", "tfds", "pascal", "--root=~/none", "--data-dir=~/t"],
-        ["weights", "convert", "sam", "--model=vit_b", "--checkpoint=~/none", "--out=x"],
+        pytest.param(
+            ["weights", "convert", "sam", "--model=vit_b", "--checkpoint=~/none", "--out=x"],
+            marks=pytest.mark.torch,
+        ),
     ],
     ids=" ".join,
 )

@@ -29,6 +29,7 @@ README = PAGES["README.md"]
 DOORS = ("train", "evaluate", "segment", "demo")
 
 
+@pytest.mark.torch
 def test_every_module_imports_and_says_what_it_is():
     for info in pkgutil.walk_packages(prosam_jax.__path__, "prosam_jax."):
         module = importlib.import_module(info.name)
@@ -112,6 +113,7 @@ def _help(arguments, capsys):
     return printed.out
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", SOURCES)
 def test_commands_are_understood(name, tmp_path, capsys, monkeypatch):
     """Each is parsed, with its recipe and its settings; nothing is done."""

@@ -67,12 +67,12 @@ def test_the_folds_are_those_of_the_dataset(tmp_path):
 @pytest.mark.slow
 def test_processes_tell_what_came_of_their_runs(tmp_path, capsys):
     done = [finished(tmp_path, method, 40.0) for method in ("vrp", "gaussian", "student_t")]
-    sweep.finish(done, jobs=2, shared=tmp_path)
+    sweep.finish(done, jobs=2)
     told = capsys.readouterr().err
     assert len(re.findall(r"mIoU 40\.00 in 0:00:0\d; \d of 3", told)) == 3
     lost = methods.run_of(BASE, tmp_path, "lost", {"sam.weights": "none.safetensors"})
     with pytest.raises(ValueError, match=r"lost: none\.safetensors is missing; make it with"):
-        sweep.finish([lost, done[0]], jobs=1, shared=tmp_path)
+        sweep.finish([lost, done[0]], jobs=1)
     assert (tmp_path / "lost" / "log.txt").is_file()
     assert "mIoU 40.00" in capsys.readouterr().err  # one bad run does not stop the others
 
@@ -119,7 +119,7 @@ def test_a_signal_stops_all_processes_once_they_have_saved(tmp_path, capsys, num
 
     _once_under_way([long], stop)
     with pytest.raises(raised):
-        sweep.finish([done, long], jobs=2, shared=tmp_path)
+        sweep.finish([done, long], jobs=2)
     assert time.monotonic() - told[0] < sweep.PATIENCE / 2
     assert _saved(long)
     assert not multiprocessing.active_children()
@@ -132,7 +132,7 @@ def test_a_killed_process_is_told_and_the_others_save(tmp_path, capsys):
     done, *under_way = finished(tmp_path, "vrp", 40.0), *(_long(tmp_path, x) for x in "ab")
     _once_under_way(under_way, lambda: multiprocessing.active_children()[0].kill())
     with pytest.raises(ValueError, match=r"2 of 3 runs .* run the same command again"):
-        sweep.finish([done, *under_way], jobs=2, shared=tmp_path)
+        sweep.finish([done, *under_way], jobs=2)
     assert any(_saved(run) for run in under_way)
     assert not multiprocessing.active_children()
     assert "vrp: mIoU 40.00" in capsys.readouterr().err
@@ -143,5 +143,5 @@ def test_a_process_that_is_told_to_stop_saves_and_the_sweep_ends(tmp_path):
     runs = [_long(tmp_path, x) for x in "ab"]
     _once_under_way(runs, lambda: multiprocessing.active_children()[0].terminate())
     with pytest.raises(ValueError, match=r"2 of 2 runs .* run the same command again"):
-        sweep.finish(runs, jobs=2, shared=tmp_path)
+        sweep.finish(runs, jobs=2)
     assert all(_saved(run) for run in runs)

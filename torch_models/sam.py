@@ -29,9 +29,38 @@ def _stub_torchvision() -> list[str]:
 
 stubs = _stub_torchvision() if importlib.util.find_spec("torchvision") is None else []
 from segment_anything import modeling, sam_model_registry  # noqa: E402
+from segment_anything.modeling import image_encoder  # noqa: E402
 
 for stub in stubs:  # else transformers takes them for torchvision
     del sys.modules[stub]
+
+
+class FusedAttention(image_encoder.Attention):
+    """Attention through PyTorch's fused kernels; the relative positions are their bias."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, h, w, c) to the same."""
+        b, h, w, _ = x.shape
+        qkv = self.qkv(x).reshape(b, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        bias = None
+        if self.use_rel_pos:
+            grid = q.unflatten(2, (h, w))
+            rows = image_encoder.get_rel_pos(h, h, self.rel_pos_h)
+            columns = image_encoder.get_rel_pos(w, w, self.rel_pos_w)
+            of_rows = torch.einsum("bnhwd,hid->bnhwi", grid, rows)
+            of_columns = torch.einsum("bnhwd,wjd->bnhwj", grid, columns)
+            bias = of_rows[..., :, None] + of_columns[..., None, :]
+            bias = bias.reshape(b, self.num_heads, h * w, h * w)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj(out.transpose(1, 2).reshape(b, h, w, -1))
+
+
+def use_sdpa(encoder: modeling.ImageEncoderViT) -> None:
+    """Gives an image encoder `FusedAttention`; `segment_anything`'s own writes all scores."""
+    for block in encoder.blocks:
+        assert isinstance(block, image_encoder.Block)
+        block.attn.__class__ = FusedAttention
 
 
 def build(cfg: SAMConfig, seed: int) -> modeling.Sam:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Protocol, cast, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -31,7 +33,7 @@ class Backbone(Protocol):
 
 
 def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:
-    """The backbone called `cfg.name`, with random weights."""
+    """The backbone called `cfg.name`, with random weights and activations of type `cfg.dtype`."""
     builders: dict[str, Callable[..., Backbone]] = {
         "resnet50": resnet.resnet50,
         "resnet101": resnet.resnet101,
@@ -45,7 +47,11 @@ def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:
         "shapes": resnet.shapes,
         "tiny": resnet.tiny,
     }
-    return builders[cfg.name](rngs=rngs)
+    network = builders[cfg.name](rngs=rngs)
+    for _, module in nnx.iter_modules(cast(nnx.Module, network)):
+        if isinstance(module, nnx.Conv | nnx.Linear | nnx.LayerNorm):
+            module.dtype = jnp.dtype(cfg.dtype)
+    return network
 
 
 def load(cfg: BackboneConfig, seed: int = 0) -> Backbone:
@@ -67,9 +73,9 @@ def load(cfg: BackboneConfig, seed: int = 0) -> Backbone:
 
 
 def target_taps(backbone: Backbone, images: Float[Array, "b H W 3"]) -> Taps:
-    """Features of target images, normalised with `resize.normalize`."""
+    """Features of target images, normalised with `resize.normalize`; float32."""
     merged, x = backbone.trunk(images)
-    return Taps(merged, backbone.tail(x))
+    return _exact(Taps(merged, backbone.tail(x)))
 
 
 def reference_taps(
@@ -83,9 +89,16 @@ def reference_taps(
         mask: The annotation at the size of the merged features, weights in [0, 1].
 
     Returns:
-        Taps whose `prior` is computed from masked features and masked again, as in VRP-SAM.
+        Taps whose `prior` is computed from masked features and masked again, as in VRP-SAM;
+        float32.
     """
     merged, x = backbone.trunk(images)
-    prior = backbone.tail(x * mask[..., None])
+    prior = backbone.tail(x * mask[..., None].astype(x.dtype))
     _, h, w, _ = prior.shape
+    merged, prior = _exact(Taps(merged, prior))
     return Taps(merged, prior * resize.bilinear(mask[..., None], (h, w), align_corners=True))
+
+
+def _exact(taps: Taps) -> Taps:
+    """The learned part works in float32, whatever the backbone does."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), taps)

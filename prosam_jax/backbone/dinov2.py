@@ -63,7 +63,7 @@ class LayerScale(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Scales the channels."""
-        return x * self.gamma[...].reshape(1, 1, -1)
+        return x * self.gamma[...].astype(x.dtype).reshape(1, 1, -1)
 
 
 class Block(nnx.Module):
@@ -138,9 +138,9 @@ class DINOv2(nnx.Module):
         pixels = (size[0] * PATCH, size[1] * PATCH)
         x = self.patch_embed(resize.bilinear(images, pixels, align_corners=False))
         b, _, _, c = x.shape
-        cls_token = jnp.broadcast_to(self.cls_token[...], (b, 1, c))
+        cls_token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (b, 1, c))
         x = jnp.concatenate([cls_token, x.reshape(b, -1, c)], axis=1)
-        return x + self.positions(size)
+        return x + self.positions(size).astype(x.dtype)
 
     def positions(self, size: tuple[int, int]) -> Float[Array, "1 n c"]:
         """The position table, interpolated to `size` patches by the original's rule.

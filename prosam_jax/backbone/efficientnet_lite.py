@@ -61,7 +61,7 @@ class DepthwiseConv(nnx.Module):
         """Convolves."""
         return jax.lax.conv_general_dilated(
             x,
-            self.kernel[...],
+            self.kernel[...].astype(x.dtype),
             (stride, stride),
             "SAME",
             rhs_dilation=(dilation, dilation),

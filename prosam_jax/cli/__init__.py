@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 import prosam_jax
-from prosam_jax.cli import settings
+from prosam_jax.cli import compiled, settings
 from prosam_jax.errors import UserError
 from prosam_jax.training.signals import Stopped
 
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             args = parse_args(sys.argv[1:] if argv is None else argv)
             _quiet()
+            compiled.keep()
             return args.run(args) or 0
         finally:
             if sys.stdout:  # None where it is closed

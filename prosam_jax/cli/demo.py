@@ -81,7 +81,6 @@ def demo(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
 
     check_at_least("eval.pictures", base.eval.pictures, 1)
     start = time.monotonic()
-    methods.share_compiled(workdir)
     runs = [
         methods.run_of(base, workdir, method, {"distribution.name": method}) for method in METHODS
     ]
@@ -91,7 +90,7 @@ def demo(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
     if todo and jobs > 1:
         titles = " and ".join(run.title for run in todo)
         console.note(f"training {titles}, {jobs} at a time")
-        sweep.finish(todo, jobs=jobs, shared=workdir)
+        sweep.finish(todo, jobs=jobs)
     held: dict[str, Any] = {}
     for run in runs:
         if jobs == 1 and run in todo:
@@ -116,7 +115,7 @@ def full(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
     todo = [run for run in runs if methods.results(run) is None]
     jobs = _jobs(args, runs)
     console.note(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time")
-    sweep.finish(todo, jobs=jobs, shared=workdir)
+    sweep.finish(todo, jobs=jobs)
     path = args.results or workdir / "results.md"
     numbers = path.with_suffix(".json")
     found = tables.together(tables.numbers(base, runs), numbers)

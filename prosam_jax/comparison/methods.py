@@ -9,8 +9,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from prosam_jax import runs
 from prosam_jax.config import CHANGES_NO_NUMBER, Config, changed, recorded, replaced
 from prosam_jax.data import datasets
@@ -80,18 +78,6 @@ def run_of(base: Config, folder: pathlib.Path, name: str, changes: Mapping[str, 
     shared = {"cache.dir": str(folder / "features"), "cache.dtype": "float32"}
     shared = {} if base.cache.dir else shared
     return Run(replaced(base, {**changes, **shared, **SETTINGS}), folder / name)
-
-
-def share_compiled(folder: pathlib.Path) -> None:
-    """Caches compiled functions in a subfolder of `folder`, unless JAX has a cache already.
-
-    Runs of a comparison, and a run that is resumed, compile mostly the same functions. The cache is
-    beside the runs, so that it is deleted with them.
-    """
-    if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        jax.config.update("jax_compilation_cache_dir", str(folder.resolve() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def finish(run: Run) -> dict[str, Any]:

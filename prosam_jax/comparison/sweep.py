@@ -91,7 +91,7 @@ def comparable(cfg: Config) -> dict[str, Any]:
     return to_dict(replaced(cfg, {name: default[name] for name in left_out}))
 
 
-def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
+def finish(todo: Sequence[Run], *, jobs: int) -> None:
     """Finishes the runs, `jobs` at a time, each in a process with its share of the cores.
 
     Stderr shows a bar for each active run, if it is a terminal, and a line for each finished one.
@@ -100,7 +100,6 @@ def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
     Args:
         todo: The runs.
         jobs: How many to do at a time.
-        shared: Folder that the runs share (`methods.share_compiled`).
 
     Raises:
         UserError: A run failed (raised when all others are done), or a process was killed (raised
@@ -110,7 +109,7 @@ def finish(todo: Sequence[Run], *, jobs: int, shared: pathlib.Path) -> None:
     """
     began, done, failed = time.monotonic(), 0, dict[Run, Exception]()
     try:
-        with _terminable(), _Bars() as bars, _pool(jobs, shared) as pool:
+        with _terminable(), _Bars() as bars, _pool(jobs) as pool:
             for run, future in _ended(pool, todo, jobs, bars):
                 try:
                     miou, seconds = future.result()
@@ -196,7 +195,7 @@ def _ended(
 
 
 @contextlib.contextmanager
-def _pool(jobs: int, shared: pathlib.Path) -> Iterator[ProcessPoolExecutor]:
+def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes, each with its share of the cores; an error tells them to stop."""
     if jobs > 1:  # they share a GPU, most of whose memory JAX would give to the first one
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -205,7 +204,7 @@ def _pool(jobs: int, shared: pathlib.Path) -> Iterator[ProcessPoolExecutor]:
     for job in range(jobs):
         shares.put(known[job::jobs] if jobs > 1 else [])
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(jobs, spawn, _begin, (shares, shared)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, _begin, (shares,)) as pool:
         try:
             yield pool
         except BrokenProcessPool:  # the pool has terminated them already
@@ -242,7 +241,7 @@ class _Told(Exception):
     """A process was told to stop while it had a run; the run is saved."""
 
 
-def _begin(shares: "SimpleQueue[list[int]]", shared: pathlib.Path) -> None:
+def _begin(shares: "SimpleQueue[list[int]]") -> None:
     """Prepares a process of the pool."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(
@@ -252,7 +251,6 @@ def _begin(shares: "SimpleQueue[list[int]]", shared: pathlib.Path) -> None:
     if share := shares.get():
         os.sched_setaffinity(0, share)
     logging.set_verbosity(logging.ERROR)  # as `prosam_jax.cli` does
-    methods.share_compiled(shared)
 
 
 def _stop(number: int, frame: types.FrameType | None) -> None:

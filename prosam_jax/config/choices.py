@@ -5,7 +5,7 @@ from typing import Literal
 
 SAMModel = Literal["vit_b", "vit_l", "vit_h", "shapes", "tiny"]
 DType = Literal["float32", "bfloat16"]
-Attention = Literal["plain", "cudnn"]
+Attention = Literal["auto", "plain", "cudnn"]
 Backbone = Literal[
     "resnet50",
     "resnet101",

@@ -32,7 +32,7 @@ class SAMConfig(Group):
         num_multimask_outputs: Masks of the multimask output, in addition to the single mask.
         iou_head_depth: Layers of the MLP that predicts the masks' IoU.
         iou_head_hidden_dim: Hidden width of that MLP.
-        dtype: Type of the activations; parameters stay float32.
+        dtype: Type of the activations of encoder and mask decoder; parameters stay float32.
         attention: How the ViT computes attention, see `SAMSettings`.
     """
 
@@ -57,7 +57,7 @@ class SAMConfig(Group):
     iou_head_depth: int = 3
     iou_head_hidden_dim: int = 256
     dtype: DType = "float32"
-    attention: Attention = "plain"
+    attention: Attention = "auto"
 
     def __post_init__(self) -> None:
         """Checks what the modules rely on: raises UserError if two fields do not fit."""

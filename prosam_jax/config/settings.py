@@ -53,9 +53,10 @@ class SAMSettings(Group):
             only), or "random".
         image_size: Side in pixels of the square that target images are resized to; 0 for the
             model's own. Published weights only work with 1024.
-        dtype: Type of SAM's activations.
+        dtype: Type of the activations of SAM's encoder and mask decoder.
         attention: How SAM's ViT computes attention: "plain" works on any device; "cudnn" uses
-            cuDNN's flash attention, which needs "bfloat16" and a Hopper or newer GPU.
+            cuDNN's flash attention, which needs "bfloat16" and a Hopper or newer GPU; "auto" uses
+            that where it can.
     """
 
     PREFIX: ClassVar[str] = "sam."
@@ -64,7 +65,7 @@ class SAMSettings(Group):
     weights: str = setting("weights/sam_{model}.safetensors", Role.PATH)
     image_size: int = setting(0, Role.ARCHITECTURE, least=0)
     dtype: DType = setting("float32", Role.PROTOCOL)
-    attention: Attention = setting("plain", Role.PROTOCOL)
+    attention: Attention = setting("auto", Role.PROTOCOL)
 
     def __post_init__(self) -> None:
         """Checks what the ranges of the fields cannot express."""
@@ -97,12 +98,14 @@ class BackboneConfig(Group):
         weights: A `.safetensors` file made by `prosam weights convert` (`{name}` stands for the
             backbone's name), "packaged" for the file that comes with the package (name "shapes"
             only), or "random".
+        dtype: Type of its activations; the features that leave it are float32.
     """
 
     PREFIX: ClassVar[str] = "backbone."
 
     name: Backbone = setting("resnet50", Role.ARCHITECTURE)
     weights: str = setting("weights/{name}.safetensors", Role.PATH)
+    dtype: DType = setting("float32", Role.PROTOCOL)
 
     def __post_init__(self) -> None:
         """Checks what the ranges of the fields cannot express."""

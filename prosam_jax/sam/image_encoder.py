@@ -13,16 +13,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from prosam_jax import layers, resize
+from prosam_jax import layers, platforms, resize
 from prosam_jax.config import SAMConfig
 from prosam_jax.errors import UserError
 from prosam_jax.sam.mlp import MLPBlock
 
 NORM_EPS = 1e-6
-# Scores held at a time: 4 MiB on a CPU, to stay in its caches; 256 MiB elsewhere, to keep the
-# device busy.
-CPU_SCORES = 2**20
-SCORES = 2**26
 
 
 def to_windows(x: Float[Array, "b h w c"], size: int) -> Float[Array, "n s s c"]:
@@ -186,18 +182,11 @@ class Attention(nnx.Module):
         if self.use_rel_pos:
             rel_h = relative_positions(self.rel_pos_h[...], h).astype(x.dtype)
             rel_w = relative_positions(self.rel_pos_w[...], w).astype(x.dtype)
-        if self.attention == "cudnn":
+        fused = self.attention == "auto" and platforms.has_fused_attention(q.dtype)
+        if fused or self.attention == "cudnn":
             out = attend_fused(q, k, v, rel_h, rel_w)
         else:
-            out = jax.lax.platform_dependent(
-                q,
-                k,
-                v,
-                rel_h,
-                rel_w,
-                cpu=functools.partial(attend, limit=CPU_SCORES),
-                default=functools.partial(attend, limit=SCORES),
-            )
+            out = platforms.by_platform(attend, q, k, v, rel_h, rel_w, limit=platforms.SCORES)
         out = out.reshape(b, h, w, c)
         if self.window_size:
             out = from_windows(out, height, width)

@@ -208,9 +208,9 @@ class Trainer:
             for i, episode in enumerate(loader, start + 1):
                 batch = sharding.split_batch(episode, self.mesh)
                 embeddings = self.cache(episode.target_image) if self.cache else None
-                # One step runs while the next batch is read, and no more are queued, so that a
-                # signal takes effect within two steps and the bar is accurate.
-                jax.block_until_ready(window.logs[-1:])
+                # One step runs while the next is queued, so that a device has no pause between
+                # them; no more, so that a signal takes effect within three and the bar is accurate.
+                jax.block_until_ready(window.logs[-2:-1])
                 self.state, logs = self.train_step(self.state, self.frozen, batch, embeddings)
                 window.add(logs, episode.class_id)
                 bar.advance(i)

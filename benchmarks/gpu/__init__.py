@@ -1,0 +1,1 @@
+"""All that is worth measuring on a GPU, in one command: `python -m benchmarks.gpu`."""
