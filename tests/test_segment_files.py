@@ -1,7 +1,6 @@
 """What `prosam segment` writes where, COCO's run lengths, and the command as a user calls it."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -205,12 +204,6 @@ def _run(folder, *arguments):
     return subprocess.run(
         [sys.executable, str(ROOT / "segment.py"), *map(str, arguments)],
         cwd=folder,
-        env=os.environ
-        | {
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-        },
         capture_output=True,
         text=True,
         timeout=300,
