@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image
+from PIL import Image, ImageChops
 
 from prosam_jax.errors import UserError
 from prosam_jax.picture_files import File, called, opened, orientation
@@ -42,6 +42,7 @@ _TURNS = _QUARTERS | {
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
 }
+_ROWS = 256
 _MEND = "save it with 8 or 16 bits"
 # Formats, and compressions of a TIFF, that change numbers.
 _LOSSY = {"JPEG", "MPO", "JPEG2000", "jpeg", "webp"}
@@ -65,7 +66,7 @@ def read(
     if isinstance(image, str | os.PathLike | Image.Image):
         name = called(image, name)
         with opened(image, name) as stored:
-            return np.array(_upright(_rgb(stored, name), stored))
+            return _pixels(_upright(_rgb(stored, name), stored))
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
@@ -269,9 +270,19 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         image = Image.fromarray((levels >> 8).astype(np.uint8))
     elif deep:  # Pillow has kept the upper 8 of each colour's 16 bits
         _check_depth(name, 256 * int(np.asarray(image.convert("RGB")).max()) + 255)
-    if image.has_transparency_data:
+    if image.has_transparency_data and image.mode != "RGBA":
         image = image.convert("RGBA")  # a palette's transparency has several forms
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # a copy of 100 megapixels counts
+
+
+def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """`np.array` of an RGB picture with a quarter of the memory, which large ones need."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _ROWS):
+        rows = image.crop((0, top, width, min(top + _ROWS, height)))
+        pixels[top : top + _ROWS] = np.asarray(rows)
+    return pixels
 
 
 def _levels(image: Image.Image, name: str, *, turn: bool) -> np.ndarray:
@@ -283,8 +294,10 @@ def _levels(image: Image.Image, name: str, *, turn: bool) -> np.ndarray:
         return _stored(np.array(image), spread)
     shown = image
     if image.has_transparency_data:
-        black, layered = Image.new("RGBA", image.size, "black"), image.convert("RGBA")
-        shown, opaque = Image.alpha_composite(black, layered), np.array(layered.getchannel("A"))
+        layered = image if image.mode == "RGBA" else image.convert("RGBA")
+        shown, alpha = layered.convert("RGB"), layered.getchannel("A")
+        shown.paste("black", mask=ImageChops.invert(alpha))
+        opaque = np.array(alpha)
         if not np.array(shown.convert("L")).any() and opaque.min() < opaque.max():
             return opaque >= 128
     gray = np.array(shown.convert("L"))

@@ -14,6 +14,7 @@ import io
 import os
 import pathlib
 import stat
+import threading
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
@@ -37,6 +38,9 @@ _RAW = frozenset(
 _BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NOTES = {b"iCCP", b"tEXt", b"zTXt", b"iTXt"}
+# Pictures of more pixels are in memory one at a time, because a small file can hold gigabytes.
+_LARGE = 40_000_000
+_one_large = threading.RLock()
 # Of these texts an orientation is read.
 _TURNING = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 
@@ -102,7 +106,9 @@ def opened(file: File | Image.Image, name: str) -> Iterator[Image.Image]:
             return
         _check_kind(file, name)
         with Image.open(_lean(file)) as image:
-            yield image
+            large = image.width * image.height > _LARGE
+            with _one_large if large else contextlib.nullcontext():
+                yield image
     except UserError:
         raise
     except FileNotFoundError:

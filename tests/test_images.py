@@ -38,6 +38,13 @@ def test_pictures_of_every_kind(given, expected):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_tall_pictures_are_whole(tmp_path):
+    tall = np.random.default_rng(1).integers(0, 256, (600, 3, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(images.read(Image.fromarray(tall)), tall)
+    Image.fromarray(tall).save(tmp_path / "tall.png")
+    np.testing.assert_array_equal(images.read(tmp_path / "tall.png"), tall)
+
+
 def test_files_are_turned_as_viewers_turn_them(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it clockwise

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pathlib
 import struct
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from prosam_jax.data.datasets.folder_check import check
 from prosam_jax.data.datasets.folder_files import find_folder
 from prosam_jax.errors import UserError
 
+ROOT = pathlib.Path(__file__).parents[1]
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 
@@ -246,13 +248,38 @@ def test_a_pipe_is_no_picture(tmp_path):
     told(error, "a.png", "pipe")
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):
-    side = 1 << 16
+def black_png(side):
+    """A PNG of one bit, a hundred kilobytes for the most pixels that are read."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
     packed = zlib.compressobj()
-    pixels = packed.compress(bytes(1 << 26)) + packed.flush()  # 64 MiB in 65 KiB
-    content = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    (tmp_path / "bomb.png").write_bytes(content)
+    pixels = packed.compress(bytes(side * (1 + -(-side // 8)))) + packed.flush()
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+PEAK = """
+import resource, sys, warnings
+from prosam_jax import images
+warnings.simplefilter("ignore")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = getattr(images, sys.argv[1])(sys.argv[2])
+assert found.shape[:2] == (13300, 13300) and not found.any()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_pictures_of_the_most_pixels_take_little_more_than_their_pixels(tmp_path):
+    (tmp_path / "most.png").write_bytes(black_png(13300))
+    size = (tmp_path / "most.png").stat().st_size
+    assert size < 100_000
+    for read, most in (("read", 1.6e6), ("read_mask", 0.9e6), ("read_labels", 0.7e6)):
+        command = [sys.executable, "-c", PEAK, read, str(tmp_path / "most.png")]
+        done = subprocess.run(command, capture_output=True, check=True, cwd=ROOT)
+        assert int(done.stdout) < most, read
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):
+    (tmp_path / "bomb.png").write_bytes(black_png(20_000))
     for read in (images.read, images.read_mask, images.read_labels, images.size, images.load):
         with pytest.raises(UserError) as error:
             read(tmp_path / "bomb.png")
@@ -265,7 +292,7 @@ def test_a_lack_of_memory_is_told(monkeypatch, tmp_path):
     def fails(image):
         raise MemoryError
 
-    monkeypatch.setattr(Image.Image, "convert", lambda image, mode: fails(image))
+    monkeypatch.setattr(Image.Image, "load", fails)
     with pytest.raises(UserError) as error:
         images.read(tmp_path / "a.png")
     told(error, "a.png", "memory", "make it smaller")
