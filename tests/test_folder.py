@@ -172,6 +172,16 @@ def test_a_jpeg_in_a_table_is_cut_at_half(small, capsys):
     assert "compressed with loss (JPEG)" in capsys.readouterr().out
 
 
+def test_a_raw_file_takes_no_mask_from_the_picture_beside_it(small):
+    for name in ("a.CR2", "a.HEIC"):
+        (small / "images" / name).write_bytes(b"\0\0\0\x18ftypheic")
+    found = check(find_folder(str(small)))
+    assert set(found.faults) == {"a.CR2", "a.HEIC"} and found.shares == {"a.png": {1: 0.5}}
+    assert "raw picture" in found.faults["a.CR2"] and "HEIC" in found.faults["a.HEIC"]
+    Image.fromarray(bad_pictures.WHITE).save(small / "images/a.bmp")
+    assert "share one mask" in check(find_folder(str(small))).faults["a.png"]
+
+
 def test_notes_of_an_earlier_reader_are_not_trusted(small):
     folder = find_folder(str(small))
     check(folder, keep=True)
