@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import prosam_jax
 from prosam_jax.cli import compiled, settings
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, printable
 from prosam_jax.training.signals import Stopped
 
 VERBS = {
@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (UserError, FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = printable(str(error), keep="\n")
+        print(f"error: {message}", file=sys.stderr)
         return 1
 
 
