@@ -100,7 +100,7 @@ def test_the_best_fit_finds_a_form_wherever_it_lies():
     assert ring < 0.7
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_training_outline_is_one_of_the_benchmark():
     """At no place and angle, mirrored or not, does one fit an outline of the benchmark well."""
     trained = training_pictures.catalogue()

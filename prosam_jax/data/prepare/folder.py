@@ -17,7 +17,6 @@ import functools
 import pathlib
 import shlex
 import tempfile
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -26,7 +25,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from prosam_jax import console, images
+from prosam_jax import console, images, picture_files
 from prosam_jax.atomic import writing
 from prosam_jax.config import check_choice
 from prosam_jax.data.datasets.folder_check import check
@@ -271,8 +270,8 @@ def _of_parts(parts: Sequence[tuple[pathlib.Path, int]]) -> Painted:
 def _joined(parts: Sequence[tuple[pathlib.Path, int]]) -> UInt8[np.ndarray, "h w"]:
     labels = None
     for path, class_id in parts:
-        mask = images.read_labels(path)
-        labels = np.zeros_like(mask) if labels is None else labels
+        mask = images.read_mask(path, turn=False) if class_id else images.read_labels(path)
+        labels = np.zeros(mask.shape, np.uint8) if labels is None else labels
         if mask.shape != labels.shape:
             raise UserError(f"{path} must have the size of the picture's first mask {parts[0][0]}")
         labels = np.where(mask > 0, class_id or mask, labels).astype(np.uint8)
@@ -405,7 +404,7 @@ class _Finder:
 
 
 def _clean(name: str) -> str:
-    return unicodedata.normalize("NFC", name.strip().replace("\\", "/"))
+    return picture_files.nfc(name.strip().replace("\\", "/"))
 
 
 def _bare(path: str) -> str:

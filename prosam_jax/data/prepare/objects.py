@@ -218,7 +218,7 @@ def paint(objects: Sequence[Object], numbers: Mapping[str, int], size: tuple[int
         try:
             _check_place(item.shape, size)
             inside = fill(item.shape, size)
-            if not (count := np.count_nonzero(inside)):
+            if not (count := int(np.count_nonzero(inside))):
                 raise UserError("covers no pixel; outline it again, or delete it")
         except UserError as reason:
             raise UserError(f"{item.where} {reason}") from None

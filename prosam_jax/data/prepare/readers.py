@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from prosam_jax import picture_files
 from prosam_jax.data.prepare import objects
 from prosam_jax.data.prepare.objects import Object, Shape, shown
 from prosam_jax.errors import UserError
@@ -110,7 +111,7 @@ def class_name(given: Any) -> str:
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise UserError(f"has the class {shown(given)}; it must be a name")
     try:
-        text = " ".join(unicodedata.normalize("NFC", str(given)).split())
+        text = " ".join(picture_files.nfc(str(given)).split())
         text.encode()
     except ValueError:  # half of a surrogate pair, or too many digits
         raise UserError(f"has the class {shown(given)}, which is no text") from None
@@ -532,10 +533,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _below(folder: pathlib.Path, suffix: str) -> Iterable[pathlib.Path]:
     """The files of a suffix that are not hidden, sorted."""
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.suffix.lower() == suffix and not any(part.startswith(".") for part in parts):
-            yield path
+    for name in picture_files.listed(folder, deep=True):
+        if name.lower().endswith(suffix):
+            yield folder / name
 
 
 def _stem(path: pathlib.Path, folder: pathlib.Path) -> str:
