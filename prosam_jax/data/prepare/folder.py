@@ -240,7 +240,11 @@ def _of_table(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> Pla
     if by_class:
         classes, lines = _numbered(root, sorted(set(labels)), source)
     else:
-        read_classes(root / CLASSES)  # which must be there and valid
+        if not (root / CLASSES).exists():
+            raise UserError(
+                f"{source} has no column class: name the classes in {root / CLASSES}, one per line"
+            )
+        read_classes(root / CLASSES)  # which must be valid
         classes, lines = {"": 0}, ()
     parts: dict[str, list[tuple[pathlib.Path, int]]] = defaultdict(list)
     find, faults = _Finder(names, [row["image"] or "" for row in rows]), {}
