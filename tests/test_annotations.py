@@ -100,7 +100,7 @@ def test_labelme_background_is_0_and_ignore_is_255(root, capsys):
     source = _labelme(
         root,
         ("donut", "polygon", corners),
-        ("_background_", "polygon", hole),
+        ("_Background_", "polygon", hole),
         ("__ignore__", "polygon", strip),
     )
     (root / "images/b.png").unlink()
@@ -110,7 +110,7 @@ def test_labelme_background_is_0_and_ignore_is_255(root, capsys):
     expected = _boxes((1, 10, 10, 61, 51), (0, 25, 20, 46, 41), (255, 65, 5, 79, 56))
     np.testing.assert_array_equal(_mask(root), expected)
     said = capsys.readouterr().out
-    assert "objects: 1 of donut; background: 1 of _background_; ignored: 1 of __ignore__" in said
+    assert "objects: 1 of donut; background: 1 of _Background_; ignored: 1 of __ignore__" in said
     assert "smallest: 441 pixels" in said and "largest: 2,091" in said
 
 
@@ -248,6 +248,7 @@ def test_yolo_segments(root, capsys):
     square = "0.0625 0.0833333 0.3125 0.0833333 0.3125 0.4166667 0.0625 0.4166667"
     (root / "labels/a.txt").write_text(f"1 {square}\n\n")
     (root / "labels/b.txt").write_text("")
+    (root / "labels/classes.txt").write_text("cat\nbig dog\n")  # LabelImg's
     (root / "labels/deep/c.txt").write_text(f"0 {square}\n")
     assert _prepare(root, "t.yaml", "--preview", root / "sheet.png") == 0
     assert (root / "classes.txt").read_text() == "cat\nbig dog\n"
@@ -292,6 +293,7 @@ def test_label_studio_polygons(root):
             }
             for label in labels
         ]
+        results.append({"type": "relation", "from_id": "a", "to_id": "b"})
         done = [{"was_cancelled": True, "result": []}, {"result": results}]
         return {"id": i, "data": {"image": link}, "annotations": done}
 
@@ -376,6 +378,7 @@ def test_an_annotation_of_no_image_is_named(root, capsys):
         ({"images": [_image(1, "a.png"), _image("1", "b.png")]}, ("'a.png'", "'b.png'", "id, 1")),
         ({"images": [_image(None, "a.png")]}, ("'a.png'", "None")),
         ({"images": [_image(1, 5)]}, ("image 1", "5")),
+        ({"images": [_image("x\ny", 5)]}, (r"'x\ny'",)),
         ({"categories": [{"id": 1, "name": "cat"}, {"id": "1", "name": "dog"}]}, ("'dog'", "1")),
         ({"categories": [{"id": 1, "name": " "}]}, ("category 1", "no class name")),
         ({"categories": [{"id": 1, "name": "\x1b[0m"}]}, ("control character", "\\x1b")),
@@ -483,6 +486,10 @@ def test_a_label_that_classes_txt_does_not_name_is_named(root, capsys):
     (root / "classes.txt").write_text("dog\n")
     assert _prepare(root, _coco(root, _annotation())) == 1
     told(capsys.readouterr().err, "'cat'", "dog")
+    (root / "classes.txt").write_text("dog\nbig  dog\nbig dog\n")
+    assert _prepare(root, _coco(root, _annotation())) == 1
+    told(capsys.readouterr().err, "classes.txt", "'big dog'", "twice")
+    (root / "classes.txt").write_text("dog\n")
     unused = _coco(root, _annotation(category=2))  # cat has no object
     assert _prepare(root, unused) == 0
     np.testing.assert_array_equal(_mask(root), _boxes((1, 5, 5, 25, 25)))

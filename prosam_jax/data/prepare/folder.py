@@ -45,7 +45,7 @@ from prosam_jax.data.prepare.readers import Annotated
 from prosam_jax.data.transforms import IGNORE
 from prosam_jax.errors import UserError
 
-# What label tools call "no object" and "do not look here".
+# What label tools call "no object" and "do not look here", in any case.
 _NOTHING = ("_background_", "__background__", "background")
 _IGNORED = ("__ignore__", "_ignore_", "ignore")
 
@@ -354,12 +354,24 @@ def _numbered(
     """Numbers by name, from `classes.txt`; if it is missing, the names that it must get, too."""
     path = root / CLASSES
     known = read_classes(path) if path.exists() else ()
-    numbers = {name: 0 for name in _NOTHING} | {name: IGNORE for name in _IGNORED}
+    conventions = {name: 0 for name in _NOTHING} | {name: IGNORE for name in _IGNORED}
+    wanted = names if used is None else sorted(used)
+    numbers = {
+        name: conventions[name.casefold()]
+        for name in {*names, *wanted}
+        if name.casefold() in conventions
+    }
     new = [] if known else [name for name in names if name not in numbers]
     if len(new) >= IGNORE:
         raise UserError(f"{source} has {len(new)} classes; there may be {IGNORE - 1} at most")
-    numbers |= {readers.class_name(name): c for c, name in enumerate(known or new, 1)}
-    for name in names if used is None else sorted(used):
+    try:
+        listed = [readers.class_name(name) for name in known or new]
+    except UserError as reason:
+        raise UserError(f"{path} {reason}") from None
+    if twice := [name for at, name in enumerate(listed) if name in listed[:at]]:
+        raise UserError(f"{path} names {twice[0]!r} twice; remove one")
+    numbers |= {name: c for c, name in enumerate(listed, 1)}
+    for name in wanted:
         if name not in numbers:
             check_choice(f"{source}: class", name, known)
     return numbers, new

@@ -199,6 +199,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def plain(name: str) -> str:
+    """A name from a file for a message, as it is if it can be printed in one line."""
+    return name if name.isprintable() else ascii(name)
+
+
 def paint(objects: Sequence[Object], numbers: Mapping[str, int], size: tuple[int, int]) -> Painted:
     """Paints crowds, as 255, and then the objects in their order, later ones over earlier ones.
 

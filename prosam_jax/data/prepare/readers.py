@@ -20,7 +20,7 @@ import numpy as np
 
 from prosam_jax import picture_files
 from prosam_jax.data.prepare import objects
-from prosam_jax.data.prepare.objects import Object, Shape, shown
+from prosam_jax.data.prepare.objects import Object, Shape, plain, shown
 from prosam_jax.errors import UserError
 
 _MOST_YAML = 1_000_000  # bytes; class names need far fewer
@@ -143,7 +143,7 @@ def _coco(source: pathlib.Path, held: Any, *, crowds_as_objects: bool) -> Found:
         category = _key(a.get("category_id"))
         used.add(category)
 
-        where = f"{source}: {about} on {picture.name}"
+        where = f"{source}: {about} on {plain(picture.name)}"
 
         def one(a: dict[str, Any] = a, category: str = category, where: str = where) -> Object:
             if category not in name_of:
@@ -218,18 +218,20 @@ def _images(
         try:
             picture.size = _size(entry.get("width"), entry.get("height"))
         except UserError as reason:
-            picture.fault = f"{source}: image {key}, {name}, {reason}"
+            picture.fault = f"{source}: {picture.entry}, {plain(name)}, {reason}"
         first, same = of_name.setdefault(name, (key, picture))
         pictures[key] = same
         if same is picture:
             continue
         if same.size != picture.size:
             same.fault = same.fault or (
-                f"{source}: images {first} and {key} are both {name}, of {_by(same.size)} and "
-                f"{_by(picture.size)} pixels; remove the wrong one"
+                f"{source}: images {first} and {key} are both {plain(name)}, of "
+                f"{_by(same.size)} and {_by(picture.size)} pixels; remove the wrong one"
             )
         if first != key:
-            notes.append(f"{source}: images {first} and {key} are both {name}: drawn together")
+            notes.append(
+                f"{source}: images {first} and {key} are both {plain(name)}: drawn together"
+            )
     return pictures
 
 
@@ -290,6 +292,8 @@ def _yolo(source: pathlib.Path, root: pathlib.Path) -> Found:
         raise UserError(f"{source}: there is no folder {root / 'labels'} with its .txt files")
     pictures = []
     for path in _below(folder, ".txt"):
+        if path.name == "classes.txt":  # LabelImg writes it among the label files
+            continue
         picture = Annotated(
             path.relative_to(folder).as_posix()[: -len(path.suffix)], True, str(path)
         )
@@ -375,16 +379,16 @@ def _cvat(source: pathlib.Path) -> Found:
     pictures = []
     for image in top.iter("image"):
         name, key = image.get("name", ""), image.get("id", "")
-        picture = Annotated(name, entry=f"image {key}")
+        picture = Annotated(name, entry=f"image {plain(key)}")
         pictures.append(picture)
         try:
             picture.size = _size(image.get("width"), image.get("height"))
         except UserError as reason:
-            picture.fault = f"{source}: image {key}, {name}, {reason}"
+            picture.fault = f"{source}: {picture.entry}, {plain(name)}, {reason}"
         drawn = sorted(enumerate(image), key=lambda item: _z_order(item[1]))
         for i, shape in drawn:
             if shape.tag != "tag":  # a class of the whole picture
-                where = f"{source}: {shape.tag} {i + 1} on {name}"
+                where = f"{source}: {shape.tag} {i + 1} on {plain(name)}"
                 picture.add(
                     where,
                     lambda shape=shape, where=where: Object(
@@ -468,15 +472,16 @@ def _label_studio(source: pathlib.Path, tasks: Sequence[Any]) -> Found:
 
 def _label_studio_objects(where: str, picture: Annotated, results: Sequence[Any]) -> None:
     for i, result in enumerate(results):
-        at = f"{where}, result {i + 1} on {picture.name},"
+        at = f"{where}, result {i + 1} on {plain(picture.name)},"
 
         def one(result: Any = result, at: str = at) -> Object | None:
-            value = result.get("value") if isinstance(result, dict) else None
+            if not isinstance(result, dict):
+                raise UserError("is no object of JSON; export it again")
+            kind, value = result.get("type"), result.get("value")
+            if kind in ("relation", "choices", "textarea", "rating", "taxonomy", "number"):
+                return None  # no region
             if not isinstance(value, dict):
                 raise UserError("has no value; export it again")
-            kind = result.get("type")
-            if kind in ("choices", "textarea", "rating", "taxonomy", "number"):  # no region
-                return None
             if kind not in ("polygonlabels", "polygon"):
                 raise UserError(f"is of the type {shown(kind)}; use polygons with labels only")
             if result.get("image_rotation") not in (None, 0):
@@ -549,7 +554,7 @@ def _key(given: Any) -> str:
     if isinstance(given, bool) or not isinstance(given, int | str):
         return ""
     try:
-        return str(given).strip()
+        return plain(str(given).strip())
     except ValueError:  # more digits than Python writes
         return ""
 
