@@ -14,6 +14,7 @@ checked and painted.
 
 import csv
 import functools
+import io
 import pathlib
 import shlex
 import tempfile
@@ -224,15 +225,20 @@ def _holds(path: pathlib.Path, mask: UInt8[np.ndarray, "h w"]) -> bool:
 def _of_table(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> Plan:
     try:
         with source.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, skipinitialspace=True)
-            rows, columns = list(table), table.fieldnames or ()
-    except (UnicodeDecodeError, csv.Error) as error:
+            text = file.read()
+        if "\0" in text:
+            raise ValueError("it has zero bytes")
+        table = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        rows, columns = list(table), table.fieldnames or ()
+    except (ValueError, csv.Error) as error:  # of what is not UTF-8, too
         raise UserError(f"{source} cannot be read ({error}); save it as CSV in UTF-8") from error
     if lacking := [name for name in ("image", "mask") if name not in columns]:
         raise UserError(
             f"{source} has the columns {', '.join(columns) or 'none'} and lacks {lacking[0]}; its "
             "first line must be image,mask or image,mask,class"
         )
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{source} has the columns {', '.join(columns)}; one is there twice")
     by_class = "class" in columns
     labels = [
         _label(source, at, row["class"]) if by_class else "" for at, row in enumerate(rows, 2)

@@ -192,6 +192,8 @@ def is_crowd(given: Any) -> bool:
 
 def shown(value: Any) -> str:
     """A value from a file for a message: short, and in one line."""
+    if isinstance(value, list | dict):  # which may be deep, and of any length
+        return f"a {type(value).__name__} of {len(value)}"
     try:
         text = repr(value)
     except ValueError:  # more digits than Python writes

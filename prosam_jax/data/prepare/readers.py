@@ -23,7 +23,8 @@ from prosam_jax.data.prepare import objects
 from prosam_jax.data.prepare.objects import Object, Shape, plain, shown
 from prosam_jax.errors import UserError
 
-_MOST_YAML = 1_000_000  # bytes; class names need far fewer
+# YOLO's data.yaml: bytes and levels; the names of 1,203 classes take 30,000 bytes.
+_MOST_YAML, _MOST_DEEP = 200_000, 20
 
 
 @dataclasses.dataclass
@@ -86,20 +87,25 @@ def read(source: pathlib.Path, root: pathlib.Path, *, crowds_as_objects: bool = 
     """
     kind = "folder" if source.is_dir() else source.suffix.lower()
     if kind == "folder":
-        return _labelme(source)
-    if kind == ".json":
+        found = _labelme(source)
+    elif kind == ".json":
         held = _json(source)
         if isinstance(held, list):
-            return _label_studio(source, held)
-        return _coco(source, held, crowds_as_objects=crowds_as_objects)
-    if kind == ".xml":
-        return _cvat(source)
-    if kind in (".yaml", ".yml"):
-        return _yolo(source, root)
-    raise UserError(
-        f"--annotations={source} must be a .csv, a .json (COCO, Label Studio), an .xml (CVAT), a "
-        ".yaml (YOLO) or a folder of labelme's .json files"
-    )
+            found = _label_studio(source, held)
+        else:
+            found = _coco(source, held, crowds_as_objects=crowds_as_objects)
+    elif kind == ".xml":
+        found = _cvat(source)
+    elif kind in (".yaml", ".yml"):
+        found = _yolo(source, root)
+    else:
+        raise UserError(
+            f"--annotations={source} must be a .csv, a .json (COCO, Label Studio), an .xml (CVAT), "
+            "a .yaml (YOLO) or a folder of labelme's .json files"
+        )
+    if not found.pictures:
+        raise UserError(f"{source} lists no pictures; export it again")
+    return found
 
 
 def class_name(given: Any) -> str:
@@ -127,9 +133,10 @@ def _coco(source: pathlib.Path, held: Any, *, crowds_as_objects: bool) -> Found:
     for field in ("images", "categories", "annotations"):
         lists[field] = held.get(field) if isinstance(held, dict) else None
         if not isinstance(lists[field], list) or not all(isinstance(x, dict) for x in lists[field]):
-            raise UserError(
-                f"{source} is damaged or not a COCO JSON file (it has no list of {field})"
-            )
+            what = "damaged or not a COCO JSON file"
+            if isinstance(held, dict) and "shapes" in held:
+                what = "a file of labelme: pass its folder, not the file"
+            raise UserError(f"{source} is {what} (it has no list of {field})")
     notes: list[str] = []
     name_of = _categories(source, lists["categories"], notes)
     pictures = _images(source, lists["images"], notes)
@@ -337,6 +344,12 @@ def _yolo_names(source: pathlib.Path) -> dict[int, str]:
     if len(content) > _MOST_YAML:
         raise UserError(f"{source} has {len(content):,} bytes; YOLO's data.yaml is a small file")
     try:
+        depth = 0
+        for event in yaml.parse(content):  # piece by piece, so that a hostile file ends early
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MOST_DEEP or isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has aliases, or is nested too deeply")
         held = yaml.safe_load(content)
     # PyYAML's constructors raise these on values that only look like a date, a number or a key.
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
@@ -495,7 +508,7 @@ def _label_studio_objects(where: str, picture: Annotated, results: Sequence[Any]
             picture.size = size or picture.size
             labels = value.get("polygonlabels")
             if not isinstance(labels, list) or len(labels) != 1:
-                raise UserError(f"has the labels {shown(labels)}; it must have one")
+                raise UserError("has no label, or several; it must have one")
             shape = objects.polygons(_flat(value.get("points")), unit=100)
             return Object(class_name(labels[0]), at, shape)
 
