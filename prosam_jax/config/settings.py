@@ -204,7 +204,8 @@ class DataConfig(Group):
             the model has seen on COCO.
         test_root: Folder of Pascal VOC for these tests.
         novel: For a folder of your own, the names of the classes kept for testing, separated by
-            commas; "" for every fourth class, starting from class 1 + fold.
+            commas, a name with a comma in double quotes; "" for every fourth class, starting from
+            class 1 + fold.
         bad_files: What happens if files of that folder cannot be used: "stop" ends with a message,
             "skip" leaves them out and counts them.
         workers: Processes that read episodes; 0 reads in the main process.
