@@ -15,6 +15,7 @@ import platform
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -112,14 +113,17 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _unfailing() -> None:
-    """Lets names be printed that the terminal's encoding does not know; stderr is so already."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """Lets names be printed that the terminal's encoding does not know."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _quiet() -> None:
     from absl import logging
 
+    # Of odd EXIF data and of large pictures. What keeps one from being read is an error.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     # Orbax warns about every checkpoint without a metric, and most of ours have none on purpose.
     logging.set_verbosity(logging.ERROR)
 

@@ -217,7 +217,7 @@ class _Pulse:
         self.workers = workers
         size = 16 * max(workers, 1)
         self._shared = SharedMemory(create=True, size=size) if workers else None
-        self._cells = self._shared and self._shared.buf or memoryview(bytearray(size))
+        self._cells = (self._shared and self._shared.buf) or memoryview(bytearray(size))
 
     def __getstate__(self) -> tuple[int, SharedMemory | None]:
         return self.workers, self._shared

@@ -12,6 +12,7 @@ from prosam_jax.data.datasets.folder_files import IMAGES, Folder, find_folder, l
 from prosam_jax.data.episodes import EpisodeSource, episode_source
 from prosam_jax.data.folds import FoldIndex, FoldRule
 from prosam_jax.errors import UserError
+from prosam_jax.picture_files import nfc
 
 MIN_SHARE = 0.001
 """Smallest fraction of a picture with which it counts for a class: at 512 pixels about one cell of
@@ -73,7 +74,7 @@ def fold_rule(class_names: tuple[str, ...], novel: str, name: str) -> FoldRule:
     if not novel:
         ids = range(1, 1 + len(class_names))
         return FoldRule(name, class_names, tuple(tuple(ids[f::_FOLDS]) for f in range(_FOLDS)))
-    wanted = [part.strip() for part in novel.split(",")]
+    wanted = [nfc(part.strip()) for part in novel.split(",")]
     for part in wanted:
         check_choice("data.novel", part, class_names)
     chosen = tuple(sorted({class_names.index(part) + 1 for part in wanted}))
@@ -108,7 +109,7 @@ def _listed(folder: Folder, name: str, setting: str) -> Iterable[str]:
     path = folder.path / f"{name}.txt"
     if not path.is_file():
         raise UserError(f"{setting}={name!r}: there is no {path}; write a picture per line into it")
-    known = {stem(image_id): image_id for image_id in folder.masks} | {i: i for i in folder.masks}
+    known = {stem(i): i for i in folder.masks} | {nfc(i): i for i in folder.masks}
     names = lines(path)
     if missing := [line for line in names if line not in known]:
         raise UserError(

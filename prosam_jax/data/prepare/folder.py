@@ -170,8 +170,8 @@ def _of_table(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> dic
 def _joined(parts: Sequence[tuple[pathlib.Path, int]]) -> UInt8[np.ndarray, "h w"]:
     labels = None
     for path, class_id in parts:
-        mask = images.read_labels(path)
-        labels = np.zeros_like(mask) if labels is None else labels
+        mask = images.read_mask(path, turn=False) if class_id else images.read_labels(path)
+        labels = np.zeros(mask.shape, np.uint8) if labels is None else labels
         if mask.shape != labels.shape:
             raise UserError(f"{path} must have the size of the picture's first mask {parts[0][0]}")
         labels = np.where(mask > 0, class_id or mask, labels).astype(np.uint8)
