@@ -1,5 +1,7 @@
 """Progress bars and notes, which commands show on stderr."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +13,18 @@ import rich.progress
 _T = TypeVar("_T")
 
 
+class _Stderr(rich.console.Console):
+    """Shows nothing more when its reader has gone, such as a `tee` that Ctrl-C ended, too."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
+
+
 def stderr() -> rich.console.Console:
     """The console for bars and notes, so that stdout has only results."""
-    return rich.console.Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    return _Stderr(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def note(line: str) -> None:

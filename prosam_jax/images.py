@@ -43,6 +43,7 @@ _TURNS = _QUARTERS | {
     4: Image.Transpose.FLIP_TOP_BOTTOM,
 }
 _ROWS = 256
+_BITS, _PLANAR = 258, 284  # tags of a TIFF
 _MEND = "save it with 8 or 16 bits"
 # Formats, and compressions of a TIFF, that change numbers.
 _LOSSY = {"JPEG", "MPO", "JPEG2000", "jpeg", "webp"}
@@ -261,14 +262,20 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     """A picture's stored pixels; it is loaded afterwards."""
     if image.mode.startswith("F"):
         raise UserError(f"{name} contains fractions; {_MEND}")
-    deep = ";16" in _raw_mode(image)
+    codec, mode, _ = _coded(image)
+    tags = getattr(image, "tag_v2", {})
+    if codec == "raw" and tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (8,))) > 8:
+        raise UserError(
+            f"{name} stores 16-bit colours one after another, which Pillow takes for 8 bits; save "
+            "it as PNG"
+        )
     image.load()
     if image.mode.startswith("I"):
         levels = np.array(image)
         _check_range(levels, name, 65535, _MEND)
         _check_depth(name, levels.max().item())
         image = Image.fromarray((levels >> 8).astype(np.uint8))
-    elif deep:  # Pillow has kept the upper 8 of each colour's 16 bits
+    elif ";16" in mode:  # Pillow has kept the upper 8 of each colour's 16 bits
         _check_depth(name, 256 * int(np.asarray(image.convert("RGB")).max()) + 255)
     if image.has_transparency_data and image.mode != "RGBA":
         image = image.convert("RGBA")  # a palette's transparency has several forms
@@ -341,23 +348,27 @@ def _has_several_areas(gray: UInt8[np.ndarray, "h w"]) -> bool:
     return bool(np.isin(flat, levels[1:-1]).any())
 
 
-def _raw_mode(image: Image.Image) -> str:
-    """How a picture lies in its file, in Pillow's words; "" once it is loaded."""
-    tiles = getattr(image, "tile", None) or [("", (), 0, "")]
-    given = tiles[0][3]
-    found = given[0] if isinstance(given, tuple) and given else given
-    return found if isinstance(found, str) else ""
+def _coded(image: Image.Image) -> tuple[str, str, int]:
+    """How a file's pixels lie in it, in Pillow's words: decoder, mode, the last argument.
+
+    The mode is "" once the picture is loaded.
+    """
+    tiles = getattr(image, "tile", None)
+    codec, _, _, given = tiles[0] if tiles else ("", (), 0, "")
+    arguments = given if isinstance(given, tuple) and given else (given,)
+    mode = arguments[0] if isinstance(arguments[0], str) else ""
+    return codec, mode, arguments[-1] if isinstance(arguments[-1], int) else 0
 
 
 def _spread(image: Image.Image) -> tuple[int, int] | None:
     """A gray file's largest number, and the level to which Pillow stretches it on loading."""
+    codec, mode, last = _coded(image)
     if image.mode not in ("L", "I"):
         return None
-    if found := re.fullmatch("L;([24])I?R?", _raw_mode(image)):
+    if found := re.fullmatch("L;([24])I?R?", mode):
         return 2 ** int(found[1]) - 1, 255
-    tiles = getattr(image, "tile", None)
-    if tiles and image.format == "PPM" and tiles[0][0] in ("ppm", "ppm_plain"):
-        return tiles[0][3][-1], 255 if image.mode == "L" else 65535
+    if codec in ("ppm", "ppm_plain"):
+        return last, 255 if image.mode == "L" else 65535
     return None
 
 

@@ -23,6 +23,7 @@ from prosam_jax.segmenter import Segmentation, Segmenter
 
 SHOWN = 3
 TINT = (25, 130, 255)
+_MOST = 120_000_000  # of 40 megapixels: the results of a batch are in memory together
 _DARKEST = 0.5 / 255  # smaller values are black in a map
 
 
@@ -224,7 +225,10 @@ def _batches(
     size: int,
     failed: Callable[[pathlib.Path, Exception], None],
 ) -> Iterator[tuple[list[pathlib.Path], list[UInt8[np.ndarray, "_ _ 3"]]]]:
-    """Targets with their pixels, `size` at a time; calls `failed` for those that cannot be read."""
+    """Targets with their pixels, `size` at a time or as many as `_MOST` values allow.
+
+    Calls `failed` for those that cannot be read.
+    """
     names, images = [], []
     for target in targets:
         try:
@@ -234,7 +238,7 @@ def _batches(
             continue
         names.append(target)
         images.append(image)
-        if len(names) == size:
+        if len(names) == size or sum(image.size for image in images) > _MOST:
             yield names, images
             names, images = [], []
     if names:

@@ -426,6 +426,42 @@ def test_class_numbers_with_an_ignored_border_are_no_mask():
         assert found.mean() == pytest.approx((labels == 15).mean(), abs=0.01)
 
 
+def _tiff(levels, planar):
+    """A TIFF of 16-bit colours, pixel by pixel (1) or one colour after another (2)."""
+    parts = list(levels.transpose(2, 0, 1)) if planar == 2 else [levels]
+    pixels = b"".join(part.astype("<u2").tobytes() for part in parts)
+    starts = [8 + i * parts[0].nbytes for i in range(len(parts))]
+    entries, more = [], b""
+    for tag, kind, *values in (
+        (256, "I", levels.shape[1]), (257, "I", levels.shape[0]), (258, "H", 16, 16, 16),
+        (259, "H", 1), (262, "H", 2), (273, "I", *starts),
+        (277, "H", 3), (278, "I", levels.shape[0]), (279, "I", *(part.nbytes for part in parts)),
+        (284, "H", planar),
+    ):  # fmt: skip
+        content = struct.pack(f"<{len(values)}{kind}", *values)
+        if len(content) > 4:
+            at = 8 + len(pixels) + len(more)
+            content, more = struct.pack("<I", at), more + content + bytes(len(content) % 2)
+        code = {"H": 3, "I": 4}[kind]
+        entries.append(struct.pack("<HHI4s", tag, code, len(values), content))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    start = struct.pack("<I", 8 + len(pixels) + len(more))
+    return io.BytesIO(b"II*\0" + start + pixels + more + directory)
+
+
+def test_sixteen_bit_colours_of_a_tiff_are_read_or_refused():
+    levels = np.random.default_rng(0).integers(0, 65536, (6, 8, 3), np.uint16)
+    found = images.load(_tiff(levels, 1))
+    np.testing.assert_array_equal(np.asarray(found), levels >> 8)
+    for file, words in (
+        (_tiff(levels, 2), ("one after another", "save it as PNG")),  # Pillow gives other pixels
+        (_tiff(levels >> 4, 1), ("4095 of 65535", "save it with 8 bits")),
+    ):
+        with pytest.raises(UserError) as error:
+            images.load(file, "scan.tif")
+        told(error, "scan.tif", *words)
+
+
 @pytest.mark.parametrize("colour, channels", [(0, 1), (2, 3), (4, 2), (6, 4)])
 def test_twelve_bits_in_sixteen_are_told_in_every_form(tmp_path, colour, channels):
     levels = np.random.default_rng(0).integers(0, 4096, (9, 11, channels), np.uint16)

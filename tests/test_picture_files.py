@@ -66,6 +66,16 @@ def test_hidden_files_are_passed_over_and_others_are_listed(folder):
         picture_files.listed(folder / "absent")
 
 
+def test_one_module_opens_pictures():
+    found = {
+        (path.stem, word)
+        for path in (ROOT / "prosam_jax").rglob("*.py")
+        for word in ("Image.open(", "registered_extensions(")
+        if word in path.read_text()
+    }
+    assert {path for path, _ in found} == {"picture_files"}
+
+
 def test_pictures_of_phones_and_cameras_are_named_with_what_to_install(folder):
     for name, words in (
         ("IMG_1.HEIC", ("HEIC", "pip install pillow-heif")),

@@ -36,7 +36,7 @@ def test_files_take_8_megabytes_at_most():
 @pytest.mark.parametrize("kind", FILES)
 def test_files_say_where_they_come_from(kind):
     with safetensors.safe_open(FILES[kind], framework="numpy") as file:
-        metadata = files.read_metadata(file)
+        metadata = files.read_metadata(file, FILES[kind])
     assert (metadata["kind"], metadata["architecture"]) == (kind, "shapes")
     # The script's place when it made the file; it is packaged/shapes_*.py now.
     assert metadata["script"] == f"tools/train_shapes_{kind}.py"

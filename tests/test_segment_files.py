@@ -126,6 +126,16 @@ def test_a_stop_leaves_whole_files_and_their_run_lengths(tmp_path):
     assert len(found["annotations"]) == 2
 
 
+def test_large_pictures_are_in_memory_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(segment_files, "_MOST", 300)
+    files = [tmp_path / f"{i}.png" for i in range(5)]
+    for file, side in zip(files, (3, 20, 4, 4, 3), strict=True):
+        Image.new("RGB", (side, side)).save(file)
+    found = list(segment_files._batches(files, 4, lambda *_: None))
+    assert [[name.stem for name in names] for names, _ in found] == [["0", "1"], ["2", "3", "4"]]
+    assert [image.shape[0] for _, images in found for image in images] == [3, 20, 4, 4, 3]
+
+
 def test_inputs_are_never_overwritten(tmp_path):
     folder = _folder(tmp_path / "in", "a.png", "mask.png")
     for out in (folder, tmp_path / "out" / ".." / "in"):

@@ -96,6 +96,16 @@ def _bytes(name: str, content: Callable[[bytes], bytes]):
     return change
 
 
+def _renamed(name: str, content: bytes):
+    """Replaces the picture by another file."""
+
+    def change(root: pathlib.Path) -> None:
+        (root / "images/a.png").unlink()
+        (root / "images" / name).write_bytes(content)
+
+    return change
+
+
 def _jpeg(**options) -> bytes:
     file = io.BytesIO()
     Image.fromarray(WHITE).save(file, "JPEG", **options)
@@ -121,6 +131,13 @@ def _huge(content: bytes) -> bytes:
     """A PNG whose header says that it has 20,000 x 10,000 pixels."""
     head = content[12:16] + struct.pack(">II", 20000, 10000) + content[24:29]
     return content[:12] + head + struct.pack(">I", zlib.crc32(head)) + content[33:]
+
+
+def _hidden(root: pathlib.Path) -> None:
+    for place in (root / "images", root / "masks"):
+        (place / "._a.png").write_bytes(b"\0\5\26\7")
+        (place / ".ipynb_checkpoints").mkdir()
+        Image.fromarray(WHITE).save(place / ".ipynb_checkpoints/a-checkpoint.png")
 
 
 def _palette() -> Image.Image:
@@ -158,6 +175,8 @@ ODD = (
     Case("mask of 1 bit", _mask(Image.fromarray(labels() * 255).convert("1"))),
     Case("mask of 16 bits", _mask(labels().astype(np.uint16))),
     Case("mask without an object", _mask(np.zeros((HEIGHT, WIDTH), np.uint8))),
+    Case("hidden files and folders beside it", _hidden),
+    Case("suffix .jfif", _picture(Image.fromarray(WHITE), "a.jfif", format="JPEG")),
     Case("a class that no picture shows", _bytes("classes.txt", lambda content: content + b"owl")),
 )  # fmt: skip
 """Files that are accepted."""
@@ -171,6 +190,8 @@ BAD = (
     Case("fractions, TIFF", _picture(Image.fromarray(np.ones((9, 9), np.float32)), "a.tif")),
     Case("32 bits, TIFF", _picture(Image.fromarray(np.full((9, 9), 70000, np.int32)), "a.tif")),
     Case("12 of 16 bits", _picture(Image.fromarray(_DEEP >> 4))),
+    Case("HEIC of a phone", _renamed("a.HEIC", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")),
+    Case("raw file of a camera", _renamed("a.CR2", b"II*\0\x10\0\0\0CR\2\0")),
     Case("200 million pixels", _bytes("images/a.png", _huge)),
     Case("a link to nothing", _linked),
     Case("picture without mask", lambda root: (root / "masks/a.png").unlink()),

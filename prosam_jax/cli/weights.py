@@ -15,6 +15,7 @@ To resume an interrupted fetch, run the same command again. Converting needs tor
 
 import argparse
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from prosam_jax.cli import convert
 from prosam_jax.cli.arguments import as_path
 from prosam_jax.cli.export import check_free
 from prosam_jax.errors import UserError
-from prosam_jax.weights import registry
+from prosam_jax.weights import other_forms, registry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,6 +140,9 @@ def identify(path: pathlib.Path) -> str:
     digest = registry.sha256(path)
     entry = registry.with_checksum(digest) or registry.with_file(path.name)
     if entry is None:
+        other_forms.check(path)
+        if zipfile.is_zipfile(path):
+            other_forms.check_zip(path)
         raise UserError(
             f"{path} is neither a published checkpoint nor a complete weight file; sha256 {digest}"
         )
@@ -169,6 +173,6 @@ def _metadata(path: pathlib.Path) -> dict[str, Any]:
 
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return read_metadata(file)
+            return read_metadata(file, path)
     except (safetensors.SafetensorError, OSError):
         return {}

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from PIL import Image
@@ -68,7 +68,8 @@ def check(folder: Folder, *, trust: bool = True, keep: bool = False) -> Contents
         with writing(folder.path / CHECKED) as file:
             held = {"reader": _READER, "classes": folder.class_names, "files": notes}
             file.write(json.dumps(held, indent=0).encode())
-    faults = {i: note["fault"] for i, note in notes.items() if "fault" in note} | _strays(folder)
+    bad = {i: note["fault"] for i, note in notes.items() if "fault" in note}
+    faults = bad | _strays(folder, bad)
     shares = {
         i: {int(c): share for c, share in note["shares"].items()}
         for i, note in notes.items()
@@ -98,12 +99,15 @@ def _is_utf8(name: str) -> bool:
     return name.encode(errors="ignore").decode() == name
 
 
-def _strays(folder: Folder) -> dict[str, str]:
-    """Faults of pictures and masks that do not correspond one to one."""
+def _strays(folder: Folder, bad: Container[str]) -> dict[str, str]:
+    """Faults of pictures and masks that do not correspond one to one.
+
+    A bad picture, such as the raw file beside a camera's JPEG, takes no mask from a good one.
+    """
     faults, owner = {}, {}
-    for image_id in folder.masks:
+    for image_id in sorted(folder.masks, key=lambda image_id: image_id in bad):
         other = owner.setdefault(stem(image_id), image_id)
-        if other != image_id:
+        if other != image_id and image_id not in bad:
             faults[image_id] = (
                 f"{folder.image_path(image_id)} and {other} share one mask; rename it"
             )
