@@ -241,6 +241,18 @@ def test_outlines_fit_the_frame_that_the_file_states(root, tool, as_stored):
     np.testing.assert_array_equal(folder.labels("a.jpg"), black)
 
 
+def test_tables_know_the_conventions(root):
+    for i, box in enumerate([(5, 5, 40, 40), (10, 10, 20, 20), (50, 5, 60, 60)]):
+        Image.fromarray(_boxes((255, *box))).save(root / f"{i}.png")
+    rows = "a.png,0.png, cat \na.png,1.png,background\na.png,2.png,__ignore__\n"
+    (root / "t.csv").write_text(f"image,mask,class\n{rows}")
+    (root / "images/b.png").unlink()
+    assert _prepare(root, "t.csv") == 0
+    assert (root / "classes.txt").read_text() == "cat\n"
+    expected = _boxes((1, 5, 5, 40, 40), (0, 10, 10, 20, 20), (255, 50, 5, 60, 60))
+    np.testing.assert_array_equal(_mask(root), expected)
+
+
 def test_yolo_segments(root, capsys):
     (root / "labels/deep").mkdir(parents=True)
     _picture(root, "deep/c.jpg")

@@ -251,15 +251,15 @@ def _of_table(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> Pla
                 f"{source} has no column class: name the classes in {root / CLASSES}, one per line"
             )
         read_classes(root / CLASSES)  # which must be valid
-        classes, lines = {"": 0}, ()
-    parts: dict[str, list[tuple[pathlib.Path, int]]] = defaultdict(list)
-    find, faults = _Finder(names, [row["image"] or "" for row in rows]), {}
+        classes, lines = {}, ()
+    parts: dict[str, list[tuple[pathlib.Path, int | None]]] = defaultdict(list)
+    find, faults = _Finder(root, names, [row["image"] or "" for row in rows]), {}
     for at, (row, label) in enumerate(zip(rows, labels, strict=True), 2):
         path = source.parent / (row["mask"] or "")
         if path.resolve().is_relative_to((root / MASKS).resolve()):
             raise UserError(f"{source}, line {at}: {path} would be overwritten; move it elsewhere")
         try:
-            parts[find(row["image"] or "")].append((path, classes[label]))
+            parts[find(row["image"] or "")].append((path, classes.get(label)))
         except UserError as reason:
             faults[row["image"] or ""] = f"{source} {reason}"
     painters = {name: functools.partial(_of_parts, found) for name, found in parts.items()}
@@ -273,18 +273,20 @@ def _label(source: pathlib.Path, at: int, given: str | None) -> str:
         raise UserError(f"{source}, line {at}, {reason}") from None
 
 
-def _of_parts(parts: Sequence[tuple[pathlib.Path, int]]) -> Painted:
+def _of_parts(parts: Sequence[tuple[pathlib.Path, int | None]]) -> Painted:
     return Painted(_joined(parts))
 
 
-def _joined(parts: Sequence[tuple[pathlib.Path, int]]) -> UInt8[np.ndarray, "h w"]:
+def _joined(parts: Sequence[tuple[pathlib.Path, int | None]]) -> UInt8[np.ndarray, "h w"]:
+    """One mask of several: of one object each, with its class, or of class numbers (None)."""
     labels = None
     for path, class_id in parts:
-        mask = images.read_mask(path, turn=False) if class_id else images.read_labels(path)
+        is_object = class_id is not None
+        mask = images.read_mask(path, turn=False) if is_object else images.read_labels(path)
         labels = np.zeros(mask.shape, np.uint8) if labels is None else labels
         if mask.shape != labels.shape:
             raise UserError(f"{path} must have the size of the picture's first mask {parts[0][0]}")
-        labels = np.where(mask > 0, class_id or mask, labels).astype(np.uint8)
+        labels = np.where(mask > 0, class_id if is_object else mask, labels).astype(np.uint8)
     assert labels is not None
     return labels
 
@@ -299,22 +301,14 @@ def _of_annotations(
         objects.check_installed()
     used = {item.label for item in drawn}
     numbers, lines = _numbered(root, found.classes, source, used)
-    find = _Finder(names, [picture.name for picture in found.pictures if not picture.by_stem])
+    find = _Finder(root, names, [picture.name for picture in found.pictures if not picture.by_stem])
     of_name: dict[str, list[Annotated]] = defaultdict(list)
     for picture in found.pictures:
         try:
-            if picture.by_stem:
-                name = find.by_stem(picture.name)
-                if name is None:
-                    place = root / IMAGES
-                    raise UserError(f"{picture.entry} has no picture of the same name in {place}")
-            else:
-                try:
-                    name = find(picture.name)
-                except UserError as reason:
-                    raise UserError(f"{source} {reason}") from None
+            name = find.by_stem(picture.name) if picture.by_stem else find(picture.name)
         except UserError as reason:
-            faults[f"{picture.entry} {picture.name}"] = str(reason)
+            where = picture.entry if picture.by_stem else source
+            faults[f"{picture.entry} {picture.name}"] = f"{where} {reason}"
         else:
             of_name[name].append(picture)
     for name, same in of_name.items():
@@ -391,7 +385,8 @@ class _Finder:
     `train/a.jpg` may be one, `cats/a.jpg` and `dogs/a.jpg` may not.
     """
 
-    def __init__(self, names: Sequence[str], asked: Iterable[str]):
+    def __init__(self, root: pathlib.Path, names: Sequence[str], asked: Iterable[str]):
+        self._folder = root / IMAGES
         self._by_path: dict[str, list[str]] = defaultdict(list)
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._by_stem = {stem(_clean(name)): name for name in names}
@@ -401,9 +396,11 @@ class _Finder:
             self._by_name[_bare(path)].append(name)
         self._asked = Counter(_bare(path) for path in {_clean(name) for name in asked})
 
-    def by_stem(self, name: str) -> str | None:
-        """The picture of a path without suffix."""
-        return self._by_stem.get(_clean(name))
+    def by_stem(self, name: str) -> str:
+        """The picture of a path without suffix; UserError as for a path."""
+        if found := self._by_stem.get(_clean(name)):
+            return found
+        raise UserError(f"has no picture of the same name in {self._folder}")
 
     def __call__(self, name: str) -> str:
         """The picture; UserError, which goes on from the source's name, if there is none."""
