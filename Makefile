@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
 
-.PHONY: demo demo-full test test-all test-newest gpu lint
+.PHONY: demo demo-full test test-all test-newest endurance gpu lint
 
 demo: .venv/runtime
 	$(BIN)/prosam demo --workdir $(DEMO) $(ARGS)
@@ -36,6 +36,10 @@ test-newest:
 	  FLAX_NNX_GRAPH_MODE=$$graph_mode .venv-newest/bin/python -m pytest -n auto --dist loadfile \
 	    -m "not slow" $(ARGS) || exit 1; \
 	done
+
+# Kills a tiny training 20 times; some minutes. ARGS="--kills 100 --seed 7" makes it longer.
+endurance: .venv/workflow
+	$(BIN)/python -m tools.endurance $(ARGS)
 
 # On a GPU, with the JAX and PyTorch of $(PYTHON). What else it needs is installed beside them from
 # .wheels, where benchmarks/gpu_wheels.sh puts it. ARGS="--smoke --device cpu" tries it anywhere.
