@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 import types
@@ -81,12 +82,26 @@ def heard() -> Iterator[None]:
             at = now
             raise Terminated(128 + number) if number == signal.SIGTERM else KeyboardInterrupt
 
+    def again(lost: "sys.UnraisableHookArgs") -> None:
+        # Python drops what is raised in a destructor, JAX's at each garbage collection among them.
+        nonlocal at
+        numbers = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+        if (number := numbers.get(lost.exc_type)) is None:
+            old_hook(lost)
+            return
+        at = -GRACE
+        later = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        later.daemon = True
+        later.start()
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    old_hook, sys.unraisablehook = sys.unraisablehook, again
     old = {x: signal.signal(x, leave) for x in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
+        sys.unraisablehook = old_hook
         for number, handler in old.items():
             signal.signal(number, handler)
