@@ -1,11 +1,13 @@
 """Processes that are killed, stopped, interrupted or hang, and losses that are not finite."""
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -130,6 +132,21 @@ def test_a_signal_that_a_destructor_swallows_is_heard_after_it():
     with signals.heard(), pytest.raises(signals.Terminated):
         Collected()
         time.sleep(5)
+
+
+def test_a_signal_while_a_module_is_imported_is_heard_after_it(tmp_path, monkeypatch):
+    """Otherwise JAX's extension aborts the process."""
+    (tmp_path / "slowly_imported.py").write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(0.2)\n"
+        "done = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with signals.heard(), pytest.raises(KeyboardInterrupt):
+        assert importlib.import_module("slowly_imported").done
+        time.sleep(5)
+    assert sys.modules.pop("slowly_imported").done
 
 
 def _started(cfg, workdir):

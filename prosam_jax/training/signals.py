@@ -78,11 +78,15 @@ def heard() -> Iterator[None]:
 
     def leave(number: int, frame: types.FrameType | None) -> None:
         nonlocal at
-        if (now := time.monotonic()) - at > GRACE:
-            at = now
-            raise Terminated(128 + number) if number == signal.SIGTERM else KeyboardInterrupt
+        if (now := time.monotonic()) - at <= GRACE:
+            return
+        if _importing(frame):
+            _send_later(number)
+            return
+        at = now
+        raise Terminated(128 + number) if number == signal.SIGTERM else KeyboardInterrupt
 
-    def again(lost: "sys.UnraisableHookArgs") -> None:
+    def send_again(lost: "sys.UnraisableHookArgs") -> None:
         # Python drops what is raised in a destructor, JAX's at each garbage collection among them.
         nonlocal at
         numbers = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
@@ -90,14 +94,12 @@ def heard() -> Iterator[None]:
             old_hook(lost)
             return
         at = -GRACE
-        later = threading.Timer(0.05, os.kill, (os.getpid(), number))
-        later.daemon = True
-        later.start()
+        _send_later(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old_hook, sys.unraisablehook = sys.unraisablehook, again
+    old_hook, sys.unraisablehook = sys.unraisablehook, send_again
     old = {x: signal.signal(x, leave) for x in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -105,3 +107,19 @@ def heard() -> Iterator[None]:
         sys.unraisablehook = old_hook
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _importing(frame: types.FrameType | None) -> bool:
+    """Whether a module is being imported: JAX's extension aborts at what is raised meanwhile."""
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_later(number: int) -> None:
+    """Sends this process a signal again, in a moment."""
+    later = threading.Timer(0.05, os.kill, (os.getpid(), number))
+    later.daemon = True
+    later.start()
