@@ -76,12 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a command line as `main` does, and ends the process with its status."""
     status = main(argv)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # all is done, and the status tells what
+    if "grain" in sys.modules:
+        # JAX holds the last batch until a collection, and one of Grain's threads then frees its
+        # shared memory. If it is not freed, Python prints a warning.
+        gc.collect()
+        time.sleep(0.2)
     if status:
         # Threads of JAX, Orbax and Grain may be at work still. An interpreter that ends in the
         # usual way waits for those that hang, and those that do not may crash it.
-        gc.collect()
-        if "grain" in sys.modules:
-            time.sleep(0.2)  # one of its threads frees the shared memory of the last batch
         os._exit(status)
     sys.exit(status)
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 import types
@@ -77,16 +78,48 @@ def heard() -> Iterator[None]:
 
     def leave(number: int, frame: types.FrameType | None) -> None:
         nonlocal at
-        if (now := time.monotonic()) - at > GRACE:
-            at = now
-            raise Terminated(128 + number) if number == signal.SIGTERM else KeyboardInterrupt
+        if (now := time.monotonic()) - at <= GRACE:
+            return
+        if _importing(frame):
+            _send_later(number)
+            return
+        at = now
+        raise Terminated(128 + number) if number == signal.SIGTERM else KeyboardInterrupt
+
+    def send_again(lost: "sys.UnraisableHookArgs") -> None:
+        # Python drops what is raised in a destructor, JAX's at each garbage collection among them.
+        nonlocal at
+        numbers = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+        if (number := numbers.get(lost.exc_type)) is None:
+            old_hook(lost)
+            return
+        at = -GRACE
+        _send_later(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    old_hook, sys.unraisablehook = sys.unraisablehook, send_again
     old = {x: signal.signal(x, leave) for x in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
+        sys.unraisablehook = old_hook
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _importing(frame: types.FrameType | None) -> bool:
+    """Whether a module is being imported: JAX's extension aborts at what is raised meanwhile."""
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_later(number: int) -> None:
+    """Sends this process a signal again, in a moment."""
+    later = threading.Timer(0.05, os.kill, (os.getpid(), number))
+    later.daemon = True
+    later.start()
