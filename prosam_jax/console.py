@@ -4,6 +4,8 @@ Names of classes and files may be anything, so text is never markup here.
 """
 
 import functools
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,9 +30,18 @@ class Console(rich.console.Console):
         return rich.text.Text(printable(text, keep="\n"), **shown)
 
 
+class _Stderr(Console):
+    """Shows nothing more when its reader has gone, such as a `tee` that Ctrl-C ended, too."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
+
+
 def stderr() -> Console:
     """The console for bars and notes, so that stdout has only results."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _Stderr(stderr=True, highlight=False, soft_wrap=True)
 
 
 def note(line: str) -> None:

@@ -150,6 +150,7 @@ def _score(
             mesh=mesh,
             cache=cache,
             workers=cfg.data.workers,
+            patience=cfg.data.patience,
             examples=cfg.eval.pictures,
             on_batch=count,
         )

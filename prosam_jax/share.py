@@ -1,6 +1,5 @@
 """Shares trained prompt encoders: exports them from runs, and pushes to and pulls from a hub."""
 
-import contextlib
 import pathlib
 import re
 import shutil
@@ -54,9 +53,9 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
     channels = files.abstract(build).merged_channels
     encoder = ReferencePromptEncoder(cfg.prompt, cfg.distribution, channels, rngs=nnx.Rngs(0))
     learned = nnx.Dict(prompt_encoder=encoder)
-    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        at = checkpoints.find(checkpoint)
-        nnx.update(learned, checkpoints.restore_params(at, nnx.state(learned)))
+    checkpoints = Checkpoints(workdir)
+    at = checkpoints.find(checkpoint)
+    nnx.update(learned, checkpoints.restore_params(at, nnx.state(learned)))
     dataset = prompt_encoder.read_dataset(workdir)
     trained = Trained(
         config=without_paths(cfg),
