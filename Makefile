@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
 
-.PHONY: demo demo-full test test-all test-newest fuzz gpu lint
+.PHONY: demo demo-full test test-all test-newest endurance fuzz gpu lint
 
 demo: .venv/runtime
 	$(BIN)/prosam demo --workdir $(DEMO) $(ARGS)
@@ -41,6 +41,10 @@ test-newest:
 FUZZ ?= 100
 fuzz: .venv/workflow
 	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_fuzz_*.py $(ARGS)
+
+# Kills a tiny training 20 times; some minutes. ARGS="--kills 100 --seed 7" makes it longer.
+endurance: .venv/workflow
+	$(BIN)/python -m tools.endurance $(ARGS)
 
 # On a GPU, with the JAX and PyTorch of $(PYTHON). What else it needs is installed beside them from
 # .wheels, where benchmarks/gpu_wheels.sh puts it. ARGS="--smoke --device cpu" tries it anywhere.

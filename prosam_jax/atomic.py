@@ -1,10 +1,15 @@
-"""Atomic writes: a file appears complete or not at all."""
+"""Atomic writes: a file appears complete or not at all; and locks, for one writer at a time."""
 
 import contextlib
+import os
 import pathlib
 import uuid
 from collections.abc import Iterator
 from typing import IO
+
+import filelock
+
+from prosam_jax.errors import UserError
 
 PART = ".part"
 """Suffix of files that are not complete yet; a killed process may leave one behind."""
@@ -31,3 +36,32 @@ def writing(target: pathlib.Path) -> Iterator[IO[bytes]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as part, part.open("wb") as file:
         yield file
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, told: str) -> Iterator[None]:
+    """Holds a lock, which the system releases when the process ends, however it ends.
+
+    Args:
+        path: The lock's file. Its folder is made if needed, and removed if it is left empty.
+        told: What to say if another process holds it.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    made = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(told) from None
+    try:
+        yield
+    finally:
+        if os.name == "posix":  # on Windows, releasing it removes it
+            path.unlink(missing_ok=True)
+        lock.release()
+        if made:
+            with contextlib.suppress(OSError):  # it is not empty
+                path.parent.rmdir()

@@ -22,16 +22,52 @@ def read_object(path: pathlib.Path, needed: Collection[str], mend: str) -> dict[
         OSError: It cannot be read.
     """
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of bytes that are no text, too
+        held = parse_object(path.read_bytes())
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); {mend}") from error
-    except RecursionError:
-        raise UserError(f"{path} is damaged (nested too deeply); {mend}") from None
-    if not isinstance(held, dict):
-        raise UserError(f"{path} is damaged (a {type(held).__name__}, no object); {mend}")
     if missing := sorted(set(needed) - held.keys()):
         raise UserError(f"{path} is damaged (it has no {', '.join(missing)}); {mend}")
     return held
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """The object in a file's bytes, by name; a ValueError names the line that is wrong."""
+    try:
+        held = json.loads(data.decode())
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line}: byte {data[error.start]:#04x} is no text") from error
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(held, dict):
+        raise ValueError(f"a {type(held).__name__}, no object")
+    return held
+
+
+def read_lines(path: pathlib.Path, needed: Collection[str], mend: str) -> list[dict[str, Any]]:
+    """The objects in a file with one on each line; a last line without an end is left out.
+
+    Args:
+        path: The file.
+        needed: Names that each must have.
+        mend: What is to be done if a line is damaged, the end of the message.
+
+    Raises:
+        UserError: A line is no JSON, no object, or lacks a name.
+        OSError: It cannot be read.
+    """
+    found = []
+    for i, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            held = parse_object(line)
+        except ValueError as error:
+            told = str(error).removeprefix("line 1: ")
+            raise UserError(f"{path}, line {i} is damaged ({told}); {mend}") from error
+        if missing := sorted(set(needed) - held.keys()):
+            told = f"it has no {', '.join(missing)}"
+            raise UserError(f"{path}, line {i} is damaged ({told}); {mend}")
+        found.append(held)
+    return found
 
 
 def write_object(path: pathlib.Path, held: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """ProSAM: a reference, its annotation and a target -> K prompts -> SAM's decoder -> masks."""
 
-import contextlib
 import os
 import pathlib
 import zlib
@@ -287,8 +286,7 @@ def load(
     cfg = pretrained.usable(pretrained.settings_of(path), overrides or {})
     if not path.is_dir():
         return build(cfg), cfg
-    with contextlib.closing(Checkpoints(path, read_only=True)) as checkpoints:
-        which = "latest" if checkpoints.best is None else "best"
+    which = "latest" if Checkpoints(path).best is None else "best"
     return nnx.merge(*restored(cfg, path, which)[0]), cfg
 
 
@@ -305,10 +303,10 @@ def restored(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> tuple["Part
     """
     trained_on = prompt_encoder.read_frozen(workdir)
     prompt_encoder.check_frozen(workdir, trained_on, prompt_encoder.frozen_weights(cfg))
-    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        step = checkpoints.find(checkpoint)
-        parts = split(build(cfg))
-        return parts._replace(params=checkpoints.restore_params(step, parts.params)), step
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.find(checkpoint)
+    parts = split(build(cfg))
+    return parts._replace(params=checkpoints.restore_params(step, parts.params)), step
 
 
 class Parts(NamedTuple):

@@ -1,6 +1,5 @@
 """`from_pretrained`: one name for a trained model, whichever class is asked."""
 
-import contextlib
 import pathlib
 
 import fake_hub
@@ -33,9 +32,9 @@ def _write_run(cfg, workdir, built, miou=0.5):
     prompt_encoder.write_frozen(cfg, workdir)
     params = model.split(built).params
     tx = state.optimizer(cfg.train, state.schedule(cfg.train, images=1))
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        checkpoints.save(2, state.create(params, tx), miou=miou)
-        checkpoints.save(4, state.create(jax.tree.map(lambda x: x + 1, params), tx))
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(2, state.create(params, tx), miou=miou)
+    checkpoints.save(4, state.create(jax.tree.map(lambda x: x + 1, params), tx))
     return workdir
 
 

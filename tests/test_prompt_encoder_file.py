@@ -1,6 +1,5 @@
 """Files of trained prompt encoders: export from a run, scoring, training from them."""
 
-import contextlib
 import json
 import shutil
 
@@ -35,8 +34,8 @@ def run(tmp_path_factory):
     prompt_encoder.write_dataset(dataset, workdir)
     params = jax.tree.map(lambda x: x + 0.01, model.split(model.build(cfg)).params)
     tx = state.optimizer(cfg.train, state.schedule(cfg.train, images=1))
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        checkpoints.save(2, state.create(params, tx))
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(2, state.create(params, tx))
     result = runs.score(replaced(cfg, {"eval.seed": 5}), workdir, "latest")
     share.export(workdir, "latest", root / "encoder.safetensors")
     return cfg, workdir, root / "encoder.safetensors", result

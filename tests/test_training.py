@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import json
 import os
@@ -34,11 +33,8 @@ def finished(tmp_path_factory):
 
 def _last_state(cfg, workdir):
     trainer = loop.Trainer(cfg)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        return checkpoints.restore(checkpoints.latest, trainer.state)
-    finally:
-        checkpoints.close()
+    checkpoints = Checkpoints(workdir)
+    return checkpoints.restore(checkpoints.latest, trainer.state)
 
 
 def _curves(workdir):
@@ -57,10 +53,9 @@ def test_a_run_leaves_curves_settings_and_the_best_checkpoint(finished):
     wanted = ("miou", "episodes_per_s", "grad_norm", "scale_mean", "scale_to_norm", "learning_rate")
     assert {f"train/{name}" for name in wanted} <= training[0].keys()
     best = max(validation, key=lambda line: line["validation/miou"])["step"]
-    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints = Checkpoints(workdir)
     assert checkpoints.best == best
     assert set(checkpoints.steps) == {best, 6}
-    checkpoints.close()
     assert json.loads((workdir / "config.json").read_text())["data"]["fold"] == cfg.data.fold
     assert list((workdir / "tensorboard").glob("events.*"))
 
@@ -185,8 +180,8 @@ def test_a_run_of_an_older_version_goes_on(finished, tmp_path, capsys):
     loop.train(longer, run)
     assert "at step 6 in" in capsys.readouterr().err
     assert read_config(run / "config.json") == longer
-    with contextlib.closing(Checkpoints(run, read_only=True)) as checkpoints:
-        assert checkpoints.latest == 7
+    checkpoints = Checkpoints(run)
+    assert checkpoints.latest == 7
     assert share.export(run, "latest", tmp_path / "x").classes is None
 
 
@@ -311,9 +306,8 @@ def test_the_first_number_that_is_not_finite_ends_the_run(tmp_path, monkeypatch)
     cfg = small_config(tmp_path / "voc", train={"learning_rate": 1e38, "log_every": 5})
     with pytest.raises(FloatingPointError, match=r"(nan|inf).*step [234]\b.*train\.learning_rate"):
         loop.train(cfg, tmp_path / "run")
-    checkpoints = Checkpoints(tmp_path / "run", read_only=True)
+    checkpoints = Checkpoints(tmp_path / "run")
     assert checkpoints.steps == []
-    checkpoints.close()
 
 
 @pytest.mark.exhaustive

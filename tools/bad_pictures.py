@@ -6,6 +6,7 @@ python -m tools.bad_pictures
 import contextlib
 import io
 import json
+import math
 import os
 import pathlib
 import struct
@@ -247,6 +248,27 @@ def _labelme(shape: object, name: str = "a") -> tuple:
     return _source(f"json/{name}.json", held), ("--annotations", "{root}/json")
 
 
+def _yolo(line: str) -> tuple:
+    change, flags = _source("data.yaml", "names: [cat, dog]"), ("--annotations", "{root}/data.yaml")
+
+    def both(root: pathlib.Path) -> None:
+        change(root)
+        (root / "labels").mkdir()
+        (root / "labels/a.txt").write_text(line)
+
+    return both, flags
+
+
+def _cvat(shapes: str) -> tuple:
+    image = f"<image id='0' name='a.png' width='{WIDTH}' height='{HEIGHT}'>{shapes}</image>"
+    content = f"<annotations>{image}</annotations>"
+    return _source("t.xml", content), ("--annotations", "{root}/t.xml")
+
+
+def _label_studio(annotations: list) -> tuple:
+    return _coco([{"id": 3, "data": {"image": "a.png"}, "annotations": annotations}])
+
+
 def coco(**changes) -> dict:
     """A valid COCO file for the good folder."""
     return {
@@ -256,6 +278,11 @@ def coco(**changes) -> dict:
             {"image_id": 7, "category_id": 3, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9]]}
         ],
     } | changes
+
+
+def _annotated(**changes) -> dict:
+    """That file with another annotation, of id 5."""
+    return coco(annotations=[coco()["annotations"][0] | {"id": 5} | changes])
 
 
 def shape(**changes) -> dict:
@@ -281,10 +308,30 @@ SOURCES = (
          *_coco(coco(images=[{"id": 7, "file_name": "b.png", "width": 4, "height": 3}]))),
     Case("COCO's JSON: another size",
          *_coco(coco(images=[{"id": 7, "file_name": "a.png", "width": 4, "height": 3}]))),
+    Case("COCO's JSON: one id, two files",
+         *_coco(coco(images=[coco()["images"][0], coco()["images"][0] | {"file_name": "b.png"}]))),
+    Case("COCO's JSON: no such image", *_coco(_annotated(image_id=9))),
+    Case("COCO's JSON: no such category", *_coco(_annotated(category_id=9))),
+    Case("COCO's JSON: iscrowd is a word", *_coco(_annotated(iscrowd="no"))),
+    Case("COCO's JSON: an odd count", *_coco(_annotated(segmentation=[[0, 0, 9, 0, 9, 9, 9]]))),
+    Case("COCO's JSON: a corner is NaN",
+         *_coco(_annotated(segmentation=[[0, math.nan, 9, 0, 9, 9]]))),
+    Case("COCO's JSON: outside of the picture",
+         *_coco(_annotated(segmentation=[[0, 0, 90, 0, 90, 90]]))),
+    Case("COCO's JSON: fractions", *_coco(_annotated(segmentation=[[0, 0, 0.5, 0, 0.5, 0.5]]))),
+    Case("COCO's JSON: nothing inside", *_coco(_annotated(segmentation=[[5, 5, 9, 9, 5, 5]]))),
+    Case("COCO's JSON: run lengths do not add up",
+         *_coco(_annotated(segmentation={"size": [HEIGHT, WIDTH], "counts": [100, 20]}))),
     Case("labelme cut short", *_labelme('{"shapes": [')),
     Case("labelme: a line", *_labelme(shape(shape_type="line"))),
     Case("labelme: two corners", *_labelme(shape(points=[[0, 0], [9, 9]]))),
     Case("labelme: no such picture", *_labelme(shape(), "b")),
+    Case("labelme: a picture shrunk later",
+         *_labelme(json.dumps({"shapes": [shape()], "imageWidth": 80, "imageHeight": 60}))),
+    Case("YOLO: a box", *_yolo("0 0.5 0.5 0.1 0.1")),
+    Case("YOLO: pixels", *_yolo("0 1 1 9 1 9 9")),
+    Case("CVAT: a box", *_cvat("<box label='cat' xtl='1' ytl='1' xbr='9' ybr='9'/>")),
+    Case("Label Studio: two annotators", *_label_studio([{"result": []}] * 2)),
 )  # fmt: skip
 """Tables and JSON files from which no mask can be made."""
 

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import prosam_jax
 from prosam_jax.cli import compiled, settings
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, printable
 from prosam_jax.training.signals import Stopped, Terminated, heard
 
 VERBS = {
@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except (UserError, FloatingPointError, OSError) as error:
-            return _end(f"error: {error}", 1)
+            message = printable(str(error), keep="\n")
+            return _end(f"error: {message}", 1)
 
 
 def command(argv: Sequence[str] | None = None) -> NoReturn:

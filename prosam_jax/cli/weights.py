@@ -24,7 +24,7 @@ import safetensors
 from prosam_jax.cli import convert
 from prosam_jax.cli.arguments import as_path
 from prosam_jax.cli.export import check_free
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, printable
 from prosam_jax.weights import other_forms, registry
 
 
@@ -72,7 +72,7 @@ def show(args: argparse.Namespace) -> None:
     print(share.describe(path, trained))
     print("settings that differ from the defaults:")
     for line in changed(Config(), trained.config):
-        print(f"  {line}")
+        print(f"  {printable(line)}")
 
 
 def push(args: argparse.Namespace) -> None:
@@ -134,8 +134,8 @@ def identify(path: pathlib.Path) -> str:
         with safetensors.safe_open(path, framework="numpy") as file:
             check_whole(file, path, made_by="the command that made it, or fetch it again")
         return (
-            f"{path} is a weight file: kind {metadata.get('kind')}, architecture "
-            f"{metadata.get('architecture')}\n{_origin(metadata)}"
+            f"{path} is a weight file: kind {_said(metadata, 'kind')}, architecture "
+            f"{_said(metadata, 'architecture')}\n{_origin(metadata)}"
         )
     digest = registry.sha256(path)
     entry = registry.with_checksum(digest) or registry.with_file(path.name)
@@ -154,8 +154,14 @@ def identify(path: pathlib.Path) -> str:
     return f"{path} {known} {entry.name}\n{check}\nnext: {registry.convert_command(entry, path)}"
 
 
+def _said(metadata: Mapping[str, Any], name: str) -> str:
+    """What a file, which may be anyone's, says in its metadata; "" if that is no text."""
+    value = metadata.get(name)
+    return printable(value) if isinstance(value, str) else ""
+
+
 def _origin(metadata: Mapping[str, Any]) -> str:
-    name, digest = metadata.get("source_name"), metadata.get("source_sha256")
+    name, digest = _said(metadata, "source_name"), _said(metadata, "source_sha256")
     if not name or not digest:
         return "trained with this library, not converted from a checkpoint"
     published, namesake = registry.with_checksum(digest), registry.with_file(name)

@@ -21,6 +21,7 @@ from prosam_jax.data.folds import SPLITS
 from prosam_jax.evaluation import controls, results
 from prosam_jax.evaluation.results import Example
 from prosam_jax.report import html, pictures, scores
+from prosam_jax.report.curves import read as read_curves
 
 PREDICTED, TRUTH, WRONG = (0.1, 0.5, 1.0), (0.1, 0.8, 0.3), (1.0, 0.3, 0.3)
 COLOURS = ("#1f77d0", "#d9730d", "#2a9d5c", "#a04bc2", "#c23b5e")
@@ -47,13 +48,12 @@ def write(path: pathlib.Path, runs: Sequence[methods.Run], command: str) -> None
         command: The command that made them.
 
     Raises:
-        UserError: The dataset is missing or no longer valid.
+        UserError: The dataset is missing or no longer valid, or a `metrics.jsonl` is damaged.
     """
     held, curves, examples = {}, {}, {}
     for run in runs:
         held[run.title] = json.loads((run.workdir / "results.json").read_text())
-        lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
-        curves[run.title] = [json.loads(line) for line in lines]
+        curves[run.title] = read_curves(run.workdir)
         examples[run.title] = results.load_examples(run.workdir / "examples.npz")
     cfg = runs[0].cfg
     one = next(iter(held.values()))

@@ -166,7 +166,8 @@ class _Bars:
 
     def refresh(self) -> None:
         for run, task in self._tasks.items():
-            with contextlib.suppress(OSError):  # no file yet, and a run tells itself what is wrong
+            # There is no file yet; and a run itself tells what is wrong with it.
+            with contextlib.suppress(OSError, UserError):
                 values = curves.newest(run.workdir)
                 if values:
                     text = f"loss {values['train/loss']:.4f}  mIoU {100 * values['train/miou']:.1f}"

@@ -20,7 +20,7 @@ from prosam_jax.config.choices import (
 )
 from prosam_jax.config.fields import Group, Role, flat, setting, unread
 from prosam_jax.config.sam import SAMConfig
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, cut, short
 
 _SAMPLED = ("distribution.name", ("gaussian", "student_t", "t3vae"))
 _HEAVY_TAILED = ("distribution.name", ("student_t", "t3vae"))
@@ -204,7 +204,8 @@ class DataConfig(Group):
             the model has seen on COCO.
         test_root: Folder of Pascal VOC for these tests.
         novel: For a folder of your own, the names of the classes kept for testing, separated by
-            commas; "" for every fourth class, starting from class 1 + fold.
+            commas, a name with a comma in double quotes; "" for every fourth class, starting from
+            class 1 + fold.
         bad_files: What happens if files of that folder cannot be used: "stop" ends with a message,
             "skip" leaves them out and counts them.
         workers: Processes that read episodes; 0 reads in the main process.
@@ -373,10 +374,11 @@ def _build(cls: type, settings: Mapping[str, Any], prefix: str) -> Any:
     for name, value in settings.items():
         path = prefix + name
         if name not in known:
-            raise UserError(f"unknown setting {path}{nearest(path, [prefix + k for k in known])}")
+            near = nearest(cut(path), [prefix + k for k in known])
+            raise UserError(f"unknown setting {cut(path)}{near}")
         if dataclasses.is_dataclass(known[name]):
             if not isinstance(value, Mapping) and not hasattr(value, "items"):
-                raise UserError(f"{path}={value!r} must be a group of settings")
+                raise UserError(f"{path}={short(value)} must be a group of settings")
             values[name] = _build(typing.cast(type, known[name]), value, f"{path}.")
         else:
             values[name] = value

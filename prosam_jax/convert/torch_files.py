@@ -24,6 +24,8 @@ from prosam_jax.weights.other_forms import AGAIN
 from prosam_jax.weights.registry import sha256
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
+UNFOLDED = 1 << 30
+"""Bytes that tensors may have beyond the file's own, where strides of 0 repeat a number."""
 HELD = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -60,10 +62,15 @@ def read(path: pathlib.Path) -> Checkpoint:
     state = _state_dict(path, _loaded(path))
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    size = path.stat().st_size
     for name, x in state.items():
-        if problem := _problem(x, size):
+        if problem := _problem(x):
             raise UserError(f"{path}: the tensor {name!r} {problem}")
+    if (claimed := sum(map(_bytes, state.values()))) > max(path.stat().st_size, UNFOLDED):
+        name = max(state, key=lambda name: _bytes(state[name]))
+        raise UserError(
+            f"{path} claims {claimed:,} bytes of tensors ({name!r} has {state[name].numel():,} "
+            f"elements), far more than it holds; {AGAIN}"
+        )
     widened = [name for name, x in state.items() if x.dtype in (torch.float16, torch.bfloat16)]
     tensors = {
         name: (x.float() if name in widened else x).detach().numpy() for name, x in state.items()
@@ -71,8 +78,12 @@ def read(path: pathlib.Path) -> Checkpoint:
     return Checkpoint(path, sha256(path), tensors, widened)
 
 
-def _problem(x: torch.Tensor, size: int) -> str:
-    """Why a tensor of a file of `size` bytes is no array of numbers; "" if it is."""
+def _bytes(x: torch.Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def _problem(x: torch.Tensor) -> str:
+    """Why a tensor is no array of numbers that NumPy can hold; "" if it is."""
     kind = str(x.dtype).removeprefix("torch.")
     if x.is_meta:
         return f"is a meta tensor of {kind}, a shape without numbers; save the loaded weights"
@@ -83,9 +94,6 @@ def _problem(x: torch.Tensor, size: int) -> str:
         return f"is {layout} ({kind}); save it as a plain tensor"
     if x.dtype not in HELD:
         return f"is {kind}; use a checkpoint of float32, float16 or bfloat16"
-    # A few bytes may be shown as any number of elements, by strides of 0.
-    if x.numel() * x.element_size() > size:
-        return f"has {x.numel():,} elements of {kind}, more than fit in the file; {AGAIN}"
     return ""
 
 

@@ -3,8 +3,13 @@
 import json
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 from prosam_jax.atomic import replacing
+from prosam_jax.errors import UserError
+from prosam_jax.json_files import read_lines
+
+METRICS = "metrics.jsonl"
 
 
 class Curves:
@@ -12,14 +17,17 @@ class Curves:
 
     Lines of steps after `start` are dropped, because those steps will be done again, and so is a
     line that a crash cut short.
+
+    Raises:
+        UserError: `metrics.jsonl` is damaged.
     """
 
     def __init__(self, workdir: pathlib.Path, start: int):
-        path = workdir / "metrics.jsonl"
-        old = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in old if _step_of(line) <= start]
+        path = workdir / METRICS
+        old = read(workdir) if path.exists() else []
+        kept = [line for line in old if line["step"] <= start]
         with replacing(path) as part:
-            part.write_text("".join(f"{line}\n" for line in kept))
+            part.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
         self._lines = path.open("a", buffering=1)
         import tensorboardX  # here, because it imports torch if installed, which takes seconds
 
@@ -40,14 +48,28 @@ class Curves:
         self._board.close()
 
 
-def newest(workdir: pathlib.Path) -> dict[str, float]:
-    """The last complete line of training in `metrics.jsonl`; empty if there is none yet."""
-    lines = (workdir / "metrics.jsonl").read_text().split("\n")[:-1]
-    return next((json.loads(x) for x in reversed(lines) if "train/loss" in x), {})
+def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The complete lines of `metrics.jsonl`.
+
+    Raises:
+        UserError: A line is damaged.
+        OSError: The file cannot be read.
+    """
+    path, mend = workdir / METRICS, "repair or delete this line"
+    lines = read_lines(path, ("step",), mend)
+    for i, line in enumerate(lines, 1):
+        if not isinstance(line["step"], int):
+            raise UserError(
+                f"{path}, line {i} is damaged (its step is {line['step']!r}, no number); {mend}"
+            )
+    return lines
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
-        return float("inf")
+def newest(workdir: pathlib.Path) -> dict[str, Any]:
+    """The last complete line of training in `metrics.jsonl`; empty if there is none yet.
+
+    Raises:
+        UserError: A line is damaged.
+        OSError: The file cannot be read.
+    """
+    return next((line for line in reversed(read(workdir)) if "train/loss" in line), {})

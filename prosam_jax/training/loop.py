@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from prosam_jax import console, model, sharding
+from prosam_jax.atomic import locked
 from prosam_jax.config import (
     CHANGES_NO_NUMBER,
     Config,
@@ -30,13 +31,16 @@ from prosam_jax.evaluation import evaluate, prediction, results
 from prosam_jax.evaluation.metrics import Areas, IoU
 from prosam_jax.feature_cache.cache import opened
 from prosam_jax.report import scores
-from prosam_jax.report.curves import Curves
+from prosam_jax.report.curves import METRICS, Curves, newest
 from prosam_jax.training import not_finite, state, step
 from prosam_jax.training.signals import Interrupted, Signals, Stopped
 from prosam_jax.types import Episode
 from prosam_jax.weights import prompt_encoder
 from prosam_jax.weights.checkpoint import Checkpoints
 from prosam_jax.weights.prompt_encoder import Dataset
+
+LOCK = "training.lock"
+"""File of a run's folder that is locked while a process trains there."""
 
 
 def train(cfg: Config, workdir: pathlib.Path) -> None:
@@ -47,14 +51,24 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     `dataset.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` to `workdir`.
 
     Raises:
-        UserError: A setting, a file or an old run in `workdir` does not fit.
+        UserError: A setting, a file or an old run in `workdir` does not fit, another process
+            trains there, or the disk is full.
         FloatingPointError: A metric is no longer finite; the message names metric, step and
             the file with the batch.
         Stopped: SIGTERM or SIGINT was received; the state is saved.
     """
-    at = _latest(workdir)
-    if goes_on := at is not None:
-        began = _check_run(cfg, workdir, at)
+    told = f"another process is training in {workdir}: wait until it ends, or stop it"
+    with locked(workdir / LOCK, told):
+        _train(cfg, workdir)
+
+
+def _train(cfg: Config, workdir: pathlib.Path) -> None:
+    checkpoints = Checkpoints(workdir)
+    if goes_on := bool(checkpoints.steps):
+        for line in checkpoints.mend():
+            console.note(line)
+        assert checkpoints.latest is not None  # at least one is whole
+        began = _check_run(cfg, workdir, checkpoints.latest)
         # The file that it started from is no longer needed and may be gone.
         trainer = Trainer(replaced(cfg, {"prompt.weights": ""}))
         if prompt_encoder.read_dataset(workdir) not in (None, trainer.dataset):
@@ -65,14 +79,14 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
             )
         cfg = replaced(cfg, {"prompt.weights": began.prompt.weights})
     else:
+        _check_no_history(workdir)
         trainer = Trainer(cfg)
-    workdir.mkdir(parents=True, exist_ok=True)
     write_config(cfg, workdir / "config.json")
     if not goes_on:
         prompt_encoder.write_frozen(cfg, workdir)
         prompt_encoder.write_dataset(trainer.dataset, workdir)
     # A second signal must not interrupt the saving that the first one caused.
-    with Signals() as signals, contextlib.closing(Checkpoints(workdir)) as checkpoints:
+    with Signals() as signals:
         start = checkpoints.latest or 0
         if start:
             trainer.state = checkpoints.restore(start, trainer.state)
@@ -86,6 +100,11 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         console.note(f"{begins} in {workdir}")
         try:
             trainer.run(start, workdir, checkpoints, signals, validate_first=unscored)
+        except OSError as error:
+            raise UserError(
+                f"{workdir}: {error}, {checkpoints.safe}: mend that, then run the same command "
+                "again"
+            ) from error
         except not_finite.NotFinite as error:
             kept = not_finite.keep_batch(workdir, error.step, trainer.source, cfg.train.batch_size)
             at = checkpoints.latest
@@ -101,12 +120,16 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
         console.note(trainer.cache.summary())
 
 
-def _latest(workdir: pathlib.Path) -> int | None:
-    """The step of the latest checkpoint, None if there is none."""
-    if not (workdir / "checkpoints").is_dir():
-        return None
-    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        return checkpoints.latest
+def _check_no_history(workdir: pathlib.Path) -> None:
+    """Raises UserError if a run in `workdir` has lost the checkpoints that it must have had."""
+    if not (workdir / METRICS).exists():
+        return
+    reached = newest(workdir).get("step", 0)
+    if reached > read_config(workdir / "config.json").train.checkpoint_every:
+        raise UserError(
+            f"{workdir} has a run that reached step {reached}, but no checkpoint to go on from: "
+            "restore its checkpoints/, or choose another --workdir to begin again"
+        )
 
 
 def _check_run(cfg: Config, workdir: pathlib.Path, at: int) -> Config:

@@ -2,129 +2,238 @@
 
 import contextlib
 import errno
+import gc
+import hashlib
+import json
 import os
 import pathlib
+import re
 import shutil
-from collections.abc import Iterator
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
+from prosam_jax import console, json_files
+from prosam_jax.atomic import PART
 from prosam_jax.errors import UserError
 
-METRIC = "miou"
+ARRAYS = "arrays"
+"""What Orbax writes of a checkpoint: a folder in the checkpoint's."""
+SEAL = "checksums.json"
+"""Step, score, and checksums of the arrays, of every file, and of this file itself."""
+
+_OLDER = "default"  # `ARRAYS` of the versions that wrote no checksums
+_NAME = re.compile(r"([0-9]+)(?:-([0-9]+))?")
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class Checkpoints:
-    """The checkpoints of one run, kept by Orbax in `<workdir>/checkpoints`.
+    """The checkpoints of one run, in `<workdir>/checkpoints`.
 
-    Two are kept: the latest, and the one with the best validation mIoU. They are written in the
-    background, and an unfinished checkpoint is never read as a complete one.
+    Two are kept: the latest, and the one with the best validation mIoU. Orbax writes the arrays;
+    checksums are added, and the folder gets its name when it is complete. A checkpoint is verified
+    before it is used, and removed only when a newer one is complete.
 
     Args:
-        workdir: Folder of the run.
-        read_only: Whether to change nothing, so that a training may be writing at the same time.
+        workdir: Folder of the run. Others may read it while one process trains.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
+    def __init__(self, workdir: pathlib.Path):
+        self._workdir = workdir
         self._folder = workdir.resolve() / "checkpoints"
-        latest = policies.LatestN(1)
-        best = policies.BestN(get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False)
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            item_handlers=ocp.StandardCheckpointHandler(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy([latest, best]),
-                best_fn=_miou,
-                best_mode="max",
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
-                create=not read_only,
-            ),
-        )
 
     @property
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        """The steps that have a checkpoint, whole or damaged, ascending."""
+        return sorted(self._found())
 
     @property
     def latest(self) -> int | None:
         """The latest step, None if there is none."""
-        return self._manager.latest_step()
+        return max(self._found(), default=None)
 
     @property
     def best(self) -> int | None:
-        """The step of the best validation, None if there was none."""
-        return self._manager.best_step()
-
-    def validated(self, step: int) -> bool:
-        """Whether the checkpoint of `step` has a validation mIoU."""
-        return bool(self._manager.metrics(step))
-
-    def save(self, step: int, state: Any, miou: float | None = None) -> None:
-        """Starts to write `state` and, if it was validated, its mIoU; replaces one of that step.
+        """The step of the best validation, None if there was none.
 
         Raises:
-            OSError: The disk is full, maybe for the state before this one.
+            UserError: The score of a checkpoint cannot be read.
         """
-        metrics = None if miou is None else {METRIC: miou}
-        self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-        with self._space():
-            if step in self._manager.all_steps():
-                self._manager.wait_until_finished()
-                self._manager.delete(step)
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+        found = {step: self._score(step) for step in self.steps}
+        scores = {step: miou for step, miou in found.items() if miou is not None}
+        return max(scores, key=lambda step: (scores[step], step), default=None)
+
+    @property
+    def safe(self) -> str:
+        """Where the run goes on after an error, for messages."""
+        return "no step is saved yet" if self.latest is None else f"step {self.latest} is safe"
+
+    def validated(self, step: int) -> bool:
+        """Whether the checkpoint of `step` has a validation mIoU.
+
+        Raises:
+            UserError: The score cannot be read.
+        """
+        return self._score(step) is not None
+
+    def mend(self) -> list[str]:
+        """Sets damaged checkpoints aside and removes unfinished ones, for a training to go on.
+
+        Returns:
+            A line for each that was damaged.
+
+        Raises:
+            UserError: There are checkpoints, but none is whole; nothing was changed.
+            OSError: The folder cannot be written to.
+        """
+        found = self._found()
+        problems = {step: _problem(folder) for step, folder in found.items()}
+        damaged = {step: problem for step, problem in problems.items() if problem}
+        if damaged and damaged.keys() == found.keys():
+            told = "; ".join(f"{found[step]}: {problem}" for step, problem in damaged.items())
+            raise UserError(
+                f"{self._workdir} has no whole checkpoint to go on from ({told}): restore one from "
+                "a copy, or choose another --workdir to begin again"
+            )
+        lines = []
+        for step, problem in damaged.items():
+            aside = self._folder / f"damaged-{found[step].name}"
+            if aside.exists():
+                aside = aside.with_name(f"{aside.name}-{uuid.uuid4().hex[:8]}")
+            found[step].rename(aside)
+            lines.append(f"checkpoint {found[step]} is damaged ({problem}): moved to {aside.name}")
+        for pattern in (f".*{PART}", "*.orbax-checkpoint-tmp*"):
+            for left in self._folder.glob(pattern):
+                shutil.rmtree(left)
+        return lines
+
+    def save(self, step: int, state: Any, miou: float | None = None) -> None:
+        """Writes `state` and, if it was validated, its mIoU; replaces one of that step.
+
+        Raises:
+            UserError: The disk is full or refuses to be written; older checkpoints stay.
+        """
+        part = self._folder / f".{uuid.uuid4().hex}{PART}"
+        try:
+            part.mkdir(parents=True)
+            self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+            with _muted():
+                _orbax().save(part / ARRAYS, args=ocp.args.StandardSave(state))
+            _seal(part, step, state, miou)
+            last = self._found().get(step)
+            part.rename(self._folder / (_successor(last) if last else str(step)))
+            _sync(self._folder)
+        except Exception as error:
+            if (reason := _reason(error)) is None:
+                raise
+            raise UserError(
+                f"{self._folder} cannot take the checkpoint of step {step} ({reason}), "
+                f"{self.safe}: mend that, then run the same command again"
+            ) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        self._prune()
 
     def restore(self, step: int, like: Any) -> Any:
         """Reads the state of `step` with the structure, dtypes and sharding of `like`.
 
         Raises:
-            UserError: The stored tree differs from `like` in names or shapes.
+            UserError: It is damaged, or its tree differs from `like` in names or shapes.
         """
-        self._check(step, like, self._manager.item_metadata(step).tree)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        folder = self._verified(step)
+        self._check(folder, like, _tree(folder))
+        state = _read(folder, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        self._check_arrays(folder, state)
+        return state
 
     def restore_params(self, step: int, like: Any) -> Any:
         """Reads only the parameters of `step`, with the structure of `like`, onto one device.
 
         Raises:
-            UserError: The stored parameters differ from `like` in names or shapes.
+            UserError: It is damaged, or its parameters differ from `like` in names or shapes.
         """
-        stored = self._manager.item_metadata(step).tree
-        self._check(step, {"params": like}, {"params": stored["params"]})
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        whole = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), stored
-        )
-        found = _leaves(self._manager.restore(step, args=ocp.args.StandardRestore(whole))["params"])
+        folder = self._verified(step)
+        self._check(folder, {"params": like}, {"params": _tree(folder).get("params", {})})
+        state = _read(folder, _on_one_device(_tree(folder)))
+        self._check_arrays(folder, state)
+        found = _leaves(state["params"])
         return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in _leaves(like)])
 
     def find(self, name: str) -> int:
         """The step that "best", "latest" or a number means.
 
         Raises:
-            UserError: There is no such checkpoint.
+            UserError: There is no such checkpoint, or which is the best cannot be read.
         """
-        known = self.steps
-        step_of = {"best": self.best, "latest": self.latest} | {str(step): step for step in known}
-        if (found := step_of.get(name)) is not None:
+        known = {str(step): step for step in self.steps}
+        means: dict[str, Callable[[], int | None]] = {
+            "best": lambda: self.best,
+            "latest": lambda: self.latest,
+        }
+        found = means[name]() if name in means else known.get(name)
+        if found is not None:
             return found
         if name == "best" and known:
             raise UserError(
-                f"{self._folder.parent} has no best checkpoint, because the run was never "
+                f"{self._workdir} has no best checkpoint, because the run was never "
                 "validated: pass --checkpoint=latest"
             )
-        kept = ", ".join(map(str, known)) or "none"
+        kept = ", ".join(known) or "none"
         raise UserError(
-            f"--checkpoint={name}: {self._folder.parent} has no such checkpoint (steps kept: "
+            f"--checkpoint={name}: {self._workdir} has no such checkpoint (steps kept: "
             f"{kept}); pass best, latest or one of these steps, or train first with: prosam train"
         )
 
-    def _check(self, step: int, like: Any, stored: Any) -> None:
+    def _found(self) -> dict[int, pathlib.Path]:
+        """Folders by step; of one step that was saved again the newest, which is whole."""
+        found: dict[int, tuple[int, pathlib.Path]] = {}
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+            if (name := _NAME.fullmatch(path.name)) and path.is_dir():
+                step, time_saved = int(name[1]), int(name[2] or 1)
+                found[step] = max(found.get(step, (0, path)), (time_saved, path))
+        return {step: path for step, (_, path) in found.items()}
+
+    def _prune(self) -> None:
+        found = self._found()
+        kept = {found[step] for step in (self.latest, self.best) if step is not None}
+        for path in list(self._folder.iterdir()):
+            if _NAME.fullmatch(path.name) and path not in kept:
+                # Renamed first: a folder that is half removed is not one that is damaged.
+                shutil.rmtree(path.rename(path.with_name(f".{uuid.uuid4().hex}{PART}")))
+
+    def _score(self, step: int) -> float | None:
+        folder = self._found()[step]
+        try:
+            return _older_score(folder) if _is_older(folder) else _sealed(folder)["miou"]
+        except (OSError, ValueError) as error:
+            raise self._damaged(folder, str(error)) from error
+
+    def _verified(self, step: int) -> pathlib.Path:
+        folder = self._found()[step]
+        if problem := _problem(folder):
+            raise self._damaged(folder, problem)
+        if _is_older(folder):
+            console.note(f"checkpoint {folder} is of an older version, without checksums")
+        return folder
+
+    def _damaged(self, folder: pathlib.Path, problem: str) -> UserError:
+        if not folder.exists():
+            return UserError(
+                f"checkpoint {folder} was replaced by the training while it was read: run the same "
+                "command again"
+            )
+        whole = [step for step, path in self._found().items() if path != folder]
+        whole = [str(step) for step in sorted(whole) if not _problem(self._found()[step])]
+        mend = f"pass --checkpoint={whole[-1]}, which is whole" if whole else "no other is whole"
+        return UserError(f"checkpoint {folder} is damaged ({problem}): {mend}")
+
+    def _check(self, folder: pathlib.Path, like: Any, stored: Any) -> None:
         held, wanted = _shapes(stored), _shapes(like)
         wrong = sorted(name for name in held | wanted if held.get(name) != wanted.get(name))
         if wrong:
@@ -133,45 +242,182 @@ class Checkpoints:
                 for name in wrong[:8]
             ]
             raise UserError(
-                f"checkpoint {self._folder / str(step)} differs from the model in {len(wrong)} "
+                f"checkpoint {folder} differs from the model in {len(wrong)} "
                 f"arrays ({'; '.join(pairs)}): choose another --workdir, or the settings of its "
                 "config.json"
             )
 
-    def close(self) -> None:
-        """Waits until everything is on disk, and closes.
-
-        Raises:
-            OSError: The disk is full.
-        """
-        with self._space():
-            try:
-                self._manager.wait_until_finished()
-            finally:
-                self._manager.close()
+    def _check_arrays(self, folder: pathlib.Path, state: Any) -> None:
+        if not _is_older(folder) and _sealed(folder)["arrays"] != _digest(state):
+            raise self._damaged(folder, "its arrays are not those that were saved")
 
     def _check_space(self, size: int) -> None:
         # Orbax's threads write hundreds of lines to stderr when they meet a full disk.
         if (free := shutil.disk_usage(self._folder).free) < size:
-            told = (
-                f"{os.strerror(errno.ENOSPC)} for a checkpoint: {size:,} bytes, {free:,} are free"
-            )
-            raise OSError(errno.ENOSPC, told, str(self._folder))
-
-    @contextlib.contextmanager
-    def _space(self) -> Iterator[None]:
-        """Tells a full disk as the system does; Orbax's errors of it are of several types."""
-        try:
-            yield
-        except Exception as error:
-            for code in (errno.ENOSPC, errno.EDQUOT):
-                if os.strerror(code) in str(error):
-                    raise OSError(code, os.strerror(code), str(self._folder)) from error
-            raise
+            told = f"{os.strerror(errno.ENOSPC)}: {size:,} bytes, {free:,} are free"
+            raise OSError(errno.ENOSPC, told)
 
 
-def _miou(metrics: dict[str, float]) -> float:
-    return metrics[METRIC]
+def _successor(path: pathlib.Path) -> str:
+    """The name for the same step saved once more."""
+    step, _, time_saved = path.name.partition("-")
+    return f"{step}-{int(time_saved or 1) + 1}"
+
+
+def _orbax() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+
+
+def _is_older(folder: pathlib.Path) -> bool:
+    return (folder / _OLDER).is_dir()
+
+
+def _arrays(folder: pathlib.Path) -> pathlib.Path:
+    return folder / (_OLDER if _is_older(folder) else ARRAYS)
+
+
+def _tree(folder: pathlib.Path) -> Any:
+    """Shapes and dtypes of a checkpoint, in nested dicts."""
+    with _muted():
+        held = _orbax().metadata(_arrays(folder)).item_metadata
+    if held is None:
+        raise ValueError("no metadata of the arrays")
+    return held.tree
+
+
+def _read(folder: pathlib.Path, abstract: Any) -> Any:
+    with _muted():
+        return _orbax().restore(_arrays(folder), args=ocp.args.StandardRestore(abstract))
+
+
+def _on_one_device(tree: Any) -> Any:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+
+
+def _seal(folder: pathlib.Path, step: int, state: Any, miou: float | None) -> None:
+    """Writes `SEAL` beside the arrays, and has the system write all of it to the disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    held = {
+        "step": step,
+        "miou": miou,
+        "arrays": _digest(state),
+        "files": {path.relative_to(folder).as_posix(): _file_digest(path) for path in files},
+    }
+    json_files.write_object(folder / SEAL, held | {"sha256": _own_digest(held)})
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sealed(folder: pathlib.Path) -> dict[str, Any]:
+    """What `_seal` wrote.
+
+    Raises:
+        ValueError: The file is missing or damaged; the message says how, without its folder.
+    """
+    try:
+        held = json_files.parse_object((folder / SEAL).read_bytes())
+        sha256 = held.pop("sha256", None)
+        if sha256 != _own_digest(held):
+            raise ValueError("its own checksum does not fit")
+    except ValueError as error:
+        raise ValueError(f"{SEAL}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{SEAL}: {error.strerror}") from error
+    return held
+
+
+def _older_score(folder: pathlib.Path) -> float | None:
+    path = folder / "metrics" / "metrics"
+    if not path.exists():
+        return None
+    miou = json_files.parse_object(path.read_bytes()).get("miou")
+    if not isinstance(miou, float | int):
+        raise ValueError("metrics/metrics has no number miou")
+    return miou
+
+
+def _problem(folder: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if nothing is."""
+    try:
+        if not _is_older(folder):
+            return _changed(folder, _sealed(folder)["files"])
+        _older_score(folder)
+    except (OSError, ValueError) as error:
+        return str(error)
+    try:  # all that tells whether one without checksums can be read
+        _read(folder, _on_one_device(_tree(folder)))
+    except Exception as error:  # Orbax raises what it meets
+        return f"Orbax cannot read it: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None
+
+
+def _changed(folder: pathlib.Path, files: Mapping[str, str]) -> str | None:
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _file_digest(folder / name) != digest:
+            return f"{name} was changed after it was written"
+    return None
+
+
+def _digest(tree: Any) -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes of all arrays, in the order of their names."""
+    held = hashlib.sha256()
+    for name, leaf in sorted(_leaves(tree).items()):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        held.update(f"{name} {array.dtype.name} {leaf.shape}\n".encode())
+        held.update(array.view(np.uint8).data)
+    return held.hexdigest()
+
+
+def _file_digest(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _own_digest(held: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Has the system write a file or the names in a folder to the disk."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Keeps Orbax's threads, which print each error they meet, from writing to stderr."""
+    if sys.stderr is None:  # closed; its number may be another file's
+        yield
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except Exception:
+        time.sleep(0.5)  # TensorStore's threads go on for a moment
+        gc.collect()  # and what they left undone tells its errors when it is collected
+        raise
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _reason(error: Exception) -> str | None:
+    """What the disk refused, None for other errors; Orbax's are of several types."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return next((os.strerror(x) for x in _DISK if os.strerror(x) in str(error)), None)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -6,12 +6,11 @@ import re
 import zipfile
 from typing import Any
 
-from prosam_jax.errors import UserError, printable
+from prosam_jax.errors import UserError, cut, printable, short
 
 AGAIN = "download it again"
 WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 LONGEST = 1 << 24  # bytes of a text that is looked into
-SHOWN = 120
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -102,11 +101,11 @@ def _text(path: pathlib.Path) -> str:
     answer = held if isinstance(held, dict) else {}
     told = next((answer[x] for x in ("error", "message", "detail") if x in answer), None)
     if told is not None:
-        said = _short(str(told)).rstrip(".")
+        said = printable(cut(str(told))).rstrip(".")
         return (
             f"a server's answer, not a checkpoint: {said}; log in if it asks for that, and {AGAIN}"
         )
-    return f"a text, not a checkpoint, and begins with {_short(text)!r}; {AGAIN}"
+    return f"a text, not a checkpoint, and begins with {short(text)}; {AGAIN}"
 
 
 def _parsed(text: str) -> Any:
@@ -114,7 +113,3 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _short(text: str) -> str:
-    return printable(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")

@@ -91,8 +91,8 @@ def find_folder(root: str) -> Folder:
     if lacking := [name for name in (MASKS, CLASSES) if not (path / name).exists()]:
         raise UserError(
             f"data.root={root!r}: there is no {path / lacking[0]}; {wanted}; `prosam "
-            "prepare folder --annotations SOURCE` makes masks and classes from a CSV file, a COCO "
-            "JSON file or labelme files"
+            "prepare folder --annotations SOURCE` makes masks and classes from a CSV file or the "
+            "files of annotation tools"
         )
     masks = {stem(name): name for name in pictures(path / MASKS)}
     found = {name: masks.get(stem(name), "") for name in pictures(path / IMAGES)}

@@ -14,10 +14,10 @@ from prosam_jax.data.prepare import archives
 from prosam_jax.data.prepare.archives import Archive
 from prosam_jax.data.prepare.coco_masks import (
     Annotated,
-    check_installed,
     read_annotations,
     write_mask,
 )
+from prosam_jax.data.prepare.objects import check_installed
 
 _BY_HAND = "https://cocodataset.org/#download links to it"
 _LICENCE = "annotations CC-BY-4.0, images under Flickr's terms"
