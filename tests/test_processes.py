@@ -218,8 +218,7 @@ def test_a_lost_worker_ends_a_training_that_is_saved(tmp_path, monkeypatch):
     at = int(re.search(r"step (\d+) is saved", str(error.value))[1])
     check_line(error, "loader worker 1 of 1", "SIGKILL")
     assert 2 <= at < 6
-    with contextlib.closing(Checkpoints(tmp_path / "run", read_only=True)) as checkpoints:
-        assert checkpoints.steps == [at]
+    assert Checkpoints(tmp_path / "run").steps == [at]
 
 
 @pytest.mark.slow
@@ -272,5 +271,4 @@ def test_a_state_that_gives_no_finite_loss_is_not_saved(tmp_path):
         loop.train(cfg, workdir)
     check_line(error, "after step 1", workdir / "not_finite_1.npz", "begins again at step 0")
     loop.train(replaced(cfg, {"train.learning_rate": 1e-4}), workdir)
-    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        assert checkpoints.latest == 2
+    assert Checkpoints(workdir).latest == 2
