@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
 
-.PHONY: demo demo-full test test-all test-newest endurance gpu lint
+.PHONY: demo demo-full test test-all test-newest endurance fuzz gpu lint
 
 demo: .venv/runtime
 	$(BIN)/prosam demo --workdir $(DEMO) $(ARGS)
@@ -28,7 +28,7 @@ test-newest:
 	test -n "$$python" || { echo "no Python 3.12 or newer found: skipped"; exit 0; }; \
 	test -d .venv-newest || $$python -m venv .venv-newest; \
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
-	  --upgrade-strategy eager -e '.[hub,prepare]' beartype import-linter \
+	  --upgrade-strategy eager -e '.[hub,prepare]' beartype hypothesis import-linter \
 	  ml-collections psutil pytest pytest-xdist \
 	&& .venv-newest/bin/python -c 'import sys, flax, jax, numpy; print(sys.version.split()[0], \
 	  "jax", jax.__version__, "flax", flax.__version__, "numpy", numpy.__version__)' \
@@ -36,6 +36,11 @@ test-newest:
 	  FLAX_NNX_GRAPH_MODE=$$graph_mode .venv-newest/bin/python -m pytest -n auto --dist loadfile \
 	    -m "not slow" $(ARGS) || exit 1; \
 	done
+
+# Damaged and hostile files, $(FUZZ) times as many as `make test` tries. About an hour with 100.
+FUZZ ?= 100
+fuzz: .venv/workflow
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_fuzz_*.py $(ARGS)
 
 # Kills a tiny training 20 times; some minutes. ARGS="--kills 100 --seed 7" makes it longer.
 endurance: .venv/workflow

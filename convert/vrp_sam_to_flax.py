@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from prosam_jax.cli import main
+from prosam_jax.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main(["weights", "convert", "vrp-sam", *sys.argv[1:]]))
+    command(["weights", "convert", "vrp-sam", *sys.argv[1:]])

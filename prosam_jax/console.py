@@ -1,19 +1,47 @@
-"""Progress bars and notes, which commands show on stderr."""
+"""Progress bars and notes, which commands show on stderr, and tables.
 
+Names of classes and files may be anything, so text is never markup here.
+"""
+
+import functools
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import rich.console
 import rich.progress
+import rich.text
+
+from prosam_jax.errors import printable
 
 _T = TypeVar("_T")
+_column = functools.partial(rich.progress.TextColumn, markup=False)
 
 
-def stderr() -> rich.console.Console:
+class Console(rich.console.Console):
+    """A console that shows text as it is, in tables, too: "[red]", ":cat:" and a class "[/b]"."""
+
+    def render_str(self, text: str, **kwargs: Any) -> rich.text.Text:
+        """The text with its style alone; what would steer the terminal is escaped."""
+        shown = {x: kwargs[x] for x in ("style", "justify", "overflow") if x in kwargs}
+        return rich.text.Text(printable(text, keep="\n"), **shown)
+
+
+class _Stderr(Console):
+    """Shows nothing more when its reader has gone, such as a `tee` that Ctrl-C ended, too."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
+
+
+def stderr() -> Console:
     """The console for bars and notes, so that stdout has only results."""
-    return rich.console.Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    return _Stderr(stderr=True, highlight=False, soft_wrap=True)
 
 
 def note(line: str) -> None:
@@ -34,7 +62,7 @@ def byte_bar(what: str, total: int | None, done: int) -> Iterator[Callable[[int]
     """A bar of bytes if stderr is a terminal; call the result with the number of new bytes."""
     console = stderr()
     with rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
+        _column("{task.description}"),
         rich.progress.BarColumn(),
         rich.progress.DownloadColumn(),
         rich.progress.TransferSpeedColumn(),
@@ -56,10 +84,10 @@ def training_bars(
         more: Additional columns.
     """
     return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
+        _column("{task.description}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("{task.fields[text]}"),
+        _column("{task.fields[text]}"),
         rich.progress.TimeElapsedColumn(),
         *more,
         console=console,
@@ -74,7 +102,7 @@ class Progress:
         self._console = stderr()
         self._bar = training_bars(
             self._console,
-            rich.progress.TextColumn("left"),
+            _column("left"),
             rich.progress.TimeRemainingColumn(),
         )
         self._task = self._bar.add_task("training", total=total, completed=start, text="")
@@ -116,11 +144,11 @@ def counting(name: str, total: int) -> Iterator[Callable[[int], None]]:
         yield _minutely(name, total)
         return
     columns = (
-        rich.progress.TextColumn("{task.description}"),
+        _column("{task.description}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("left"),
+        _column("left"),
         rich.progress.TimeRemainingColumn(),
     )
     with rich.progress.Progress(*columns, console=console, transient=True) as bar:

@@ -4,34 +4,32 @@ All pictures follow the same rules:
 
 * They are rotated according to their EXIF data, as in viewers and annotation tools.
 * Of 16 bits, the upper 8 are used. Fractions are refused, and so are levels so low that the upper 8
-  bits would be black.
+  bits would be black, as of cameras with 12 bits.
 * Gray, CMYK, 1-bit and palette images become RGB; alpha is dropped; of several frames, the first is
   used.
 * What cannot be read raises a `UserError` of one line, a missing file a `MissingFile`.
 
+Masks are read by two rules: `read_mask` tells the pixels of one object, `read_labels` the class
+numbers as they lie in the file.
+
 Callers that need other rules pass arguments. This module needs only NumPy and Pillow.
 """
 
-import contextlib
-import functools
-import io
 import os
-import pathlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageChops
 
 from prosam_jax.errors import UserError
+from prosam_jax.picture_files import File, called, opened, orientation
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike[str]
-File = str | os.PathLike[str] | io.BytesIO
 Numbers = np.ndarray | Sequence[Any]
 
-# Formats that Pillow registers but cannot decode by itself.
-_UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # What EXIF's numbers of an orientation ask for.
 _QUARTERS = {
     5: Image.Transpose.TRANSPOSE,
@@ -44,16 +42,11 @@ _TURNS = _QUARTERS | {
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
 }
+_ROWS = 256
+_BITS, _PLANAR = 258, 284  # tags of a TIFF
 _MEND = "save it with 8 or 16 bits"
-
-
-class MissingFile(UserError, FileNotFoundError):
-    """A file does not exist; the message names it."""
-
-
-def is_picture(path: str | os.PathLike[str]) -> bool:
-    """Whether a path's suffix is that of a format that Pillow reads."""
-    return pathlib.PurePath(path).suffix.lower() in _suffixes()
+# Formats, and compressions of a TIFF, that change numbers.
+_LOSSY = {"JPEG", "MPO", "JPEG2000", "jpeg", "webp"}
 
 
 def read(
@@ -72,9 +65,9 @@ def read(
         FileNotFoundError: There is no such file.
     """
     if isinstance(image, str | os.PathLike | Image.Image):
-        name = _called(image, name)
-        with _opened(image, name) as opened:
-            return np.array(_rgb(_upright(opened), name))
+        name = called(image, name)
+        with opened(image, name) as stored:
+            return _pixels(_upright(_rgb(stored, name), stored))
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
@@ -117,8 +110,8 @@ def load(
         UserError: The file cannot be read, or is of another size than `fit`.
         FileNotFoundError: There is no such file.
     """
-    name = _called(file, name)
-    with _opened(file, name) as stored:
+    name = called(file, name)
+    with opened(file, name) as stored:
         if fit:
             shown = _upright_size(stored) if turn else stored.size
             if fit not in (shown, stored.size):
@@ -128,11 +121,11 @@ def load(
                 )
             turn = turn and fit == shown
         drafted = stored.draft(None, (2 * square, 2 * square)) if square else None
-        if drafted is None:  # not a JPEG
-            return _rgb(_upright(stored) if turn else stored, name)
-        _, box = drafted  # the part with content: sizes that 8 does not divide are rounded up
-        small = _rgb(stored, name).resize((square, square), Image.Resampling.BILINEAR, box)
-        return small.transpose(method) if turn and (method := _turn(stored)) else small
+        pixels = _rgb(stored, name)
+        if drafted:  # a JPEG
+            _, box = drafted  # the part with content: sizes that 8 does not divide are rounded up
+            pixels = pixels.resize((square, square), Image.Resampling.BILINEAR, box)
+        return _upright(pixels, stored) if turn else pixels
 
 
 def size(file: File, name: str = "image", *, turn: bool = True) -> tuple[int, int]:
@@ -147,31 +140,41 @@ def size(file: File, name: str = "image", *, turn: bool = True) -> tuple[int, in
         UserError: The file cannot be read.
         FileNotFoundError: There is no such file.
     """
-    with _opened(file, _called(file, name)) as image:
+    with opened(file, called(file, name)) as image:
         return _upright_size(image) if turn else image.size
 
 
 def read_labels(file: File, name: str = "mask") -> UInt8[np.ndarray, "h w"]:
     """The class numbers of a mask file: its stored pixels, or the indices of a palette.
 
+    Gray of 1, 2 or 4 bits, or of another largest value, gives the numbers that lie in the file.
+
     Raises:
-        UserError: The file cannot be read, or has several channels or numbers outside 0-255.
+        UserError: The file cannot be read, has several channels or numbers outside 0-255, or a
+            compression that changes numbers, such as JPEG's.
         FileNotFoundError: There is no such file.
     """
-    name = _called(file, name)
-    with _opened(file, name) as mask:
+    name = called(file, name)
+    with opened(file, name) as mask:
+        if loss := _loss(mask):
+            raise UserError(
+                f"{name} is compressed with loss ({loss}), which changes class numbers: save the "
+                "mask as PNG from its source, or list masks of one object with their classes in a "
+                "CSV for prosam prepare folder --annotations"
+            )
         if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
             raise UserError(
                 f"{name} has mode {mask.mode}; save the mask with one channel of class numbers, "
                 "with or without a palette"
             )
-        labels = np.array(mask)
+        spread = _spread(mask)
+        labels = _stored(np.array(mask), spread)
     if labels.dtype != np.uint8:
         _check_range(labels, name, 255, "save the mask with numbers in 0-255")
     return labels.astype(np.uint8, copy=False)
 
 
-def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
+def read_mask(mask: ImageLike, name: str = "mask", *, turn: bool = True) -> Bool[np.ndarray, "h w"]:
     """Which pixels belong to the object of a mask.
 
     Args:
@@ -179,19 +182,21 @@ def read_mask(mask: ImageLike, name: str = "mask") -> Bool[np.ndarray, "h w"]:
             integers (0 and one other number). Or a Pillow image or a file, white on black: gray of
             128 or more counts as white, transparent as black; if all is black but for what
             is transparent, the opaque part is the object. The brighter one of a palette's two
-            colours is the object. Palettes with more colours, 16-bit images and images with all
-            levels below 128 are treated as integers.
+            colours is the object. Palettes with more colours, 16-bit images, images with all
+            levels below 128 and images with few levels that fill areas, as class numbers do, are
+            treated as integers.
         name: Its name in messages, unless it is a file.
+        turn: Whether to rotate a file by its EXIF data.
 
     Raises:
-        UserError: It is none of these, is damaged, has more than one number besides 0, or looks
-            like a photo.
+        UserError: It is none of these, is damaged, has more than one number besides 0, looks
+            like a photo, or is a JPEG whose levels are all below 128.
         FileNotFoundError: There is no such file.
     """
     if isinstance(mask, str | os.PathLike | Image.Image):
-        name = _called(mask, name)
-        with _opened(mask, name) as opened:
-            array = _levels(_upright(opened), name)
+        name = called(mask, name)
+        with opened(mask, name) as image:
+            array = _levels(image, name, turn=turn)
     else:
         array = np.asarray(mask)
     if array.ndim == 3 and array.shape[2] == 1:
@@ -240,93 +245,66 @@ def numbers(name: str, value: Numbers, shape: tuple[int | None, ...]) -> Float[n
     return inner
 
 
-@functools.cache
-def _suffixes() -> frozenset[str]:
-    forms = Image.registered_extensions()  # must come first: it loads the decoders into OPEN
-    return frozenset(end for end, form in forms.items() if form in Image.OPEN.keys() - _UNREAD)
-
-
-def _called(image: Any, name: str) -> str:
-    return str(image) if isinstance(image, str | os.PathLike) else name
-
-
-@contextlib.contextmanager
-def _opened(image: File | Image.Image, name: str) -> Iterator[Image.Image]:
-    """Opens a picture; any error while it is in use becomes a `UserError` of one line."""
-    try:
-        if isinstance(image, Image.Image):
-            yield image
-        else:
-            with Image.open(image) as file:
-                yield file
-    except (UserError, MemoryError):
-        raise
-    except FileNotFoundError:
-        raise MissingFile(f"{name} is missing") from None
-    except IsADirectoryError:
-        raise UserError(f"{name} is a folder: pass the files in it") from None
-    except UnidentifiedImageError as error:
-        raise UserError(
-            f"cannot read {name}: it is not a picture of a known format; copy the file again, or "
-            "save it as PNG"
-        ) from error
-    except Image.DecompressionBombError as error:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UserError(
-            f"{name} has more than {most:,} pixels, the most that Pillow reads; make it smaller"
-        ) from error
-    except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        line = " ".join(reason.split()) or type(error).__name__
-        raise UserError(f"cannot read {name}: {line}; copy the file again") from error
-
-
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    if image.format not in ("JPEG", "MPO"):  # their headers tell; Pillow rotates a TIFF on loading
+    if image.format not in ("JPEG", "MPO"):  # their headers tell; Pillow turns a TIFF on loading
         image.load()
     width, height = image.size
-    return (height, width) if _turn(image) in _QUARTERS.values() else (width, height)
+    return (height, width) if _TURNS.get(orientation(image)) in _QUARTERS.values() else image.size
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture as viewers show it.
-
-    Unlike Pillow's `exif_transpose` it writes no new EXIF data, which odd ones would stop.
-    """
-    image.load()  # which turns a TIFF
-    method = _turn(image)
-    return image if method is None else image.transpose(method)
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
+    """The pixels of a loaded picture as viewers show it."""
+    method = _TURNS.get(orientation(image))
+    return pixels if method is None else pixels.transpose(method)
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
+    """A picture's stored pixels; it is loaded afterwards."""
     if image.mode.startswith("F"):
         raise UserError(f"{name} contains fractions; {_MEND}")
+    codec, mode, _ = _coded(image)
+    tags = getattr(image, "tag_v2", {})
+    if codec == "raw" and tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (8,))) > 8:
+        raise UserError(
+            f"{name} stores 16-bit colours one after another, which Pillow takes for 8 bits; save "
+            "it as PNG"
+        )
+    image.load()
     if image.mode.startswith("I"):
         levels = np.array(image)
         _check_range(levels, name, 65535, _MEND)
-        if 0 < levels.max() < 4096:  # 12 bits or fewer: the upper 8 of 16 would be nearly black
-            raise UserError(
-                f"{name} has levels of at most {levels.max()} of 65535, almost black; save it with "
-                "8 bits"
-            )
+        _check_depth(name, levels.max().item())
         image = Image.fromarray((levels >> 8).astype(np.uint8))
-    if image.has_transparency_data:
+    elif ";16" in mode:  # Pillow has kept the upper 8 of each colour's 16 bits
+        _check_depth(name, 256 * int(np.asarray(image.convert("RGB")).max()) + 255)
+    if image.has_transparency_data and image.mode != "RGBA":
         image = image.convert("RGBA")  # a palette's transparency has several forms
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # a copy of 100 megapixels counts
 
 
-def _levels(image: Image.Image, name: str) -> np.ndarray:
+def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """`np.array` of an RGB picture with a quarter of the memory, which large ones need."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _ROWS):
+        rows = image.crop((0, top, width, min(top + _ROWS, height)))
+        pixels[top : top + _ROWS] = np.asarray(rows)
+    return pixels
+
+
+def _levels(image: Image.Image, name: str, *, turn: bool) -> np.ndarray:
     """A picture of a mask as bool, or as numbers if it is not white on black."""
+    spread, loss = _spread(image), _loss(image)
+    image.load()
+    image = _upright(image, image) if turn else image
     if image.mode.startswith(("I", "F")):
-        return np.array(image)
+        return _stored(np.array(image), spread)
     shown = image
     if image.has_transparency_data:
-        black, layered = Image.new("RGBA", image.size, "black"), image.convert("RGBA")
-        shown, opaque = Image.alpha_composite(black, layered), np.array(layered.getchannel("A"))
+        layered = image if image.mode == "RGBA" else image.convert("RGBA")
+        shown, alpha = layered.convert("RGB"), layered.getchannel("A")
+        shown.paste("black", mask=ImageChops.invert(alpha))
+        opaque = np.array(alpha)
         if not np.array(shown.convert("L")).any() and opaque.min() < opaque.max():
             return opaque >= 128
     gray = np.array(shown.convert("L"))
@@ -343,7 +321,76 @@ def _levels(image: Image.Image, name: str) -> np.ndarray:
             f"{name} looks like a photo, because much of it is neither black nor white: pass a "
             "mask that is white on the object and black elsewhere"
         )
-    return gray >= 128 if gray.max() >= 128 else gray
+    if loss and 0 < gray.max() < 128:
+        raise UserError(
+            f"{name} is compressed with loss ({loss}), which changes its numbers 0-{gray.max()}: "
+            "save the mask as PNG, or white on the object and black elsewhere"
+        )
+    if gray.max() < 128 or (not loss and _has_several_areas(gray)):
+        return _stored(gray, spread)
+    return gray >= 128
+
+
+def _has_several_areas(gray: UInt8[np.ndarray, "h w"]) -> bool:
+    """Whether few levels, some of them neither the darkest nor the brightest, fill 3 x 3 pixels.
+
+    Class numbers do, such as 0, 1 and 255 where 255 is ignored; soft edges and the traces of an
+    earlier JPEG do not, or have many levels.
+    """
+    levels = np.unique(gray)
+    if not 2 < len(levels) <= 16:
+        return False
+    same = gray[:, 1:] == gray[:, :-1]
+    rows = same[:, 1:] & same[:, :-1]
+    alike = gray[1:] == gray[:-1]
+    columns = (alike[1:] & alike[:-1])[:, 1:-1]
+    flat = gray[1:-1, 1:-1][rows[:-2] & rows[1:-1] & rows[2:] & columns]
+    return bool(np.isin(flat, levels[1:-1]).any())
+
+
+def _coded(image: Image.Image) -> tuple[str, str, int]:
+    """How a file's pixels lie in it, in Pillow's words: decoder, mode, the last argument.
+
+    The mode is "" once the picture is loaded.
+    """
+    tiles = getattr(image, "tile", None)
+    codec, _, _, given = tiles[0] if tiles else ("", (), 0, "")
+    arguments = given if isinstance(given, tuple) and given else (given,)
+    mode = arguments[0] if isinstance(arguments[0], str) else ""
+    return codec, mode, arguments[-1] if isinstance(arguments[-1], int) else 0
+
+
+def _spread(image: Image.Image) -> tuple[int, int] | None:
+    """A gray file's largest number, and the level to which Pillow stretches it on loading."""
+    codec, mode, last = _coded(image)
+    if image.mode not in ("L", "I"):
+        return None
+    if found := re.fullmatch("L;([24])I?R?", mode):
+        return 2 ** int(found[1]) - 1, 255
+    if codec in ("ppm", "ppm_plain"):
+        return last, 255 if image.mode == "L" else 65535
+    return None
+
+
+def _stored(levels: np.ndarray, spread: tuple[int, int] | None) -> np.ndarray:
+    """The numbers in the file of levels that were stretched."""
+    if not spread:
+        return levels
+    largest, level = spread
+    return np.rint(levels.astype(np.float64) * largest / level).astype(levels.dtype)
+
+
+def _loss(image: Image.Image) -> str:
+    """The format or compression of a file that changes its numbers; "" if it keeps them."""
+    kinds = image.format, image.info.get("compression")
+    return next((kind for kind in kinds if kind in _LOSSY), "")
+
+
+def _check_depth(name: str, highest: int) -> None:
+    if 0 < highest < 4096:  # 12 bits or fewer: the upper 8 of 16 would be nearly black
+        raise UserError(
+            f"{name} has levels of at most {highest} of 65535, almost black; save it with 8 bits"
+        )
 
 
 def _check_unit(array: np.ndarray, name: str) -> None:

@@ -1,6 +1,6 @@
 """What differs between processors, in one place: nothing else asks which one there is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import jax
@@ -16,7 +16,7 @@ SAMPLES = 2
 """Samples of Eq. 10 decoded at a time on a CPU, where more are slower. Elsewhere it is all."""
 
 
-def by_platform(function: Callable[..., T], *arrays: object, **values: dict[str, object]) -> T:
+def by_platform(function: Callable[..., T], *arrays: object, **values: Mapping[str, object]) -> T:
     """Calls `function` with keyword values that depend on where it will run.
 
     The choice is made when the call is lowered, so it is also right in a function that is exported

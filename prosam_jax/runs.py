@@ -150,16 +150,18 @@ def _score(
             mesh=mesh,
             cache=cache,
             workers=cfg.data.workers,
+            patience=cfg.data.patience,
             examples=cfg.eval.pictures,
             on_batch=count,
         )
     if cfg.eval.controls:
         result = controls.chosen(result)
+    # First of all: whatever may happen while it is shown, the result is kept.
+    workdir.mkdir(parents=True, exist_ok=True)
+    results.write_results(workdir / "results.json", result, cfg, at)
     scores.print_scores(result)
     if cache:
         console.note(cache.summary())
-    workdir.mkdir(parents=True, exist_ok=True)
-    results.write_results(workdir / "results.json", result, cfg, at)
     print(f"wrote {workdir / 'results.json'}")
     if cfg.eval.pictures:
         pictures.draw_examples(workdir / "examples.png", result.examples)

@@ -17,11 +17,13 @@ from PIL import Image
 from prosam_jax import console
 from prosam_jax.atomic import replacing
 from prosam_jax.errors import UserError
-from prosam_jax.images import is_picture, read
+from prosam_jax.images import read
+from prosam_jax.picture_files import is_picture, listed, nfc
 from prosam_jax.segmenter import Segmentation, Segmenter
 
 SHOWN = 3
 TINT = (25, 130, 255)
+_MOST = 120_000_000  # of 40 megapixels: the results of a batch are in memory together
 _DARKEST = 0.5 / 255  # smaller values are black in a map
 
 
@@ -55,7 +57,7 @@ def plan(
     without its suffix, or with it if two targets would have the same name.
 
     Args:
-        targets: A picture, or a folder of pictures (by their suffixes, without subfolders).
+        targets: A picture, or a folder of pictures (see `picture_files`; without subfolders).
         out: Folder for the output.
         overlay: Whether to write overlays.
         uncertainty: Whether to write uncertainty maps.
@@ -193,12 +195,16 @@ def run_lengths(mask: Bool[np.ndarray, "h w"]) -> list[int]:
 
 
 def _names(files: Sequence[pathlib.Path]) -> list[str]:
-    """Names for the outputs, unique even where file names are case-insensitive."""
-    stems = collections.Counter(file.stem.casefold() for file in files)
-    names = [file.stem if stems[file.stem.casefold()] == 1 else file.name for file in files]
-    if len({name.casefold() for name in names}) < len(names):  # a.jpg, a.png and a.jpg.webp
+    """Names for the outputs, unique even where case and the form of accents do not matter."""
+    stems = collections.Counter(_folded(file.stem) for file in files)
+    names = [file.stem if stems[_folded(file.stem)] == 1 else file.name for file in files]
+    if len({_folded(name) for name in names}) < len(names):  # a.jpg, a.png and a.jpg.webp
         names = [file.name for file in files]
     return names
+
+
+def _folded(name: str) -> str:
+    return nfc(nfc(name).casefold())
 
 
 def _pictures_of(targets: pathlib.Path) -> list[pathlib.Path]:
@@ -206,10 +212,12 @@ def _pictures_of(targets: pathlib.Path) -> list[pathlib.Path]:
         return [targets]
     if not targets.is_dir():
         raise UserError(f"--targets={targets}: there is no such file or folder")
-    files = sorted(x for x in targets.iterdir() if x.is_file() and is_picture(x))
-    if not files:
+    names = listed(targets)
+    if other := [targets / name for name in names if not is_picture(name)]:
+        console.note(f"passed over, because they have no picture's suffix: {_few(other)}")
+    if len(other) == len(names):
         raise UserError(f"--targets={targets}: the folder has no pictures; pass another")
-    return files
+    return [targets / name for name in names if is_picture(name)]
 
 
 def _batches(
@@ -217,7 +225,10 @@ def _batches(
     size: int,
     failed: Callable[[pathlib.Path, Exception], None],
 ) -> Iterator[tuple[list[pathlib.Path], list[UInt8[np.ndarray, "_ _ 3"]]]]:
-    """Targets with their pixels, `size` at a time; calls `failed` for those that cannot be read."""
+    """Targets with their pixels, `size` at a time or as many as `_MOST` values allow.
+
+    Calls `failed` for those that cannot be read.
+    """
     names, images = [], []
     for target in targets:
         try:
@@ -227,7 +238,7 @@ def _batches(
             continue
         names.append(target)
         images.append(image)
-        if len(names) == size:
+        if len(names) == size or sum(image.size for image in images) > _MOST:
             yield names, images
             names, images = [], []
     if names:

@@ -291,10 +291,13 @@ class Segmenter:
         logits, scores, iou, *uncertainty = found
         logits = rows @ logits @ cols.T
         masks = foreground(logits)
+        label_map = logits.argmax(0).astype(np.int32)  # then in place: large pictures fill memory
+        label_map += 1
+        label_map[~masks.any(0)] = 0
         return Segmentation(
             classes=classes,
             masks=masks,
-            label_map=np.where(masks.any(0), logits.argmax(0) + 1, 0).astype(np.int32),
+            label_map=label_map,
             scores=scores,
             predicted_iou=iou,
             uncertainty=np.clip(rows @ uncertainty[0] @ cols.T, 0, 1) if uncertainty else None,

@@ -1,6 +1,7 @@
 """Shares trained prompt encoders: exports them from runs, and pushes to and pulls from a hub."""
 
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -12,16 +13,13 @@ from prosam_jax.atomic import replacing
 from prosam_jax.config import (
     CHANGES_NO_NUMBER,
     OF_AN_EVALUATION,
-    PACKAGED,
-    RANDOM,
     Config,
-    Role,
     changed,
     read_config,
     recorded,
     replaced,
+    without_paths,
 )
-from prosam_jax.config.fields import about, flat
 from prosam_jax.errors import UserError
 from prosam_jax.json_files import read_object
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
@@ -60,7 +58,7 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
     nnx.update(learned, checkpoints.restore_params(at, nnx.state(learned)))
     dataset = prompt_encoder.read_dataset(workdir)
     trained = Trained(
-        config=_without_paths(cfg),
+        config=without_paths(cfg),
         merged_channels=channels,
         frozen=prompt_encoder.read_frozen(workdir),
         version=prosam_jax.__version__,
@@ -72,20 +70,6 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
     )
     prompt_encoder.save(out, files.leaves(encoder), trained)
     return trained
-
-
-def _without_paths(cfg: Config) -> Config:
-    """The settings with every path set to its default, except weights that are not a file."""
-    kept = (RANDOM, PACKAGED)
-    default = flat(Config())
-    return replaced(
-        cfg,
-        {
-            name: default[name]
-            for name, value in flat(cfg).items()
-            if about(Config, name).role is Role.PATH and value not in kept
-        },
-    )
 
 
 def _results(path: pathlib.Path, run: Config, at: int) -> dict[str, Any] | None:
@@ -101,9 +85,11 @@ def _results(path: pathlib.Path, run: Config, at: int) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged ({error}); {mend}") from error
     if held["step"] != at or changed(run, scored, OF_AN_EVALUATION):
         return None
-    return {name: held[name] for name in prompt_encoder.SCORES} | {
-        "settings": changed(run, scored, CHANGES_NO_NUMBER)
-    }
+    scores = {name: held[name] for name in prompt_encoder.SCORES}
+    found = scores | {"settings": changed(run, scored, CHANGES_NO_NUMBER)}
+    if not prompt_encoder.CHECKS["results"](found):
+        raise UserError(f"{path} is damaged (its scores are no percentages); {mend}")
+    return found
 
 
 def push(
@@ -165,7 +151,7 @@ def verified(path: pathlib.Path) -> Trained:
 def card(trained: Trained, repo: str) -> str:
     """The model card: what the file says and how to use it."""
     rows = "\n".join(
-        f"| {name} | {value} |" for name, value in prompt_encoder.facts(trained).items()
+        f"| {name} | {_in_a_cell(value)} |" for name, value in prompt_encoder.facts(trained).items()
     )
     flags = " --config.data.fold=FOLD" if trained.fold is None else ""
     roots = {"pascal": "VOC2012", "coco": "COCO2014"}
@@ -194,6 +180,11 @@ prosam weights pull {repo} --out FILE.safetensors
 prosam evaluate --prompt-encoder FILE.safetensors --workdir DIR{flags}
 ```
 """
+
+
+def _in_a_cell(text: str) -> str:
+    """A text as a cell of a Markdown table shows it: neither the end of the cell nor HTML."""
+    return re.sub(r"([\\`|\[<])", r"\\\1", text)
 
 
 def describe(path: pathlib.Path, trained: Trained) -> str:

@@ -11,9 +11,6 @@ from prosam_jax import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     "PYTHONPATH": str(ROOT),  # `python -m prosam_jax` from any folder
 }
 PROSAM = [sys.executable, "-m", "prosam_jax"]

@@ -16,6 +16,12 @@ os.environ.setdefault(
     * importlib.metadata.version("jax").startswith("0.10."),
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Many tests and processes compile the same, and a user's folder is not theirs.
+os.environ |= {
+    "JAX_COMPILATION_CACHE_DIR": os.path.join(os.path.dirname(__file__), "../.pytest_cache/jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+}
 
 import collections
 import pathlib
@@ -74,10 +80,6 @@ install_import_hook(
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-# Many tests and processes compile the same.
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def pytest_collection_modifyitems(items):

@@ -11,7 +11,7 @@ from flax import nnx
 from prosam_jax import backbone
 from prosam_jax.config import BACKBONES, BackboneConfig
 
-FAMILIES = ("vgg16_bn", "efficientnet_lite0")  # and ResNet, of which two are tiny
+FAMILIES = ("vgg16_bn",)  # and ResNet, of which two are tiny
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

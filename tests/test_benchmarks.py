@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import encoder, episodes, forward, measure
+from benchmarks import encoder, episodes, forward, measure, roofline
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.problem import Problem
 from prosam_jax.config import SAMConfig
 from torch_models import sam
 
@@ -79,6 +80,16 @@ def test_other_numbers_end_a_benchmark(quick, tmp_path, monkeypatch):
 def test_busy_share_counts_overlaps_once():
     assert episodes.covered([(0, 10)]) == 1
     assert episodes.covered([(60, 100), (0, 10), (5, 20), (6, 7), (60, 70)]) == 0.6
+
+
+@pytest.mark.slow
+def test_the_roofline_counts_every_sample():
+    few, many = (
+        roofline.bounds(Problem(size=32, embedding=2, samples=k, prompts=5), 64, 1000)
+        for k in (2, 6)
+    )
+    for name in ("FLOP", "bytes"):
+        assert 2.9 < many[name] / few[name] < 3.01
 
 
 def test_table_is_markdown():

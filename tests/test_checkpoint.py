@@ -249,6 +249,8 @@ def test_checkpoints_of_older_versions_are_read_and_told(older, tmp_path, capsys
     assert capsys.readouterr().err == ""
 
 
+# pytest collects what Python ignores in TensorStore's threads.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["halved", "deleted"])
 def test_a_damaged_one_of_an_older_version_is_refused_or_read_rightly(

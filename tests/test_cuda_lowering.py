@@ -1,5 +1,6 @@
 """What runs on a GPU is lowered for CUDA on any machine: no operation is missing there."""
 
+import dataclasses
 import functools
 
 import jax
@@ -117,6 +118,32 @@ def test_the_segmenters_functions():
     embeddings = targets.image_embeddings
     vary = bound(segmenter._vary, side=SIDE, samples=2)
     lowered(vary, leaves, embeddings, posterior)
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """What JAX asks of the card when it lowers cuDNN's attention, answered as Hopper would."""
+    asks = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    for name, answer in (
+        ("check_cudnn_version", lambda: 91000),
+        ("check_compute_capability", lambda capability: float(capability) <= 9.0),
+    ):
+        if not hasattr(asks, name):
+            pytest.skip(f"this JAX has no {name}")
+        monkeypatch.setattr(asks, name, answer)
+
+
+@pytest.mark.parametrize("size", ["vit_b", "vit_h"])
+def test_fused_attention_is_one_call_of_cudnn_in_each_block(size, hopper):
+    cfg = dataclasses.replace(SAMConfig.named(size), dtype="bfloat16", attention="cudnn")
+    graph, weights = nnx.split(files.abstract(lambda rngs: ImageEncoderViT(cfg, rngs=rngs)))
+    image = jax.ShapeDtypeStruct((1, *cfg.image_size, 3), jnp.float32)
+    exported = jax.export.export(
+        jax.jit(lambda w, x: nnx.merge(graph, w)(x)),
+        platforms=["cuda"],
+        disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmax")],
+    )(weights, image)
+    assert exported.mlir_module().count("custom_call @__cudnn$fmhaSoftmax") == cfg.depth
 
 
 def test_fused_attention_is_refused_where_it_would_run_without_a_gpu():

@@ -214,6 +214,29 @@ def test_a_bar_of_bytes_is_shown_on_a_terminal(entry, tmp_path, monkeypatch):
     assert re.search(r"x\.pth .*3\.0/3\.0 MB", terminal.file.getvalue())
 
 
+@pytest.mark.parametrize("name", ["x.pth", "x.pth.part", "x.pth.lock"])
+def test_nothing_is_fetched_through_a_link(server, entry, tmp_path, name):
+    """In a folder that others may write to, it would overwrite what the link points to."""
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    if name != "x.pth":  # a link to a file is the file itself, which is verified only
+        elsewhere.write_text("precious")
+    (folder / name).symlink_to(elsewhere)
+    with pytest.raises(UserError) as error:
+        download.fetch(entry, folder)
+    told(error, folder / name, "link", "delete it")
+    assert os.listdir(folder) == [name]
+    assert elsewhere.exists() == (name != "x.pth")
+    assert not elsewhere.exists() or elsewhere.read_text() == "precious"
+
+
+def test_a_link_to_the_file_is_verified(entry, tmp_path):
+    (tmp_path / "there").write_bytes(DATA)
+    (tmp_path / "x.pth").symlink_to("there")
+    assert download.fetch(entry, tmp_path).was_there
+    assert (tmp_path / "x.pth").is_symlink()
+
+
 def test_two_fetches_of_one_file_do_no_harm(server, entry, tmp_path):
     halfway, go_on, results = threading.Event(), threading.Event(), []
     server.answers.append(serve(upto=CUT, then=lambda: (halfway.set(), go_on.wait(20))))

@@ -1,6 +1,7 @@
 """A user's own folder: odd files are handled, bad ones named before the first episode."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import pickle
@@ -155,6 +156,43 @@ def test_masks_are_made_of_each_source(small, source, capsys):
         inside = np.asarray(triangle) > 0
         assert not (found > inside).any()  # of 55 pixels; COCO's rule leaves out half the rim
         assert found.sum() >= (36 if source == "coco" else 55)
+
+
+def test_a_jpeg_in_a_table_is_cut_at_half(small, capsys):
+    disc = np.hypot(*np.mgrid[-15:15, -20:20]) < 9
+    (small / "masks").rename(small / "parts")
+    (small / "classes.txt").unlink()
+    Image.fromarray(disc.astype(np.uint8) * 255).save(small / "parts/a.jpg", quality=75)
+    (small / "t.csv").write_text("image,mask,class\na.png,parts/a.jpg,ox\n")
+    command = ["prepare", "folder", "--root", str(small), "--annotations", str(small / "t.csv")]
+    assert cli.main(command) == 0
+    np.testing.assert_array_equal(find_folder(str(small)).labels("a.png"), disc)
+    (small / "t.csv").write_text("image,mask\na.png,parts/a.jpg\n")  # of class numbers
+    assert cli.main(command) == 1
+    assert "compressed with loss (JPEG)" in capsys.readouterr().out
+
+
+def test_a_raw_file_takes_no_mask_from_the_picture_beside_it(small):
+    for name in ("a.CR2", "a.HEIC"):
+        (small / "images" / name).write_bytes(b"\0\0\0\x18ftypheic")
+    found = check(find_folder(str(small)))
+    assert set(found.faults) == {"a.CR2", "a.HEIC"} and found.shares == {"a.png": {1: 0.5}}
+    assert "raw picture" in found.faults["a.CR2"] and "HEIC" in found.faults["a.HEIC"]
+    Image.fromarray(bad_pictures.WHITE).save(small / "images/a.bmp")
+    assert "share one mask" in check(find_folder(str(small))).faults["a.png"]
+
+
+def test_notes_of_an_earlier_reader_are_not_trusted(small):
+    folder = find_folder(str(small))
+    check(folder, keep=True)
+    path = small / "checked.json"
+    held = json.loads(path.read_text())
+    held["files"]["a.png"]["shares"] = {"2": 1.0}
+    path.write_text(json.dumps(held))
+    assert check(folder).shares == {"a.png": {2: 1.0}}
+    del held["reader"]
+    path.write_text(json.dumps(held))
+    assert check(folder).shares == {"a.png": {1: 0.5}}
 
 
 def test_masks_made_by_hand_are_not_overwritten(small, capsys):

@@ -127,6 +127,43 @@ def test_a_file_of_another_kind_is_not_put_in_place(file, server, tmp_path):
     assert server.files[REPO][hub.FILE] == (tmp_path / "hollow").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b'{"error": "Access to it is restricted."}', "Access to it is restricted"),
+        (b'{"weight_map": {"x": "model-1.safetensors"}}', "index"),
+        (b"PK\3\4" + bytes(50), "not a complete safetensors file"),
+        (b"", "empty"),
+    ],
+    ids=["pointer", "page", "answer", "index", "torch", "nothing"],
+)
+def test_a_repositorys_file_may_be_something_else(server, tmp_path, content, word):
+    server.files[REPO], server.private[REPO] = {hub.FILE: content}, False
+    with pytest.raises(UserError) as error:
+        share.pull(REPO, tmp_path / "x", endpoint=server.url)
+    check_line(error, REPO, word)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["a//b", "../x", "a b/c", "a/b/c", "a/b.git"])
+def test_what_cannot_be_a_repository_is_named(name, server, tmp_path):
+    with pytest.raises(UserError) as error:
+        share.pull(name, tmp_path / "x", endpoint=server.url)
+    check_line(error, name, "USER/NAME")
+
+
+def test_another_server_is_no_hub(server, tmp_path, monkeypatch):
+    """Such as a network's login page."""
+    monkeypatch.setattr(
+        server, "info", lambda request, *_: request.send(200, b"<html>log in</html>", {})
+    )
+    with pytest.raises(UserError) as error:
+        share.pull(REPO, tmp_path / "x", endpoint=server.url)
+    check_line(error, server.url, REPO, "HF_ENDPOINT")
+
+
 def test_who_is_not_logged_in_is_told(file, server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(UserError) as error:

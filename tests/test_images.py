@@ -2,13 +2,14 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
 from conftest import told
 from PIL import Image, ImageOps
 
-from prosam_jax import images
+from prosam_jax import images, picture_files
 from prosam_jax.data.transforms import resize_image
 from prosam_jax.errors import UserError
 
@@ -35,6 +36,13 @@ def test_pictures_of_every_kind(given, expected):
     found = images.read(given)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)
+
+
+def test_tall_pictures_are_whole(tmp_path):
+    tall = np.random.default_rng(1).integers(0, 256, (600, 3, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(images.read(Image.fromarray(tall)), tall)
+    Image.fromarray(tall).save(tmp_path / "tall.png")
+    np.testing.assert_array_equal(images.read(tmp_path / "tall.png"), tall)
 
 
 def test_files_are_turned_as_viewers_turn_them(tmp_path):
@@ -284,7 +292,7 @@ def test_a_picture_is_turned_as_its_mask_lies(tmp_path, turn, square):
     ],
 )
 def test_suffixes_are_those_that_pillow_reads(name, known):
-    assert images.is_picture(name) == known
+    assert picture_files.is_picture(name) == known
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -323,3 +331,149 @@ def test_a_folder_is_no_picture(tmp_path):
     with pytest.raises(UserError) as error:
         images.read(tmp_path)
     told(error, str(tmp_path), "folder")
+
+
+def _png(numbers, bits, colour=0):
+    """A PNG of `bits` for each number, which Pillow writes for 1, 8 and 16 only."""
+    rows = np.atleast_3d(numbers).reshape(len(numbers), -1)
+    if bits == 16:
+        lines = [row.astype(">u2").tobytes() for row in rows]
+    else:
+        spread = (rows[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+        lines = [np.packbits(row).tobytes() for row in spread.reshape(len(rows), -1)]
+    head = struct.pack(">IIBBBBB", numbers.shape[1], len(numbers), bits, colour, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    pixels = zlib.compress(b"".join(b"\0" + line for line in lines))
+    for kind, part in ((b"IHDR", head), (b"IDAT", pixels), (b"IEND", b"")):
+        check = struct.pack(">I", zlib.crc32(kind + part))
+        content += struct.pack(">I", len(part)) + kind + part + check
+    return io.BytesIO(content)
+
+
+AREAS = np.kron(np.arange(6).reshape(2, 3), np.ones((8, 8), int)).astype(np.uint8)  # 0 to 5
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_gray_of_few_bits_gives_the_stored_numbers(tmp_path, bits):
+    numbers = AREAS % min(2**bits, 6)
+    file = _png(numbers, bits)
+    np.testing.assert_array_equal(images.read_labels(file), numbers)
+    object_ = numbers > 0
+    path = tmp_path / "mask.png"
+    for largest in {1, 2**bits - 1}:  # as numbers, and as white
+        path.write_bytes(_png(object_ * largest, bits).getvalue())
+        np.testing.assert_array_equal(images.read_mask(path), object_)
+    if bits > 1:
+        path.write_bytes(file.getvalue())
+        with pytest.raises(UserError) as error:
+            images.read_mask(path)
+        told(error, path, ", ".join(map(str, range(min(2**bits, 6)))), "one object")
+
+
+@pytest.mark.parametrize("form", ["P2 {w} {h} {most} {text}", "P5 {w} {h} {most} "])
+@pytest.mark.parametrize("most", [5, 20, 255, 300, 65535])
+def test_numbers_of_a_pgm_are_those_in_the_file(form, most):
+    height, width = AREAS.shape
+    text = " ".join(map(str, AREAS.ravel()))
+    content = form.format(w=width, h=height, most=most, text=text).encode()
+    if "5" in form:
+        content += AREAS.astype(">u2" if most > 255 else np.uint8).tobytes()
+    np.testing.assert_array_equal(images.read_labels(io.BytesIO(content)), AREAS)
+
+
+@pytest.mark.parametrize("quality", [50, 75, 95])
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG2000", "jpeg in TIFF", "PNG after JPEG"])
+def test_what_a_jpeg_adds_to_a_mask_is_no_object(tmp_path, quality, kind):
+    disc = np.hypot(*np.mgrid[-60:60, -80:80]) < 47
+    white = Image.fromarray(disc.astype(np.uint8) * 255)
+    path = tmp_path / "mask"
+    if kind == "JPEG2000":
+        white.save(path, kind, quality_layers=[3], irreversible=True)
+    elif kind == "jpeg in TIFF":
+        white.save(path, "TIFF", compression="jpeg", quality=quality)
+    else:
+        white.save(path, "JPEG", quality=quality)
+    with pytest.raises(UserError) as error:
+        images.read_labels(path)
+    told(error, path, "compressed with loss", "class numbers", "save the mask as PNG")
+    if kind == "PNG after JPEG":
+        with Image.open(path) as image:
+            image.copy().save(path, "PNG")
+    with Image.open(path) as image:
+        assert (np.array(image) > 0).sum() - disc.sum() > 0
+    np.testing.assert_array_equal(images.read_mask(path), disc)
+    Image.fromarray(disc.astype(np.uint8) * 9).save(path, "JPEG", quality=quality)
+    with pytest.raises(UserError) as error:
+        images.read_mask(path)
+    told(error, path, "JPEG", "save the mask as PNG")
+
+
+def test_class_numbers_with_an_ignored_border_are_no_mask():
+    """In SegmentationClassAug and the like, 255 is the border of the object and no white."""
+    labels = np.zeros((40, 50), np.uint8)
+    labels[10:31, 12:33] = 255
+    labels[12:29, 14:31] = 15
+    with pytest.raises(UserError) as error:
+        images.read_mask(Image.fromarray(labels), "a.png")
+    told(error, "a.png", "0, 15, 255", "labels == 1")
+    np.testing.assert_array_equal(images.read_mask(labels == 15), labels == 15)
+    soft = Image.fromarray((labels == 15).astype(np.uint8) * 255).resize((150, 120), 4)  # boxes
+    soft = soft.resize((97, 75), Image.Resampling.BILINEAR)
+    assert images.read_mask(soft).mean() == pytest.approx((labels == 15).mean(), abs=0.01)
+    for levels in (4, 16):  # soft edges of few levels
+        few = np.round(np.asarray(soft) / 255 * (levels - 1)) * (255 // (levels - 1))
+        found = images.read_mask(Image.fromarray(few.astype(np.uint8)))
+        assert found.mean() == pytest.approx((labels == 15).mean(), abs=0.01)
+
+
+def _tiff(levels, planar):
+    """A TIFF of 16-bit colours, pixel by pixel (1) or one colour after another (2)."""
+    parts = list(levels.transpose(2, 0, 1)) if planar == 2 else [levels]
+    pixels = b"".join(part.astype("<u2").tobytes() for part in parts)
+    starts = [8 + i * parts[0].nbytes for i in range(len(parts))]
+    entries, more = [], b""
+    for tag, kind, *values in (
+        (256, "I", levels.shape[1]), (257, "I", levels.shape[0]), (258, "H", 16, 16, 16),
+        (259, "H", 1), (262, "H", 2), (273, "I", *starts),
+        (277, "H", 3), (278, "I", levels.shape[0]), (279, "I", *(part.nbytes for part in parts)),
+        (284, "H", planar),
+    ):  # fmt: skip
+        content = struct.pack(f"<{len(values)}{kind}", *values)
+        if len(content) > 4:
+            at = 8 + len(pixels) + len(more)
+            content, more = struct.pack("<I", at), more + content + bytes(len(content) % 2)
+        code = {"H": 3, "I": 4}[kind]
+        entries.append(struct.pack("<HHI4s", tag, code, len(values), content))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    start = struct.pack("<I", 8 + len(pixels) + len(more))
+    return io.BytesIO(b"II*\0" + start + pixels + more + directory)
+
+
+def test_sixteen_bit_colours_of_a_tiff_are_read_or_refused():
+    levels = np.random.default_rng(0).integers(0, 65536, (6, 8, 3), np.uint16)
+    found = images.load(_tiff(levels, 1))
+    np.testing.assert_array_equal(np.asarray(found), levels >> 8)
+    for file, words in (
+        (_tiff(levels, 2), ("one after another", "save it as PNG")),  # Pillow gives other pixels
+        (_tiff(levels >> 4, 1), ("4095 of 65535", "save it with 8 bits")),
+    ):
+        with pytest.raises(UserError) as error:
+            images.load(file, "scan.tif")
+        told(error, "scan.tif", *words)
+
+
+@pytest.mark.parametrize("colour, channels", [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_twelve_bits_in_sixteen_are_told_in_every_form(tmp_path, colour, channels):
+    levels = np.random.default_rng(0).integers(0, 4096, (9, 11, channels), np.uint16)
+    levels[..., -1] = levels[..., -1] if channels in (1, 3) else 65535  # opaque
+    path = tmp_path / "a.png"
+    path.write_bytes(_png(levels, 16, colour).getvalue())
+    for read in (images.read, images.load):
+        with pytest.raises(UserError) as error:
+            read(path)
+        told(error, path, "65535", "almost black", "save it with 8 bits")
+    levels <<= 4
+    levels[..., -1] |= 65535 * (channels in (2, 4))
+    path.write_bytes(_png(levels, 16, colour).getvalue())
+    shown = levels[..., :3] if channels > 2 else np.repeat(levels[..., :1], 3, 2)
+    np.testing.assert_array_equal(images.read(path), shown >> 8)

@@ -78,6 +78,7 @@ def _small(archive, site, address):
         url=f"{address}/{archive.file}",
         size=len(content),
         unpacked=0,
+        content=10 * len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
 

@@ -36,6 +36,7 @@ def masks(tmp_path, monkeypatch):
                 url=f"{address}/{archive.file}",
                 size=len(content),
                 unpacked=1000,
+                content=10 * len(content),
                 sha256=known,
             )
             monkeypatch.setattr(prepare_pascal, name, small)

@@ -36,7 +36,7 @@ def test_files_take_8_megabytes_at_most():
 @pytest.mark.parametrize("kind", FILES)
 def test_files_say_where_they_come_from(kind):
     with safetensors.safe_open(FILES[kind], framework="numpy") as file:
-        metadata = files.read_metadata(file)
+        metadata = files.read_metadata(file, FILES[kind])
     assert (metadata["kind"], metadata["architecture"]) == (kind, "shapes")
     # The script's place when it made the file; it is packaged/shapes_*.py now.
     assert metadata["script"] == f"tools/train_shapes_{kind}.py"
@@ -100,7 +100,7 @@ def test_the_best_fit_finds_a_form_wherever_it_lies():
     assert ring < 0.7
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_training_outline_is_one_of_the_benchmark():
     """At no place and angle, mirrored or not, does one fit an outline of the benchmark well."""
     trained = training_pictures.catalogue()

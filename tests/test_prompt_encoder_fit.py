@@ -195,7 +195,8 @@ def _renamed(root):
 def test_another_folder_may_be_scored_and_trained_on(own):
     cfg, path, other = own
     _renamed(other)
-    changes = {"data.root": str(other), "data.novel": "my dog"}
+    weights = {"sam.weights": cfg.sam.weights, "backbone.weights": cfg.backbone.weights}
+    changes = {"data.root": str(other), "data.novel": "my dog", **weights}
     there = replaced(cfg, changes)
     scored = runs.settings_of_file(path, changes)
     assert scored == replaced(there, {"prompt.weights": str(path)})

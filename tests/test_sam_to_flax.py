@@ -85,7 +85,7 @@ def test_command(checkpoint, out):
         (f"wrote {out}", f"{out.stat().st_size:,} bytes", result),
     )
     with safetensors.safe_open(out, framework="numpy") as file:
-        facts = files.read_metadata(file)
+        facts = files.read_metadata(file, out)
         assert len(facts.pop("arrays_sha256")) == 64
         assert facts == {
             "format": files.FORMAT,

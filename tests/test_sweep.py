@@ -20,14 +20,6 @@ from prosam_jax.config import replaced
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _compiled_once(monkeypatch):
-    """The processes find what other tests have compiled."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
-
-
 def test_the_grid_is_every_combination_once(tmp_path):
     runs = sweep.runs(BASE, tmp_path, 3)
     assert len(runs) == len({run.workdir for run in runs}) == len({run.cfg for run in runs}) == 144

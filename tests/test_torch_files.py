@@ -2,6 +2,7 @@ import argparse
 import hashlib
 import io
 import tarfile
+import warnings
 
 import numpy as np
 import pytest
@@ -116,10 +117,46 @@ def test_truncated_safetensors_file_is_named(path):
     _fails(path, "safetensors", "download it again")
 
 
-@pytest.mark.parametrize("content", [b"version https://git-lfs", bytes(range(128, 256)), b"k"])
+@pytest.mark.parametrize("content", [bytes(range(128, 256)), b"k\0", b"PK\3\4" * 20])
 def test_other_file_is_named(path, content):
     path.write_bytes(content)
-    _fails(path, "damaged", "download it again")
+    _fails(path, "download it again")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_named(path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 3), torch.ones(1, 2)), path)
+    _fails(path, "TorchScript", "state_dict()", "torch.save")
+
+
+def _claiming(shape, stride):
+    return torch.as_strided(torch.ones(1), shape, stride)
+
+
+NOT_HELD = {
+    "float8": (torch.ones(4).to(torch.float8_e4m3fn), "float8_e4m3fn"),
+    "quantised": (torch.ones(4), "qint8"),
+    "meta": (torch.ones(4, device="meta"), "meta"),
+    "complex": (torch.ones(4, dtype=torch.complex64), "complex64"),
+    "sparse": (torch.eye(3).to_sparse(), "sparse_coo"),
+    "16 bits": (torch.ones(4).to(torch.uint16), "uint16"),
+    "a bomb": (_claiming((10**6, 10**6), (0, 0)), "1,000,000,000,000 elements"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_HELD)
+def test_tensors_that_are_no_array_of_numbers_are_named(path, case):
+    x, word = NOT_HELD[case]
+    if case == "quantised":
+        with warnings.catch_warnings(action="ignore"):
+            x = torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
+    torch.save({"fine": torch.ones(3), "a.weight": x}, path)
+    _fails(path, "'a.weight'", word)
+
+
+def test_float8_in_safetensors_is_named(path):
+    safetensors.torch.save_file({"a.weight": torch.ones(4).to(torch.float8_e4m3fn)}, path)
+    _fails(path, "'a.weight'", "float8_e4m3fn", "float32")
 
 
 @pytest.mark.parametrize("as_zip", [True, False])

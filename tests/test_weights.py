@@ -109,7 +109,7 @@ def test_other_programs_can_read_the_file(path, arrays):
     for name, x in held.items():
         np.testing.assert_array_equal(x, arrays[name])
     with safetensors.safe_open(path, framework="numpy") as file:
-        facts = files.read_metadata(file)
+        facts = files.read_metadata(file, path)
         assert len(facts.pop("arrays_sha256")) == 64
         assert facts == {"format": files.FORMAT, **METADATA}
 
@@ -169,7 +169,7 @@ def test_missing_file_names_the_command():
     told(_error("no/w.safetensors"), "no/w.safetensors", MADE_BY)
 
 
-@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+@pytest.mark.parametrize("keep", [4, 100, -1])
 def test_damaged_file_is_named(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     told(_error(path), path, "complete", MADE_BY)
@@ -182,9 +182,42 @@ def test_changed_numbers_are_noticed(path):
     told(_error(path), path, "damaged", MADE_BY)
 
 
-def test_web_page_is_named(path):
-    path.write_text("<!DOCTYPE html><html><body>Not found</body></html>")
-    told(_error(path), path, "complete", MADE_BY)
+FORMS = {
+    "": "is empty",
+    "<!DOCTYPE html><html><body>Not found</body></html>": "web page",
+    "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n": "git lfs pull",
+}
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_another_form_is_named(path, text):
+    path.write_text(text)
+    told(_error(path), path, FORMS[text], MADE_BY)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000, '{"a": ' + "1" * 5000 + "}"])
+def test_metadata_of_another_program_is_named(path, arrays, text):
+    held = {name: np.asarray(x) for name, x in arrays.items()}
+    safetensors.numpy.save_file(held, path, metadata={files.NAMESPACE: text})
+    told(_error(path), path, files.NAMESPACE, "JSON object")
+
+
+@pytest.mark.parametrize("wrong", [{"kind": ["sam"]}, {"kind": {}}, {"architecture": None}])
+def test_metadata_of_another_type_is_named(path, arrays, wrong):
+    held = {name: np.asarray(x) for name, x in arrays.items()}
+    safetensors.numpy.save_file(held, path, metadata=_metadata(**METADATA | wrong))
+    told(_error(path), path, files.FORMAT, MADE_BY)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3"])
+def test_whole_files_hold_float32_alone(path, dtype):
+    size = {"BF16": 2}.get(dtype, 1)
+    entry = {"dtype": dtype, "shape": [1], "data_offsets": [0, size]}
+    header = json.dumps({"x": entry, "__metadata__": _metadata(**METADATA)}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    with safetensors.safe_open(path, framework="numpy") as file, pytest.raises(UserError) as error:
+        files.check_whole(file, path, made_by=MADE_BY)
+    told(error, path, "x", dtype, "float32", MADE_BY)
 
 
 def test_file_of_another_program_is_named(path, arrays):

@@ -6,6 +6,7 @@ python -m tools.bad_pictures
 import contextlib
 import io
 import json
+import math
 import os
 import pathlib
 import struct
@@ -95,6 +96,16 @@ def _bytes(name: str, content: Callable[[bytes], bytes]):
     return change
 
 
+def _renamed(name: str, content: bytes):
+    """Replaces the picture by another file."""
+
+    def change(root: pathlib.Path) -> None:
+        (root / "images/a.png").unlink()
+        (root / "images" / name).write_bytes(content)
+
+    return change
+
+
 def _jpeg(**options) -> bytes:
     file = io.BytesIO()
     Image.fromarray(WHITE).save(file, "JPEG", **options)
@@ -120,6 +131,13 @@ def _huge(content: bytes) -> bytes:
     """A PNG whose header says that it has 20,000 x 10,000 pixels."""
     head = content[12:16] + struct.pack(">II", 20000, 10000) + content[24:29]
     return content[:12] + head + struct.pack(">I", zlib.crc32(head)) + content[33:]
+
+
+def _hidden(root: pathlib.Path) -> None:
+    for place in (root / "images", root / "masks"):
+        (place / "._a.png").write_bytes(b"\0\5\26\7")
+        (place / ".ipynb_checkpoints").mkdir()
+        Image.fromarray(WHITE).save(place / ".ipynb_checkpoints/a-checkpoint.png")
 
 
 def _palette() -> Image.Image:
@@ -157,6 +175,8 @@ ODD = (
     Case("mask of 1 bit", _mask(Image.fromarray(labels() * 255).convert("1"))),
     Case("mask of 16 bits", _mask(labels().astype(np.uint16))),
     Case("mask without an object", _mask(np.zeros((HEIGHT, WIDTH), np.uint8))),
+    Case("hidden files and folders beside it", _hidden),
+    Case("suffix .jfif", _picture(Image.fromarray(WHITE), "a.jfif", format="JPEG")),
     Case("a class that no picture shows", _bytes("classes.txt", lambda content: content + b"owl")),
 )  # fmt: skip
 """Files that are accepted."""
@@ -170,6 +190,8 @@ BAD = (
     Case("fractions, TIFF", _picture(Image.fromarray(np.ones((9, 9), np.float32)), "a.tif")),
     Case("32 bits, TIFF", _picture(Image.fromarray(np.full((9, 9), 70000, np.int32)), "a.tif")),
     Case("12 of 16 bits", _picture(Image.fromarray(_DEEP >> 4))),
+    Case("HEIC of a phone", _renamed("a.HEIC", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")),
+    Case("raw file of a camera", _renamed("a.CR2", b"II*\0\x10\0\0\0CR\2\0")),
     Case("200 million pixels", _bytes("images/a.png", _huge)),
     Case("a link to nothing", _linked),
     Case("picture without mask", lambda root: (root / "masks/a.png").unlink()),
@@ -226,6 +248,27 @@ def _labelme(shape: object, name: str = "a") -> tuple:
     return _source(f"json/{name}.json", held), ("--annotations", "{root}/json")
 
 
+def _yolo(line: str) -> tuple:
+    change, flags = _source("data.yaml", "names: [cat, dog]"), ("--annotations", "{root}/data.yaml")
+
+    def both(root: pathlib.Path) -> None:
+        change(root)
+        (root / "labels").mkdir()
+        (root / "labels/a.txt").write_text(line)
+
+    return both, flags
+
+
+def _cvat(shapes: str) -> tuple:
+    image = f"<image id='0' name='a.png' width='{WIDTH}' height='{HEIGHT}'>{shapes}</image>"
+    content = f"<annotations>{image}</annotations>"
+    return _source("t.xml", content), ("--annotations", "{root}/t.xml")
+
+
+def _label_studio(annotations: list) -> tuple:
+    return _coco([{"id": 3, "data": {"image": "a.png"}, "annotations": annotations}])
+
+
 def coco(**changes) -> dict:
     """A valid COCO file for the good folder."""
     return {
@@ -235,6 +278,11 @@ def coco(**changes) -> dict:
             {"image_id": 7, "category_id": 3, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9]]}
         ],
     } | changes
+
+
+def _annotated(**changes) -> dict:
+    """That file with another annotation, of id 5."""
+    return coco(annotations=[coco()["annotations"][0] | {"id": 5} | changes])
 
 
 def shape(**changes) -> dict:
@@ -260,10 +308,30 @@ SOURCES = (
          *_coco(coco(images=[{"id": 7, "file_name": "b.png", "width": 4, "height": 3}]))),
     Case("COCO's JSON: another size",
          *_coco(coco(images=[{"id": 7, "file_name": "a.png", "width": 4, "height": 3}]))),
+    Case("COCO's JSON: one id, two files",
+         *_coco(coco(images=[coco()["images"][0], coco()["images"][0] | {"file_name": "b.png"}]))),
+    Case("COCO's JSON: no such image", *_coco(_annotated(image_id=9))),
+    Case("COCO's JSON: no such category", *_coco(_annotated(category_id=9))),
+    Case("COCO's JSON: iscrowd is a word", *_coco(_annotated(iscrowd="no"))),
+    Case("COCO's JSON: an odd count", *_coco(_annotated(segmentation=[[0, 0, 9, 0, 9, 9, 9]]))),
+    Case("COCO's JSON: a corner is NaN",
+         *_coco(_annotated(segmentation=[[0, math.nan, 9, 0, 9, 9]]))),
+    Case("COCO's JSON: outside of the picture",
+         *_coco(_annotated(segmentation=[[0, 0, 90, 0, 90, 90]]))),
+    Case("COCO's JSON: fractions", *_coco(_annotated(segmentation=[[0, 0, 0.5, 0, 0.5, 0.5]]))),
+    Case("COCO's JSON: nothing inside", *_coco(_annotated(segmentation=[[5, 5, 9, 9, 5, 5]]))),
+    Case("COCO's JSON: run lengths do not add up",
+         *_coco(_annotated(segmentation={"size": [HEIGHT, WIDTH], "counts": [100, 20]}))),
     Case("labelme cut short", *_labelme('{"shapes": [')),
     Case("labelme: a line", *_labelme(shape(shape_type="line"))),
     Case("labelme: two corners", *_labelme(shape(points=[[0, 0], [9, 9]]))),
     Case("labelme: no such picture", *_labelme(shape(), "b")),
+    Case("labelme: a picture shrunk later",
+         *_labelme(json.dumps({"shapes": [shape()], "imageWidth": 80, "imageHeight": 60}))),
+    Case("YOLO: a box", *_yolo("0 0.5 0.5 0.1 0.1")),
+    Case("YOLO: pixels", *_yolo("0 1 1 9 1 9 9")),
+    Case("CVAT: a box", *_cvat("<box label='cat' xtl='1' ytl='1' xbr='9' ybr='9'/>")),
+    Case("Label Studio: two annotators", *_label_studio([{"result": []}] * 2)),
 )  # fmt: skip
 """Tables and JSON files from which no mask can be made."""
 

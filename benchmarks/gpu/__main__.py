@@ -39,7 +39,7 @@ class Stage(NamedTuple):
 
 
 STEP = "benchmarks.train_step --turns 5 --batch"
-TINY_STEP = "--size 64 --embedding 4 --turns 2 --matmul 256"
+TINY_STEP = "--size 64 --embedding 4 --samples 2 --prompts 8 --groups 2 --turns 2 --matmul 256"
 ENCODER = "benchmarks.encoder --dtype bfloat16 --batch 1 8 --attention plain cudnn"
 RIVALS = "--torch eager sdpa compile_blocks --turns 5"
 REAL = "--sam vit_h --backbone resnet50"

@@ -6,17 +6,23 @@ signal N ended the command. A bug keeps its traceback.
 """
 
 import argparse
+import contextlib
+import gc
 import importlib
 import io
 import os
 import platform
+import signal
 import sys
+import time
+import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 import prosam_jax
 from prosam_jax.cli import compiled, settings
-from prosam_jax.errors import UserError
-from prosam_jax.training.signals import Stopped
+from prosam_jax.errors import UserError, printable
+from prosam_jax.training.signals import Stopped, Terminated, heard
 
 VERBS = {
     "segment": "segment the object of a reference in other pictures",
@@ -41,29 +47,53 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line, given without the program's name; returns the exit status."""
-    try:
-        _unfailing()
+    with heard():
         try:
-            args = parse_args(sys.argv[1:] if argv is None else argv)
-            _quiet()
-            compiled.keep()
-            return args.run(args) or 0
-        finally:
-            if sys.stdout:  # None where it is closed
-                # At the interpreter's end a reader that has gone would be an error.
-                sys.stdout.flush()
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 128 + stopped.signum
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except (UserError, FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+            _unfailing()
+            try:
+                args = parse_args(sys.argv[1:] if argv is None else argv)
+                _quiet()
+                compiled.keep()
+                return args.run(args) or 0
+            finally:
+                if sys.stdout:  # None where it is closed
+                    # At the interpreter's end a reader that has gone would be an error.
+                    sys.stdout.flush()
+        except Stopped as stopped:
+            return _end(str(stopped), 128 + stopped.signum)
+        except Terminated:
+            return _end("stopped", 128 + signal.SIGTERM)
+        except KeyboardInterrupt:
+            return _end("stopped", 128 + signal.SIGINT)
+        except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except (UserError, FloatingPointError, OSError) as error:
+            message = printable(str(error), keep="\n")
+            return _end(f"error: {message}", 1)
+
+
+def command(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command line as `main` does, and ends the process with its status."""
+    status = main(argv)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # all is done, and the status tells what
+    if "grain" in sys.modules:
+        # JAX holds the last batch until a collection, and one of Grain's threads then frees its
+        # shared memory. If it is not freed, Python prints a warning.
+        gc.collect()
+        time.sleep(0.2)
+    if status:
+        # Threads of JAX, Orbax and Grain may be at work still. An interpreter that ends in the
+        # usual way waits for those that hang, and those that do not may crash it.
+        os._exit(status)
+    sys.exit(status)
+
+
+def _end(line: str, status: int) -> int:
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)
+    return status
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -88,14 +118,17 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _unfailing() -> None:
-    """Lets names be printed that the terminal's encoding does not know; stderr is so already."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """Lets names be printed that the terminal's encoding does not know."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _quiet() -> None:
     from absl import logging
 
+    # Of odd EXIF data and of large pictures. What keeps one from being read is an error.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     # Orbax warns about every checkpoint without a metric, and most of ours have none on purpose.
     logging.set_verbosity(logging.ERROR)
 

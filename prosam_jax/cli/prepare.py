@@ -30,7 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument(
         "--annotations",
         type=as_path,
-        help="CSV file, COCO JSON file or folder of labelme files to make masks from",
+        help="what to make masks from: a CSV file, a JSON file of COCO or Label Studio, an XML "
+        "file of CVAT, YOLO's data.yaml or a folder of labelme files",
+    )
+    own.add_argument(
+        "--crowds-as-objects",
+        action="store_true",
+        help="draw COCO's annotations with iscrowd 1 as objects; some tools write 1 for all run "
+        "lengths",
+    )
+    own.add_argument(
+        "--preview", type=as_path, metavar="FILE.png", help="write pictures with their masks to it"
     )
     own.add_argument("--force", action="store_true", help="overwrite existing masks that differ")
     own.add_argument("--check", action="store_true", help="only list bad files, write nothing")
@@ -59,7 +69,14 @@ def folder(args: argparse.Namespace) -> int:
     """Prepares or checks a folder; returns status 1 if it contains bad files."""
     from prosam_jax.data.prepare import folder
 
-    bad = folder.prepare(args.root, args.annotations, check_only=args.check, force=args.force)
+    bad = folder.prepare(
+        args.root,
+        args.annotations,
+        check_only=args.check,
+        force=args.force,
+        crowds_as_objects=args.crowds_as_objects,
+        sheet=args.preview,
+    )
     return int(bad > 0)
 
 

@@ -12,7 +12,6 @@ order. Writes one mask per target, 0 or 255, with the target's size and name.
 
 import argparse
 import sys
-import warnings
 from typing import Any
 
 from prosam_jax.cli import settings
@@ -96,15 +95,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: An argument is not valid, or some targets cannot be read; the others are written.
     """
-    from PIL import Image
-
     from prosam_jax import model, segment_files
     from prosam_jax.config import RANDOM, check_at_least
     from prosam_jax.segmenter import Segmenter
     from prosam_jax.weights.pretrained import DEFAULT
 
-    # Pillow warns of an attack by pictures of 90 to 180 million pixels; these are the user's own.
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     check_at_least("--batch-size", args.batch_size, 1)
     found = annotations(args)
     todo = segment_files.plan(

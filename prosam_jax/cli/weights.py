@@ -15,6 +15,7 @@ To resume an interrupted fetch, run the same command again. Converting needs tor
 
 import argparse
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,8 +24,8 @@ import safetensors
 from prosam_jax.cli import convert
 from prosam_jax.cli.arguments import as_path
 from prosam_jax.cli.export import check_free
-from prosam_jax.errors import UserError
-from prosam_jax.weights import registry
+from prosam_jax.errors import UserError, printable
+from prosam_jax.weights import other_forms, registry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +72,7 @@ def show(args: argparse.Namespace) -> None:
     print(share.describe(path, trained))
     print("settings that differ from the defaults:")
     for line in changed(Config(), trained.config):
-        print(f"  {line}")
+        print(f"  {printable(line)}")
 
 
 def push(args: argparse.Namespace) -> None:
@@ -133,12 +134,15 @@ def identify(path: pathlib.Path) -> str:
         with safetensors.safe_open(path, framework="numpy") as file:
             check_whole(file, path, made_by="the command that made it, or fetch it again")
         return (
-            f"{path} is a weight file: kind {metadata.get('kind')}, architecture "
-            f"{metadata.get('architecture')}\n{_origin(metadata)}"
+            f"{path} is a weight file: kind {_said(metadata, 'kind')}, architecture "
+            f"{_said(metadata, 'architecture')}\n{_origin(metadata)}"
         )
     digest = registry.sha256(path)
     entry = registry.with_checksum(digest) or registry.with_file(path.name)
     if entry is None:
+        other_forms.check(path)
+        if zipfile.is_zipfile(path):
+            other_forms.check_zip(path)
         raise UserError(
             f"{path} is neither a published checkpoint nor a complete weight file; sha256 {digest}"
         )
@@ -150,8 +154,14 @@ def identify(path: pathlib.Path) -> str:
     return f"{path} {known} {entry.name}\n{check}\nnext: {registry.convert_command(entry, path)}"
 
 
+def _said(metadata: Mapping[str, Any], name: str) -> str:
+    """What a file, which may be anyone's, says in its metadata; "" if that is no text."""
+    value = metadata.get(name)
+    return printable(value) if isinstance(value, str) else ""
+
+
 def _origin(metadata: Mapping[str, Any]) -> str:
-    name, digest = metadata.get("source_name"), metadata.get("source_sha256")
+    name, digest = _said(metadata, "source_name"), _said(metadata, "source_sha256")
     if not name or not digest:
         return "trained with this library, not converted from a checkpoint"
     published, namesake = registry.with_checksum(digest), registry.with_file(name)
@@ -169,6 +179,6 @@ def _metadata(path: pathlib.Path) -> dict[str, Any]:
 
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return read_metadata(file)
+            return read_metadata(file, path)
     except (safetensors.SafetensorError, OSError):
         return {}

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import pathlib
 import signal
-import sys
 import threading
 import time
 import types
@@ -109,7 +108,7 @@ def finish(todo: Sequence[Run], *, jobs: int) -> None:
     """
     began, done, failed = time.monotonic(), 0, dict[Run, Exception]()
     try:
-        with _terminable(), _Bars() as bars, _pool(jobs) as pool:
+        with signals.heard(), _Bars() as bars, _pool(jobs) as pool:
             for run, future in _ended(pool, todo, jobs, bars):
                 try:
                     miou, seconds = future.result()
@@ -214,20 +213,6 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
             raise
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """While entered, SIGTERM raises `SystemExit`, so that the processes can be told to stop."""
-
-    def leave(number: int, frame: object) -> None:
-        sys.exit(128 + number)
-
-    old = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
 
 
 # The rest runs in the processes. A process that SIGTERM tells to stop must not exit at once: the

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import rich.console
 import rich.table
 
 from prosam_jax import console
@@ -71,7 +70,7 @@ def print_table(lines: Sequence[Row], title: str) -> None:
         name = line.name if line.name == line.method else f"  {line.name}"
         style = "bold" if line.name == line.method else None
         table.add_row(name, f"{line.miou:.2f}", f"{line.fb_iou:.2f}", style=style)
-    rich.console.Console().print(table)
+    console.Console().print(table)
 
 
 COMPARED = tuple(

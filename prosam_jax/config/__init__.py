@@ -23,6 +23,7 @@ from prosam_jax.config.files import (
     recorded,
     replaced,
     to_dict,
+    without_paths,
     write_config,
 )
 from prosam_jax.config.sam import SAMConfig
@@ -74,5 +75,6 @@ __all__ = [
     "recorded",
     "replaced",
     "to_dict",
+    "without_paths",
     "write_config",
 ]

@@ -3,20 +3,21 @@
 import difflib
 from collections.abc import Iterable
 
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, cut, short
 
 
 def check_choice(setting: str, value: object, known: Iterable[object]) -> None:
     """Raises UserError, naming the nearest known values, unless `value` is one of `known`."""
     known = tuple(known)
     if value not in known:
-        raise UserError(f"{setting}={value!r} is not known{nearest(str(value), map(str, known))}")
+        near = nearest(cut(str(value)), map(str, known))
+        raise UserError(f"{setting}={short(value)} is not known{near}")
 
 
 def check_at_least(setting: str, value: float, least: float) -> None:
     """Raises UserError unless `value >= least`."""
     if not value >= least:
-        raise UserError(f"{setting}={value!r} must be at least {least}")
+        raise UserError(f"{setting}={short(value)} must be at least {least}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

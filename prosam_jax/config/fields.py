@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from prosam_jax.config.checks import check_at_least, check_choice
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, short
 
 
 class Role(enum.Enum):
@@ -84,7 +84,7 @@ class Group:
             name, value = self.PREFIX + field.name, getattr(self, field.name)
             checked, about = _typed(name, value, kind), field.metadata.get("about")
             if about and about.role is Role.PATH:
-                checked = os.path.expanduser(checked)
+                checked = _expanded(name, checked)
             if checked is not value:
                 object.__setattr__(self, field.name, checked)
             if about:
@@ -155,25 +155,35 @@ def unread(cls: type[Group], values: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def _expanded(name: str, path: str) -> str:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise UserError(f"{name}={short(path)} must be a path that can be encoded") from None
+    if "\0" in path:
+        raise UserError(f"{name}={short(path)} must be a path without a null character")
+    return os.path.expanduser(path)
+
+
 def _typed(name: str, value: Any, kind: Any) -> Any:
     if known := choices(kind):
         if type(value) is not type(known[0]):
-            raise UserError(f"{name}={value!r} must be {KINDS[type(known[0])]}")
+            raise UserError(f"{name}={short(value)} must be {KINDS[type(known[0])]}")
         check_choice(name, value, known)
         return value
     if kind is float and type(value) is int:
-        return float(value)
+        return float(value) if abs(value) < 1 << 1000 else math.inf  # which the range refuses
     if kind in (bool, int, float, str) and type(value) is not kind:
-        raise UserError(f"{name}={value!r} must be {KINDS[kind]}")
+        raise UserError(f"{name}={short(value)} must be {KINDS[kind]}")
     return value
 
 
 def _check_range(name: str, value: Any, about: About) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name}={value!r} must be a finite number")
+        raise UserError(f"{name}={short(value)} must be a finite number")
     if about.least is not None:
         check_at_least(name, value, about.least)
     if about.above is not None and value <= about.above:
-        raise UserError(f"{name}={value!r} must be above {about.above}")
+        raise UserError(f"{name}={short(value)} must be above {about.above}")
     if about.below is not None and value >= about.below:
-        raise UserError(f"{name}={value!r} must be below {about.below}")
+        raise UserError(f"{name}={short(value)} must be below {about.below}")

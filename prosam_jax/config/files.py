@@ -6,11 +6,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from prosam_jax.config.checks import nearest
-from prosam_jax.config.choices import RANDOM
+from prosam_jax.config.choices import PACKAGED, RANDOM
 from prosam_jax.config.fields import Role, about, flat, leaves, unread
 from prosam_jax.config.settings import Config
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, cut, short
 from prosam_jax.json_files import read_object, write_object
+
+DEEPEST = 8
+"""How deeply settings may be nested, far more than they are."""
 
 RENAMED = {"data.cueless": "data.empty_annotation"}
 """Former names of settings, as older files have them, and their current names."""
@@ -51,8 +54,14 @@ def recorded(settings: object) -> Config:
         UserError: As for `Config.from_dict`.
     """
     if not isinstance(settings, Mapping):
-        raise UserError(f"{settings!r} must be groups of settings")
-    values = {RENAMED.get(name, name): value for name, value in flat_mapping(settings).items()}
+        raise UserError(f"{short(settings)} must be groups of settings")
+    given = flat_mapping(settings)
+    values = {RENAMED.get(name, name): value for name, value in given.items()}
+    for former, name in RENAMED.items():
+        if former in given and name in given:
+            raise UserError(f"{name} is set twice, also by its former name {former}")
+    for name in values:
+        check_setting(name)
     known = {name: value for name, value in values.items() if name in leaves(Config)}
     everything = flat(Config()) | known
     for name in unread(Config, everything):
@@ -75,6 +84,18 @@ def replaced(cfg: Config, overrides: Mapping[str, Any]) -> Config:
         if name not in overrides:
             values[name] = leaves(Config)[name].default
     return Config.from_dict(nested(values))
+
+
+def without_paths(cfg: Config) -> Config:
+    """The settings with every path set to its default, except weights that are not a file."""
+    default = flat(Config())
+    paths = {
+        name: default[name]
+        for name, value in flat(cfg).items()
+        if about(Config, name).role is Role.PATH
+        and not (name.endswith(".weights") and value in (RANDOM, PACKAGED))
+    }
+    return replaced(cfg, paths)
 
 
 def changed(old: Config, new: Config, may: Collection[Role] = ()) -> list[str]:
@@ -128,19 +149,29 @@ def check_setting(name: str) -> None:
         raise UserError(f"unknown setting {name}: it is a group; set one of {', '.join(inside)}")
     group = name.rpartition(".")[0]
     known = [x for x in leaves(Config) if x.rpartition(".")[0] == group] or list(leaves(Config))
-    raise UserError(f"unknown setting {name}{nearest(name, known)}")
+    raise UserError(f"unknown setting {cut(name)}{nearest(cut(name), known)}")
 
 
-def flat_mapping(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens nested settings to dotted names."""
+def flat_mapping(settings: Mapping[str, Any], prefix: str = "", depth: int = 1) -> dict[str, Any]:
+    """Flattens nested settings to dotted names.
+
+    Raises:
+        UserError: A name is no text, or given twice, or they are nested too deeply.
+    """
+    if depth > DEEPEST:
+        raise UserError(f"unknown setting {short(prefix)}: settings are nested too deeply")
     found = {}
     for name, value in settings.items():
         if not isinstance(name, str):
-            raise UserError(f"unknown setting {prefix}{name!r}: names of settings are text")
-        if isinstance(value, Mapping) or hasattr(value, "items"):
-            found |= flat_mapping(value, f"{prefix}{name}.")
+            raise UserError(f"unknown setting {prefix}{short(name)}: names of settings are text")
+        group = prefix + name not in leaves(Config)
+        if group and (isinstance(value, Mapping) or hasattr(value, "items")):
+            inner = flat_mapping(value, f"{prefix}{name}.", depth + 1)
         else:
-            found[prefix + name] = value
+            inner = {prefix + name: value}
+        if twice := inner.keys() & found.keys():
+            raise UserError(f"{min(twice)} is set twice")
+        found |= inner
     return found
 
 

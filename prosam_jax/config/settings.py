@@ -20,7 +20,7 @@ from prosam_jax.config.choices import (
 )
 from prosam_jax.config.fields import Group, Role, flat, setting, unread
 from prosam_jax.config.sam import SAMConfig
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, cut, short
 
 _SAMPLED = ("distribution.name", ("gaussian", "student_t", "t3vae"))
 _HEAVY_TAILED = ("distribution.name", ("student_t", "t3vae"))
@@ -204,10 +204,13 @@ class DataConfig(Group):
             the model has seen on COCO.
         test_root: Folder of Pascal VOC for these tests.
         novel: For a folder of your own, the names of the classes kept for testing, separated by
-            commas; "" for every fourth class, starting from class 1 + fold.
+            commas, a name with a comma in double quotes; "" for every fourth class, starting from
+            class 1 + fold.
         bad_files: What happens if files of that folder cannot be used: "stop" ends with a message,
             "skip" leaves them out and counts them.
         workers: Processes that read episodes; 0 reads in the main process.
+        patience: Seconds without an episode read after which the reading counts as hanging, and the
+            command ends.
         decode: "exact" decodes every pixel of a file, as VRP-SAM does; "fast" decodes JPEGs of four
             times `image_size` or more at a fraction of their size.
         annotation: How references are annotated.
@@ -237,6 +240,7 @@ class DataConfig(Group):
     novel: str = setting("", Role.BENCHMARK, read_with=_OWN_FOLDER)
     bad_files: Literal["stop", "skip"] = setting("stop", Role.PROTOCOL, read_with=_OWN_FOLDER)
     workers: int = setting(0, Role.SPEED, least=0)
+    patience: int = setting(50, Role.SPEED, least=1)
     decode: Literal["exact", "fast"] = setting("exact", Role.PROTOCOL, read_with=_FROM_FILES)
     annotation: Annotation = setting("mask", Role.PROTOCOL)
     downsample: Literal["nearest", "coverage"] = setting("nearest", Role.PROTOCOL)
@@ -370,10 +374,11 @@ def _build(cls: type, settings: Mapping[str, Any], prefix: str) -> Any:
     for name, value in settings.items():
         path = prefix + name
         if name not in known:
-            raise UserError(f"unknown setting {path}{nearest(path, [prefix + k for k in known])}")
+            near = nearest(cut(path), [prefix + k for k in known])
+            raise UserError(f"unknown setting {cut(path)}{near}")
         if dataclasses.is_dataclass(known[name]):
             if not isinstance(value, Mapping) and not hasattr(value, "items"):
-                raise UserError(f"{path}={value!r} must be a group of settings")
+                raise UserError(f"{path}={short(value)} must be a group of settings")
             values[name] = _build(typing.cast(type, known[name]), value, f"{path}.")
         else:
             values[name] = value

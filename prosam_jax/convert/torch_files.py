@@ -19,10 +19,17 @@ try:
 except ModuleNotFoundError as error:
     raise UserError("conversion needs torch; run: pip install 'prosam_jax[convert]'") from error
 
+from prosam_jax.weights import other_forms
+from prosam_jax.weights.other_forms import AGAIN
 from prosam_jax.weights.registry import sha256
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-AGAIN = "download it again"
+UNFOLDED = 1 << 30
+"""Bytes that tensors may have beyond the file's own, where strides of 0 repeat a number."""
+HELD = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+}
 
 
 class Checkpoint(NamedTuple):
@@ -55,6 +62,15 @@ def read(path: pathlib.Path) -> Checkpoint:
     state = _state_dict(path, _loaded(path))
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    for name, x in state.items():
+        if problem := _problem(x):
+            raise UserError(f"{path}: the tensor {name!r} {problem}")
+    if (claimed := sum(map(_bytes, state.values()))) > max(path.stat().st_size, UNFOLDED):
+        name = max(state, key=lambda name: _bytes(state[name]))
+        raise UserError(
+            f"{path} claims {claimed:,} bytes of tensors ({name!r} has {state[name].numel():,} "
+            f"elements), far more than it holds; {AGAIN}"
+        )
     widened = [name for name, x in state.items() if x.dtype in (torch.float16, torch.bfloat16)]
     tensors = {
         name: (x.float() if name in widened else x).detach().numpy() for name, x in state.items()
@@ -62,26 +78,51 @@ def read(path: pathlib.Path) -> Checkpoint:
     return Checkpoint(path, sha256(path), tensors, widened)
 
 
+def _bytes(x: torch.Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def _problem(x: torch.Tensor) -> str:
+    """Why a tensor is no array of numbers that NumPy can hold; "" if it is."""
+    kind = str(x.dtype).removeprefix("torch.")
+    if x.is_meta:
+        return f"is a meta tensor of {kind}, a shape without numbers; save the loaded weights"
+    if x.is_quantized:
+        return f"is quantised ({kind}); use the checkpoint that was quantised"
+    if x.layout is not torch.strided or x.is_nested:
+        layout = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+        return f"is {layout} ({kind}); save it as a plain tensor"
+    if x.dtype not in HELD:
+        return f"is {kind}; use a checkpoint of float32, float16 or bfloat16"
+    return ""
+
+
 def _loaded(path: pathlib.Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path} does not exist or is not a file")
+    other_forms.check(path)
     with path.open("rb") as file:
-        start = file.read(512)
-    if not start:
-        raise UserError(f"{path} is empty; {AGAIN}")
-    if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
-        raise UserError(f"{path} is a web page, not a checkpoint; download the file it links to")
+        start = file.read(16)
     if start[8:9] == b"{":
         return _from_safetensors(path)
     is_zip = start.startswith(b"PK\x03\x04")
-    if is_zip and not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is cut short after {path.stat().st_size:,} bytes; {AGAIN}")
+    if is_zip:
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path} is cut short after {path.stat().st_size:,} bytes; {AGAIN}")
+        _check_zip(path)
     if not is_zip and tarfile.is_tarfile(path):
         raise UserError(
             f"{path} is in the .tar format of torch before 0.1.10; load it with torch.load(..., "
             "weights_only=False), if you trust it, and torch.save its state dict"
         )
     return _from_torch(path, mmap=is_zip)
+
+
+def _check_zip(path: pathlib.Path) -> None:
+    try:
+        other_forms.check_zip(path)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"{path} is damaged ({error}); {AGAIN}") from error
 
 
 def _from_safetensors(path: pathlib.Path) -> dict[str, torch.Tensor]:

@@ -41,6 +41,7 @@ def evaluate(
     mesh: Mesh,
     cache: FeatureCache | None = None,
     workers: int = 0,
+    patience: float = 50,
     examples: int = 0,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Result:
@@ -55,17 +56,25 @@ def evaluate(
         mesh: Devices that share a batch.
         cache: Cache of SAM's embeddings of the targets, None to compute them.
         workers: Processes that read episodes.
+        patience: Seconds without an episode after which the reading counts as hanging.
         examples: How many of the first episodes to keep.
-        on_batch: Called with the number of episodes done so far.
+        on_batch: Called with the number of episodes done so far, also while a batch is waited for.
 
     Raises:
-        UserError: An image or a mask cannot be read.
+        UserError: An image or a mask cannot be read, or a reader was killed or hangs.
     """
     start = time.monotonic()
     kept, done, references, empty_annotations = [], 0, 0, 0
     ious: dict[str, IoU] = collections.defaultdict(IoU)
     batch_size = -(-batch_size // mesh.size) * mesh.size
-    with contextlib.closing(make_loader(source, batch_size=batch_size, workers=workers)) as loader:
+    loader = make_loader(
+        source,
+        batch_size=batch_size,
+        workers=workers,
+        patience=patience,
+        on_wait=lambda: on_batch(done),
+    )
+    with contextlib.closing(loader):
         for episode in loader:
             embeddings = cache(episode.target_image) if cache else None
             batch = split_batch(episode, mesh)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
+from prosam_jax.errors import printable
 from prosam_jax.evaluation.results import Example, iou_of
 
 MARK = (1.0, 0.75, 0.0)
@@ -28,10 +29,15 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
             overlay(target, episode.target_mask, (0.1, 0.8, 0.3)),
         )
         iou = f"IoU {100 * iou_of(episode, prediction):.0f} %"
-        names = (f"reference: {example.class_name}", "target", f"prediction, {iou}", "truth")
+        names = (
+            f"reference: {printable(example.class_name)}",
+            "target",
+            f"prediction, {iou}",
+            "truth",
+        )
         for axis, panel, name in zip(row, panels, names, strict=True):
             axis.imshow(panel)
-            axis.set_title(name, fontsize=9)
+            axis.set_title(name, fontsize=9, parse_math=False)  # a "$" is no formula
             axis.set_axis_off()
         y, x = np.nonzero(_lone(episode.reference_mask[0]))
         row[0].scatter(x, y, s=14, color=MARK, edgecolors="black", linewidths=0.6)

@@ -1,10 +1,10 @@
 """Scores and the frozen weights they depend on, as text for a terminal."""
 
-import rich.console
 import rich.table
 
 from prosam_jax.config import RANDOM, Config
-from prosam_jax.console import clock
+from prosam_jax.console import Console, clock
+from prosam_jax.errors import printable
 from prosam_jax.evaluation.results import Result
 
 
@@ -36,7 +36,7 @@ def print_scores(result: Result) -> None:
     table.add_column("IoU %", justify="right")
     for c, name in result.classes.items():
         iou = result.scores.per_class.get(c)
-        table.add_row(name, "no episode" if iou is None else f"{100 * iou:.2f}")
+        table.add_row(printable(name), "no episode" if iou is None else f"{100 * iou:.2f}")
     table.add_section()
     n, of = len(result.scores.per_class), len(result.classes)
     over = "" if n == of else f" (over {n} of {of} classes)"
@@ -46,7 +46,7 @@ def print_scores(result: Result) -> None:
         table.add_section()
     for name, scores in result.controls.items():
         table.add_row(f"mIoU of {name}", f"{100 * scores.miou:.2f}")
-    rich.console.Console().print(table)
+    Console().print(table)
     if result.empty_annotations:
         print(
             f"{result.empty_annotations} of {result.references} references have no annotated cell "

@@ -246,7 +246,7 @@ def _load(name: str | os.PathLike[str], changes: Mapping[str, Any]) -> Sam:
     if path.is_file() or (path.suffix and not path.is_dir()):
         held = files.metadata(path, made_by=MADE_BY)
         if held.get("kind") == "sam":
-            check_choice("architecture", held["architecture"], SAM_MODELS)
+            check_choice("architecture", held.get("architecture"), SAM_MODELS)
             cfg = SAMSettings.of(model=held["architecture"])
             return build_sam(_replaced(cfg, {"weights": str(path)} | given))
     elif len(path.parts) == 1 and not path.exists():

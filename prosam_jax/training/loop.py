@@ -5,10 +5,13 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 
 from prosam_jax import console, model, sharding
 from prosam_jax.atomic import locked
@@ -29,8 +32,9 @@ from prosam_jax.evaluation.metrics import Areas, IoU
 from prosam_jax.feature_cache.cache import opened
 from prosam_jax.report import scores
 from prosam_jax.report.curves import METRICS, Curves, newest
-from prosam_jax.training import state, step
+from prosam_jax.training import not_finite, state, step
 from prosam_jax.training.signals import Interrupted, Signals, Stopped
+from prosam_jax.types import Episode
 from prosam_jax.weights import prompt_encoder
 from prosam_jax.weights.checkpoint import Checkpoints
 from prosam_jax.weights.prompt_encoder import Dataset
@@ -49,7 +53,8 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
     Raises:
         UserError: A setting, a file or an old run in `workdir` does not fit, another process
             trains there, or the disk is full.
-        FloatingPointError: A metric is no longer finite; the message names metric and step.
+        FloatingPointError: A metric is no longer finite; the message names metric, step and
+            the file with the batch.
         Stopped: SIGTERM or SIGINT was received; the state is saved.
     """
     told = f"another process is training in {workdir}: wait until it ends, or stop it"
@@ -62,7 +67,8 @@ def _train(cfg: Config, workdir: pathlib.Path) -> None:
     if goes_on := bool(checkpoints.steps):
         for line in checkpoints.mend():
             console.note(line)
-        began = _check_run(cfg, workdir)
+        assert checkpoints.latest is not None  # at least one is whole
+        began = _check_run(cfg, workdir, checkpoints.latest)
         # The file that it started from is no longer needed and may be gone.
         trainer = Trainer(replaced(cfg, {"prompt.weights": ""}))
         if prompt_encoder.read_dataset(workdir) not in (None, trainer.dataset):
@@ -99,6 +105,14 @@ def _train(cfg: Config, workdir: pathlib.Path) -> None:
                 f"{workdir}: {error}, {checkpoints.safe}: mend that, then run the same command "
                 "again"
             ) from error
+        except not_finite.NotFinite as error:
+            kept = not_finite.keep_batch(workdir, error.step, trainer.source, cfg.train.batch_size)
+            at = checkpoints.latest
+            raise FloatingPointError(
+                f"{error}; {kept}; the same command with a --config.train.learning_rate below "
+                f"{cfg.train.learning_rate:g} "
+                + (f"goes on from step {at}" if at else "begins again at step 0")
+            ) from error
         best = checkpoints.best
     known = "not validated" if best is None else f"best validation at step {best}"
     print(f"{workdir}: trained to step {trainer.total}, {known}")
@@ -118,9 +132,20 @@ def _check_no_history(workdir: pathlib.Path) -> None:
         )
 
 
-def _check_run(cfg: Config, workdir: pathlib.Path) -> Config:
-    """The settings that the run in `workdir` started with; UserError if `cfg` does not fit it."""
+def _check_run(cfg: Config, workdir: pathlib.Path, at: int) -> Config:
+    """The settings that the run in `workdir` goes on with; UserError if `cfg` does not fit it.
+
+    They are those that it started with; after a loss that was not finite, step `at` is followed by
+    steps of another learning rate.
+    """
     began = read_config(workdir / "config.json")
+    rate = {"train.learning_rate": cfg.train.learning_rate}
+    if rate["train.learning_rate"] != began.train.learning_rate and not_finite.ended(workdir, at):
+        console.note(
+            f"train.learning_rate: {began.train.learning_rate:g} -> {cfg.train.learning_rate:g} "
+            f"after step {at}"
+        )
+        began = replaced(began, rate)
     may = CHANGES_NO_NUMBER
     if cfg.train.schedule != "cosine":  # whose learning rates depend on the length
         may |= {Role.LENGTH}
@@ -212,8 +237,10 @@ class Trainer:
             validate_first: Whether to validate `start` first, because that was interrupted.
 
         Raises:
-            FloatingPointError: A metric is not finite.
+            NotFinite: A metric is not finite.
             Stopped: A signal was received; the state is saved.
+            UserError: A picture cannot be read, or a reader was killed or hangs; the state is
+                saved.
         """
         cfg = self.cfg.train
         with contextlib.ExitStack() as stack:
@@ -227,10 +254,29 @@ class Trainer:
                 batch_size=cfg.batch_size,
                 start=min(start, self.total),
                 workers=self.cfg.data.workers,
+                patience=self.cfg.data.patience,
+                on_wait=signals.check,
             )
             stack.enter_context(contextlib.closing(loader))
             window = Window(start, cfg.batch_size)
-            for i, episode in enumerate(loader, start + 1):
+
+            def write_log(i: int) -> None:
+                # Checked before anything is saved, so that no checkpoint contains a NaN.
+                values = window.values()
+                rate = np.asarray(self.learning_rate(i - 1)).item()
+                curves.write("train", i, values | {"learning_rate": rate})
+                bar.show(i, values)
+
+            batch, embeddings = None, None
+            for i in range(start + 1, self.total + 1):
+                try:
+                    episode = next(loader)
+                except (UserError, Interrupted) as error:
+                    if window.logs:
+                        write_log(i - 1)
+                    if batch is not None:
+                        self.check_usable(i - 1, batch, embeddings)
+                    keep.and_end(i - 1, error)
                 batch = sharding.split_batch(episode, self.mesh)
                 embeddings = self.cache(episode.target_image) if self.cache else None
                 # One step runs while the next is queued, so that a device has no pause between
@@ -243,15 +289,25 @@ class Trainer:
                 save = last or self.is_due(i) or i % cfg.checkpoint_every == 0 or signals.received
                 log = save or i % cfg.log_every == 0
                 if log:
-                    # Checked before anything is saved, so that no checkpoint contains a NaN.
-                    values = window.values()
-                    rate = np.asarray(self.learning_rate(i - 1)).item()
-                    curves.write("train", i, values | {"learning_rate": rate})
-                    bar.show(i, values)
+                    write_log(i)
                 if save:
+                    self.check_usable(i, batch, embeddings)
                     keep(i, validate=self.is_due(i))
                 if log:
                     window = Window(i, cfg.batch_size)
+
+    def check_usable(self, i: int, batch: Episode, embeddings: Array | None) -> None:
+        """Takes a step from a copy of the state after step `i`, which is then known to be usable.
+
+        A learning rate far too large leaves parameters that are finite but give no finite loss; a
+        run that had saved them could not go on with any other.
+
+        Raises:
+            NotFinite: The loss or its gradient is not finite.
+        """
+        copy = jax.tree.map(jnp.copy, self.state)
+        _, logs = self.train_step(copy, self.frozen, batch, embeddings)
+        not_finite.check(jax.device_get(logs), i, "after")
 
     def validate(self, on_batch: Callable[[int], None]) -> results.Result:
         """Scores the current state on the fold's test episodes."""
@@ -264,6 +320,7 @@ class Trainer:
             mesh=self.mesh,
             cache=self.cache,
             workers=self.cfg.data.workers,
+            patience=self.cfg.data.patience,
             on_batch=on_batch,
         )
 
@@ -281,15 +338,30 @@ class _Keeper:
     def __call__(self, i: int, *, validate: bool) -> None:
         miou = None
         if validate:
-            with contextlib.suppress(Interrupted):
+            try:
                 result = self.trainer.validate(self.signals.check)
-                miou = result.scores.miou
-                self.curves.write("validation", i, {"miou": miou, "fb_iou": result.scores.fb_iou})
-                self.bar.print(f"step {i}: validation {scores.summary(result)}")
-        if miou is not None or i not in self.checkpoints.steps:  # otherwise it is saved already
-            self.checkpoints.save(i, self.trainer.state, miou)
+            except (UserError, Interrupted) as error:
+                self.and_end(i, error)
+            miou = result.scores.miou
+            self.curves.write("validation", i, {"miou": miou, "fb_iou": result.scores.fb_iou})
+            self.bar.print(f"step {i}: validation {scores.summary(result)}")
+        self._save(i, miou)
         if self.signals.received:
             raise Stopped(self.signals.received, i)
+
+    def and_end(self, i: int, error: UserError | Interrupted) -> NoReturn:
+        """Saves, because the run cannot go on after step `i`, and ends it."""
+        self._save(i, None)
+        if isinstance(error, Interrupted):
+            raise Stopped(self.signals.received, i) from None
+        if i == 0:
+            raise error
+        raise UserError(f"{error}; step {i} is saved, and the same command goes on from it")
+
+    def _save(self, i: int, miou: float | None) -> None:
+        # Without a validation, one that is there is the same; there is nothing to keep of step 0.
+        if miou is not None or (i and i not in self.checkpoints.steps):
+            self.checkpoints.save(i, self.trainer.state, miou)
 
 
 class Window:
@@ -310,17 +382,12 @@ class Window:
         """Means of the metrics over the window, "miou" and "episodes_per_s".
 
         Raises:
-            FloatingPointError: A metric is not finite; the message names it and its step.
+            NotFinite: A metric is not finite; the message names it and its step.
         """
         logs = jax.device_get(self.logs)
         iou = IoU()
         for i, (log, class_id) in enumerate(zip(logs, self.classes, strict=True), self.start + 1):
-            for name, value in log.items():
-                if not np.isfinite(value).all():
-                    raise FloatingPointError(
-                        f"{name} is {value} at step {i}, which is not saved: try a smaller "
-                        "train.learning_rate"
-                    )
+            not_finite.check(log, i, "at")
             inter, union = log.pop("intersection"), log.pop("union")
             both = (np.stack([0 * x, x], axis=1) for x in (inter, union))
             iou.add(Areas(*both), class_id)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -403,6 +404,7 @@ def _muted() -> Iterator[None]:
         yield
     except Exception:
         time.sleep(0.5)  # TensorStore's threads go on for a moment
+        gc.collect()  # and what they left undone tells its errors when it is collected
         raise
     finally:
         sys.stderr.flush()

@@ -30,6 +30,7 @@ from prosam_jax.weights.registry import Remote
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each attempt after one without progress
 TIMEOUT = 30.0  # seconds without receiving a byte
 CHUNK = 1 << 20
+LOCK = ".lock"
 BUSY = (408, 429, 500, 502, 503, 504)
 BROKEN = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
@@ -47,6 +48,7 @@ def fetch(entry: Remote, folder: pathlib.Path) -> Fetched:
 
     Raises:
         UserError: It cannot be fetched or is a wrong file; the message says how to get it by hand.
+            Or it would be written through a link.
         OSError: The connection failed repeatedly, or the disk is full.
     """
     target = folder / entry.file
@@ -56,6 +58,9 @@ def fetch(entry: Remote, folder: pathlib.Path) -> Fetched:
         except UserError as error:
             again = "it is damaged or another file; delete it and run the same command again"
             raise UserError(f"{error}: {again}") from error
+    for path in (target, *_beside(target)):
+        if path.is_symlink():
+            raise UserError(f"{path} is a link, which nothing is fetched through: delete it")
     try:
         check = _copy(entry, target) if entry.hub or entry.package else _download(entry, target)
     except filelock.Timeout as error:
@@ -64,6 +69,12 @@ def fetch(entry: Remote, folder: pathlib.Path) -> Fetched:
         steps = f"{entry.by_hand}; {entry.steps_by_hand(target)}"
         raise UserError(f"{error}; to get it by hand, {steps}") from error
     return Fetched(target, check, False)
+
+
+def _beside(target: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where a file is kept until it is complete, and the lock of its fetch."""
+    part, lock = (target.with_name(f"{target.name}{end}") for end in (PART, LOCK))
+    return part, lock
 
 
 def _copy(entry: Remote, target: pathlib.Path) -> str:
@@ -92,7 +103,7 @@ def _download(entry: Remote, target: pathlib.Path) -> str:
     if entry.url is None:
         raise UserError(f"{entry.name} cannot be fetched by a program")
     target.parent.mkdir(parents=True, exist_ok=True)
-    part, lock = (target.with_name(f"{target.name}{end}") for end in (PART, ".lock"))
+    part, lock = _beside(target)
     with filelock.FileLock(lock, timeout=0):
         try:
             check = _received(entry, part)

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from prosam_jax.atomic import replacing
 from prosam_jax.config import RANDOM
 from prosam_jax.errors import UserError
+from prosam_jax.weights import other_forms
 
 FORMAT = "prosam_jax 1"
 NAMESPACE = "prosam_jax"
@@ -134,8 +135,11 @@ def checksum(arrays: Mapping[str, np.ndarray | jax.Array]) -> str:
 
 
 def check_whole(file: Any, path: str | os.PathLike[str], *, made_by: str) -> None:
-    """Raises UserError unless the arrays of an open weight file match its checksum."""
-    written = read_metadata(file).get("arrays_sha256")
+    """Raises UserError unless the arrays of an open weight file are float32 and unchanged."""
+    written = read_metadata(file, path).get("arrays_sha256")
+    for name in sorted(file.keys()):
+        if (held := file.get_slice(name).get_dtype()) != "F32":
+            raise UserError(f"{path}: {name} is {held}, not float32; make it again with: {made_by}")
     found = _checksum((name, file.get_tensor(name)) for name in sorted(file.keys()))
     if written not in (None, found):
         raise UserError(
@@ -152,9 +156,19 @@ def _checksum(arrays: Iterable[tuple[str, np.ndarray | jax.Array]]) -> str:
     return digest.hexdigest()
 
 
-def read_metadata(file: Any) -> dict[str, Any]:
-    """The metadata of an open safetensors file; empty if it is not a weight file."""
-    return json.loads((file.metadata() or {}).get(NAMESPACE, "{}"))
+def read_metadata(file: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata of an open safetensors file; empty if it is not a weight file.
+
+    Raises:
+        UserError: It is no JSON object.
+    """
+    try:
+        held = json.loads((file.metadata() or {}).get(NAMESPACE, "{}"))
+    except (ValueError, RecursionError):
+        held = None
+    if not isinstance(held, dict):
+        raise UserError(f"{path} is no weight file: its metadata {NAMESPACE!r} is no JSON object")
+    return held
 
 
 def metadata(path: str | os.PathLike[str], *, made_by: str) -> dict[str, Any]:
@@ -164,7 +178,7 @@ def metadata(path: str | os.PathLike[str], *, made_by: str) -> dict[str, Any]:
         UserError: The file is missing, damaged or not a safetensors file.
     """
     with _open(path, made_by) as file:
-        return read_metadata(file)
+        return read_metadata(file, path)
 
 
 def load(
@@ -192,7 +206,7 @@ def load(
             architecture, or its names, shapes or dtypes do not exactly match the module.
     """
     with _open(path, made_by) as file:
-        _check_metadata(path, read_metadata(file), kind, architecture, made_by)
+        _check_metadata(path, read_metadata(file, path), kind, architecture, made_by)
         module = abstract(build)
         problems = _misfits(file, leaves(module))
         if problems:
@@ -253,6 +267,10 @@ def _open(path: str | os.PathLike[str], made_by: str) -> Any:
     if not pathlib.Path(path).is_file():
         raise UserError(f"{path} is missing; make it with: {made_by}")
     try:
+        other_forms.check(pathlib.Path(path))
+    except UserError as error:
+        raise UserError(f"{error}, or make it again with: {made_by}") from error
+    try:
         return safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
@@ -267,7 +285,8 @@ def _check_metadata(
     architecture: str,
     made_by: str,
 ) -> None:
-    if found.get("format") != FORMAT or found.get("kind") not in SETTINGS:
+    known = str(found.get("kind")) in SETTINGS and isinstance(found.get("architecture"), str)
+    if found.get("format") != FORMAT or not known:
         raise UserError(
             f"{path} is not a weight file of format {FORMAT!r}; make it again with: {made_by}"
         )

@@ -6,6 +6,7 @@ the hub, https://huggingface.co by default.
 """
 
 import contextlib
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -89,6 +90,14 @@ def _one_line(hub: Any, endpoint: str, repo: str, revision: str, file: str) -> I
     errors = hub.errors
     try:
         yield
+    except errors.HFValidationError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{repo} is no repository's name, which is USER/NAME: {reason}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{endpoint} answers for {repo} with something else than a hub does: check the "
+            "connection, or HF_ENDPOINT"
+        ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(
             f"{repo} at {endpoint} has no revision {revision!r}: pass a branch, tag or commit"

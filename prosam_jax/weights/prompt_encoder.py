@@ -6,6 +6,7 @@ Such a file is a weight file of kind "prompt_encoder" whose metadata has the fie
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ from prosam_jax.config import (
     Config,
     Role,
     recorded,
+    without_paths,
 )
 from prosam_jax.config.fields import about, flat
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, printable
 from prosam_jax.json_files import read_object, write_object
 from prosam_jax.weights import files
 
@@ -26,36 +28,80 @@ KIND = "prompt_encoder"
 MADE_BY = "prosam export --workdir=RUN --out=FILE (or prosam weights pull, or convert vrp-sam)"
 FROZEN = "frozen.json"
 DATASET = "dataset.json"
-SCORES = ("miou", "fb_iou", "per_class", "episodes", "episode_list_sha256")
+Check = Callable[[Any], bool]
 
 
-def _names_frozen(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(entry := value.get(kind), dict)
-        and "architecture" in entry
-        and ("seed" in entry or "arrays_sha256" in entry)
-        for kind in ("sam", "backbone")
-    )
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def _names_scores(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and {*SCORES, "settings"} <= value.keys())
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 48
+
+
+def _is_percentage(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 100
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return isinstance(value, list) and all(map(_is_name, value))
 
 
-# Metadata that `Trained` and its users rely on; the file may come from anyone, so it is checked.
-NEEDED: dict[str, Callable[[Any], bool]] = {
-    "config": lambda value: isinstance(value, dict),
-    "merged_channels": lambda value: isinstance(value, int),
-    "frozen": _names_frozen,
-    "version": lambda value: isinstance(value, str),
-    "results": _names_scores,
-    "step": lambda value: value is None or isinstance(value, int),
-    "classes": lambda value: value is None or _are_names(value),
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _holds(value: Any, checks: Mapping[str, Check]) -> bool:
+    """Whether this is an object of exactly these entries, each of which is valid."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == checks.keys()
+        and all(check(value[name]) for name, check in checks.items())
+    )
+
+
+def _names_weights(value: Any) -> bool:
+    return any(
+        _holds(value, {"architecture": _is_name} | source)
+        for source in ({"seed": _is_count}, {"arrays_sha256": _or_none(_is_sha256)})
+    )
+
+
+def _names_frozen(value: Any) -> bool:
+    return _holds(value, {"sam": _names_weights, "backbone": _names_weights})
+
+
+def _are_ious(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_percentage, value.values()))
+
+
+SCORES: dict[str, Check] = {
+    "miou": _is_percentage,
+    "fb_iou": _is_percentage,
+    "per_class": _are_ious,
+    "episodes": _is_count,
+    "episode_list_sha256": _is_sha256,
 }
+"""Scores that a file tells, named as in `results.json`, and what they must be."""
+
+CHECKS: dict[str, Check] = {
+    "config": lambda value: isinstance(value, dict),  # `recorded` looks into it
+    "merged_channels": _is_count,
+    "frozen": _names_frozen,
+    "version": _is_name,
+    "benchmark": _or_none(_is_name),
+    "classes": _or_none(_are_names),
+    "fold": _or_none(_is_count),
+    "step": _or_none(_is_count),
+    "results": _or_none(lambda value: _holds(value, SCORES | {"settings": _are_names})),
+    "source_name": _or_none(_is_name),
+    "source_sha256": _or_none(_is_sha256),
+}
+"""What each field of `Trained` must be; the file may come from anyone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,20 +241,22 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Array], trained: Tra
 def read(path: str | os.PathLike[str]) -> Trained:
     """Reads what a file says about its prompt encoder, without its parameters.
 
+    Paths in its settings are not taken: they are of the machine that wrote it.
+
     Raises:
         UserError: The file is missing, damaged or not one of a prompt encoder.
     """
     held = files.metadata(path, made_by=MADE_BY)
     if held.get("format") != files.FORMAT or held.get("kind") != KIND:
         raise UserError(f"{path} is not a trained prompt encoder; make one with: {MADE_BY}")
-    if missing := [name for name, holds in NEEDED.items() if not holds(held.get(name))]:
-        raise UserError(f"{path} lacks valid {', '.join(missing)}; make it again with: {MADE_BY}")
+    if wrong := [name for name, is_valid in CHECKS.items() if not is_valid(held.get(name))]:
+        raise UserError(f"{path} lacks valid {', '.join(wrong)}; make it again with: {MADE_BY}")
     try:
         cfg = recorded(held["config"])
     except UserError as error:
         raise UserError(f"{path} was trained with settings unknown here: {error}") from error
-    names = ({field.name for field in dataclasses.fields(Trained)} & held.keys()) - {"config"}
-    return Trained(config=cfg, **{name: held[name] for name in names})
+    names = (CHECKS.keys() & held.keys()) - {"config"}
+    return Trained(config=without_paths(cfg), **{name: held[name] for name in names})
 
 
 def check_fit(path: str | os.PathLike[str], cfg: Config) -> None:
@@ -308,7 +356,8 @@ def facts(trained: Trained) -> dict[str, str]:
         rows["IoU of the classes"] = ", ".join(f"{name} {iou:.2f}" for name, iou in ious)
     if trained.source_name:
         rows["converted from"] = f"{trained.source_name}, sha256 {trained.source_sha256}"
-    return rows | {"written by": f"prosam_jax {trained.version}"}
+    rows["written by"] = f"prosam_jax {trained.version}"
+    return {name: printable(value) for name, value in rows.items()}
 
 
 def origin(frozen: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import safetensors
 
 from prosam_jax.config import BackboneConfig, SAMSettings, check_choice
 from prosam_jax.errors import UserError
+from prosam_jax.weights import other_forms
 
 SEGMENT_ANYTHING = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
 DINOV2 = "https://github.com/facebookresearch/dinov2#pretrained-models"
@@ -237,27 +238,27 @@ def verify(entry: Remote, path: pathlib.Path, digest: str = "") -> str:
         A sentence about the checksum, for people.
 
     Raises:
-        UserError: The size or the checksum differs, or the file is empty, a web page or an
-            incomplete safetensors file.
+        UserError: The size or the checksum differs, or the file is something else
+            (`other_forms`) or an incomplete safetensors file.
     """
+    look = other_forms.check if isinstance(entry, Published) else other_forms.check_fetched
     size = path.stat().st_size
     if entry.size not in (None, size):
+        look(path)
         raise UserError(f"{path} has {size:,} bytes, but {entry.name} has {entry.size:,}")
     digest = digest or sha256(path)
     if entry.sha256 is not None:
         if not digest.startswith(entry.sha256):
+            look(path)
             raise UserError(f"{path} has sha256 {digest}, but {entry.name} has {entry.sha256}")
         part = "" if digest == entry.sha256 else f" in its first {len(entry.sha256)} digits"
         return f"sha256 {digest}, as published{part}"
+    look(path)
     if entry.file.endswith(".safetensors"):
         try:
             safetensors.safe_open(path, framework="numpy")
         except safetensors.SafetensorError as error:
             raise UserError(f"{path} is not a complete safetensors file ({error})") from error
-    with path.open("rb") as file:
-        start = file.read(512).lstrip().lower()
-    if not start or start.startswith((b"<!doctype", b"<html")):
-        raise UserError(f"{path} is {'a web page' if start else 'empty'}, not {entry.name}")
     return (
         f"sha256 {digest}; there is no published checksum, so only the file's name was checked; "
         "conversion checks the names and shapes of its tensors"

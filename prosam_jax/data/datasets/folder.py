@@ -1,5 +1,6 @@
 """Episodes of a user's own pictures and masks; `folder_files` describes the folder."""
 
+import csv
 import dataclasses
 import functools
 import pathlib
@@ -12,6 +13,7 @@ from prosam_jax.data.datasets.folder_files import IMAGES, Folder, find_folder, l
 from prosam_jax.data.episodes import EpisodeSource, episode_source
 from prosam_jax.data.folds import FoldIndex, FoldRule
 from prosam_jax.errors import UserError
+from prosam_jax.picture_files import nfc
 
 MIN_SHARE = 0.001
 """Smallest fraction of a picture with which it counts for a class: at 512 pixels about one cell of
@@ -63,8 +65,8 @@ def fold_rule(class_names: tuple[str, ...], novel: str, name: str) -> FoldRule:
 
     Args:
         class_names: Names of all classes.
-        novel: Names of the novel ones, separated by commas; "" for every fourth class, starting
-            from class 1 + fold.
+        novel: Names of the novel ones, separated by commas, as a line of CSV: a name with a comma
+            is in double quotes. "" for every fourth class, starting from class 1 + fold.
         name: Name of the rule.
 
     Raises:
@@ -73,8 +75,16 @@ def fold_rule(class_names: tuple[str, ...], novel: str, name: str) -> FoldRule:
     if not novel:
         ids = range(1, 1 + len(class_names))
         return FoldRule(name, class_names, tuple(tuple(ids[f::_FOLDS]) for f in range(_FOLDS)))
-    wanted = [part.strip() for part in novel.split(",")]
+    try:
+        wanted = [nfc(x.strip()) for x in next(csv.reader([novel], skipinitialspace=True))]
+    except csv.Error as error:
+        raise UserError(f"data.novel={novel!r} is not a line of CSV ({error})") from error
     for part in wanted:
+        if commas := [x for x in class_names if part not in class_names and part in x.split(",")]:
+            raise UserError(
+                f"data.novel={novel!r}: put the name {commas[0]!r}, which has a comma, in double "
+                "quotes"
+            )
         check_choice("data.novel", part, class_names)
     chosen = tuple(sorted({class_names.index(part) + 1 for part in wanted}))
     return FoldRule(name, class_names, (chosen,) * _FOLDS)
@@ -108,7 +118,7 @@ def _listed(folder: Folder, name: str, setting: str) -> Iterable[str]:
     path = folder.path / f"{name}.txt"
     if not path.is_file():
         raise UserError(f"{setting}={name!r}: there is no {path}; write a picture per line into it")
-    known = {stem(image_id): image_id for image_id in folder.masks} | {i: i for i in folder.masks}
+    known = {stem(i): i for i in folder.masks} | {nfc(i): i for i in folder.masks}
     names = lines(path)
     if missing := [line for line in names if line not in known]:
         raise UserError(

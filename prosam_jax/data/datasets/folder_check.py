@@ -6,10 +6,10 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
-import numpy as np
+from PIL import Image
 
 from prosam_jax import console
 from prosam_jax.atomic import writing
@@ -19,6 +19,8 @@ from prosam_jax.errors import UserError
 
 CHECKED = "checked.json"
 """File in the folder in which `prosam prepare` keeps what was found."""
+
+_READER = 2  # the rules by which files are read: what others found is not trusted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +66,10 @@ def check(folder: Folder, *, trust: bool = True, keep: bool = False) -> Contents
         notes[image_id] = {"stamp": stamps[image_id], **note}
     if keep:
         with writing(folder.path / CHECKED) as file:
-            held = {"classes": folder.class_names, "files": notes}
+            held = {"reader": _READER, "classes": folder.class_names, "files": notes}
             file.write(json.dumps(held, indent=0).encode())
-    faults = {i: note["fault"] for i, note in notes.items() if "fault" in note} | _strays(folder)
+    bad = {i: note["fault"] for i, note in notes.items() if "fault" in note}
+    faults = bad | _strays(folder, bad)
     shares = {
         i: {int(c): share for c, share in note["shares"].items()}
         for i, note in notes.items()
@@ -87,21 +90,24 @@ def _read(folder: Folder, image_id: str) -> dict[str, Any]:
         folder.image(image_id)
     except UserError as fault:
         return {"fault": str(fault)}
-    counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)[:IGNORE]
-    classes = [c for c in np.flatnonzero(counts).tolist() if c > 0]
-    return {"shares": {str(c): counts[c].item() / labels.size for c in classes}}
+    counts = Image.fromarray(labels).histogram()  # NumPy's would need eight times the mask's memory
+    shares = {str(c): counts[c] / labels.size for c in range(1, IGNORE) if counts[c]}
+    return {"shares": shares}
 
 
 def _is_utf8(name: str) -> bool:
     return name.encode(errors="ignore").decode() == name
 
 
-def _strays(folder: Folder) -> dict[str, str]:
-    """Faults of pictures and masks that do not correspond one to one."""
+def _strays(folder: Folder, bad: Container[str]) -> dict[str, str]:
+    """Faults of pictures and masks that do not correspond one to one.
+
+    A bad picture, such as the raw file beside a camera's JPEG, takes no mask from a good one.
+    """
     faults, owner = {}, {}
-    for image_id in folder.masks:
+    for image_id in sorted(folder.masks, key=lambda image_id: image_id in bad):
         other = owner.setdefault(stem(image_id), image_id)
-        if other != image_id:
+        if other != image_id and image_id not in bad:
             faults[image_id] = (
                 f"{folder.image_path(image_id)} and {other} share one mask; rename it"
             )
@@ -118,10 +124,11 @@ def _noted(folder: Folder) -> dict[str, dict[str, Any]]:
     path = folder.path / CHECKED
     try:
         held = json.loads(path.read_bytes())
-        return held["files"] if tuple(held["classes"]) == folder.class_names else {}
+        same = held.get("reader") == _READER and tuple(held["classes"]) == folder.class_names
+        return held["files"] if same else {}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"cannot read {path} ({error}); delete it, to check all files again"
         ) from error

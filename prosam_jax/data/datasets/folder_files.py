@@ -1,7 +1,7 @@
 """The layout of a user's own folder, and its pictures and masks.
 
 ```
-images/<any folders>/<name>.jpg        or .png, .tif or another format that Pillow reads
+images/<any folders>/<name>.jpg        or .png, .tif or another suffix of `picture_files`
 masks/<the same folders>/<name>.png    class numbers 0 (background), 1, 2, ...; 255 is ignored
 classes.txt                            names of classes 1, 2, ..., one per line
 <list>.txt                             for data.train_list and data.val_list, a picture per line
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from prosam_jax import images
+from prosam_jax import images, picture_files
 from prosam_jax.data.transforms import IGNORE
 from prosam_jax.errors import UserError
 
@@ -58,7 +58,7 @@ class Folder:
         """The mask's class numbers; UserError if it cannot be read or holds other numbers."""
         path, most = self.mask_path(image_id), len(self.class_names)
         labels = images.read_labels(path)
-        held = np.flatnonzero(np.bincount(labels.ravel())).tolist()
+        held = np.flatnonzero(Image.fromarray(labels).histogram()).tolist()
         if strange := [number for number in held if most < number < IGNORE]:
             raise UserError(
                 f"{path} contains the number {strange[0]}; {CLASSES} names classes 1-{most}, and "
@@ -91,8 +91,8 @@ def find_folder(root: str) -> Folder:
     if lacking := [name for name in (MASKS, CLASSES) if not (path / name).exists()]:
         raise UserError(
             f"data.root={root!r}: there is no {path / lacking[0]}; {wanted}; `prosam "
-            "prepare folder --annotations SOURCE` makes masks and classes from a CSV file, a COCO "
-            "JSON file or labelme files"
+            "prepare folder --annotations SOURCE` makes masks and classes from a CSV file or the "
+            "files of annotation tools"
         )
     masks = {stem(name): name for name in pictures(path / MASKS)}
     found = {name: masks.get(stem(name), "") for name in pictures(path / IMAGES)}
@@ -113,27 +113,18 @@ def read_classes(path: pathlib.Path) -> tuple[str, ...]:
 
 def pictures(folder: pathlib.Path) -> list[str]:
     """Sorted paths, relative to `folder` and with "/", of all its pictures that are not hidden."""
-    return sorted(
-        pathlib.Path(place, name).relative_to(folder).as_posix()
-        for place, _, names in os.walk(folder, onerror=_raise)
-        for name in names
-        if images.is_picture(name) and not name.startswith(".")
-    )
+    return [n for n in picture_files.listed(folder, deep=True) if picture_files.is_picture(n)]
 
 
 def stem(name: str) -> str:
-    """A path without its suffix; a picture and its mask have the same one."""
-    return name.rpartition(".")[0]
+    """A path without its suffix, in composed form; a picture and its mask have the same one."""
+    return picture_files.nfc(name.rpartition(".")[0])
 
 
 def lines(path: pathlib.Path) -> list[str]:
-    """The lines of a text file that are not blank; UserError if it is not UTF-8."""
+    """A text file's lines that are not blank, in composed form; UserError if it is not UTF-8."""
     try:
         found = path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    return [line.strip() for line in found if line.strip()]
-
-
-def _raise(error: OSError) -> None:
-    raise error
+    return [picture_files.nfc(line.strip()) for line in found if line.strip()]

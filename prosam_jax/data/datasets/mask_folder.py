@@ -19,6 +19,7 @@ from PIL import Image
 from prosam_jax import images
 from prosam_jax.atomic import replacing
 from prosam_jax.config import DataConfig
+from prosam_jax.data.datasets.folder_files import lines
 from prosam_jax.data.datasets.tfds import TfdsMasks
 from prosam_jax.data.episodes import EpisodeSource, episode_source
 from prosam_jax.data.folds import FoldRule
@@ -95,12 +96,13 @@ class MaskFolder:
         """
         path = self.list_path(name)
         if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "no list at all"
+            lists = path.parent.glob("[!.]*.txt")
+            known = ", ".join(sorted(x.stem for x in lists)) or "no list at all"
             raise UserError(
                 f"{setting}={name!r}: there is no {path}; the folder has {known}; `prosam "
                 "prepare` writes the benchmark's own lists"
             )
-        ids = list(dict.fromkeys(path.read_text().split()))
+        ids = list(dict.fromkeys(" ".join(lines(path)).split()))
         if not ids:
             raise UserError(f"{setting}={name!r}: {path} is empty; choose another list")
         if missing := self.missing(ids):

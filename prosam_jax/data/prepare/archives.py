@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import lzma
 import os
 import pathlib
 import shutil
@@ -11,17 +12,22 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from typing import IO, NamedTuple, TypeVar, cast
+from typing import IO, NamedTuple, cast
 
 import rich.progress
 
 from prosam_jax import console
 from prosam_jax.atomic import writing
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, short
 from prosam_jax.weights.download import fetch
 from prosam_jax.weights.registry import Remote
 
-_T = TypeVar("_T")
+AGAIN = "delete it and get it again"
+LARGE = 1 << 30  # bytes, which a checksum takes seconds for
+DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, NotImplementedError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Archive:
         licence: Its terms.
         size: Size in bytes; approximate if no checksum is known.
         unpacked: Approximate size in bytes of the largest folder that is unpacked from it.
+        content: More bytes than its files have together, unpacked.
         sha256: Its checksum, "" if none is known.
     """
 
@@ -46,11 +53,15 @@ class Archive:
     licence: str
     size: int
     unpacked: int
+    content: int
     sha256: str = ""
 
 
 class Member(NamedTuple):
-    """A file in an archive: its name, its size in bytes, and how to open it when its turn comes."""
+    """A file in an archive: its name, its size in bytes, and how to open it when its turn comes.
+
+    The name is relative, normalised and leads to nowhere else: it has no "..".
+    """
 
     name: str
     size: int
@@ -83,17 +94,21 @@ def check_space(
 
 
 def obtain(archives: Iterable[Archive], root: pathlib.Path, *, download: bool) -> None:
-    """Makes sure that archives are in `root`.
+    """Makes sure that archives are in `root`, and that they are the published ones.
 
     Raises:
-        UserError: One is missing and must not be or cannot be fetched, or a wrong file was fetched.
+        UserError: One is missing and must not be or cannot be fetched, or a wrong file was fetched
+            or is there already.
         OSError: The connection failed repeatedly, or the disk is full.
     """
+    archives = tuple(archives)
     missing = [archive for archive in archives if not (root / archive.file).is_file()]
     if missing and not download:
         ways = "; ".join(f"{archive.file}: {archive.by_hand}" for archive in missing)
         raise UserError(f"add --download, or get these by hand and put them into {root}: {ways}")
-    for archive in missing:
+    for archive in archives:
+        if archive not in missing and archive.sha256 and archive.size > LARGE:
+            console.note(f"checking {root / archive.file}")
         remote = Remote(
             name=archive.name,
             file=archive.file,
@@ -108,33 +123,55 @@ def obtain(archives: Iterable[Archive], root: pathlib.Path, *, download: bool) -
 
 
 @contextlib.contextmanager
-def members(path: pathlib.Path) -> Iterator[Iterator[Member]]:
-    """Iterates over the files of a tar or zip archive, with a progress bar.
+def members(archive: Archive, root: pathlib.Path) -> Iterator[Iterator[Member]]:
+    """Iterates over the files of a tar or zip archive in `root`, with a progress bar.
+
+    Links and devices are passed over.
 
     Raises:
-        UserError: The archive is damaged.
+        UserError: The archive is damaged, holds more than the published one, or a file that lies
+            outside of it.
     """
+    path = root / archive.file
     read = _in_zip if path.suffix == ".zip" else _in_tar
     try:
         with contextlib.closing(read(path)) as found:
-            yield found
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(
-            f"{path} is damaged or incomplete ({error}); delete it and get it again"
-        ) from error
+            yield _checked(found, archive, path)
+    except DAMAGED as error:
+        raise UserError(f"{path} is damaged or incomplete ({error}); {AGAIN}") from error
 
 
-def unpack(path: pathlib.Path, place: Callable[[str], pathlib.Path | None]) -> None:
-    """Unpacks files of an archive, except those that exist at full length.
+def _checked(found: Iterator[Member], archive: Archive, path: pathlib.Path) -> Iterator[Member]:
+    total = 0
+    for member in found:
+        name = pathlib.PurePosixPath(member.name)
+        strange = name.is_absolute() or {"..", ""} & {*name.parts, name.name}
+        if strange or {"\\", "\0"} & set(member.name):
+            raise UserError(f"{path} holds {short(member.name)}, outside of its folder; {AGAIN}")
+        total += member.size
+        if total > archive.content:
+            raise UserError(
+                f"{path} holds more than {archive.content:,} bytes unpacked, which {archive.name} "
+                f"has not; {AGAIN}"
+            )
+        yield member._replace(name=str(name))
+
+
+def unpack(
+    archive: Archive, root: pathlib.Path, place: Callable[[str], pathlib.Path | None]
+) -> None:
+    """Unpacks files of an archive in `root`, except those that exist at full length.
 
     Args:
-        path: The archive.
-        place: Gives the path for a file's name in the archive, or None to skip the file.
+        archive: The archive.
+        root: Its folder.
+        place: Gives the path for a file's name in the archive (see `Member`), or None to skip the
+            file.
 
     Raises:
-        UserError: The archive is damaged.
+        UserError: As for `members`.
     """
-    with members(path) as found:
+    with members(archive, root) as found:
         for member in found:
             target = place(member.name)
             if target is None or (target.exists() and target.stat().st_size == member.size):

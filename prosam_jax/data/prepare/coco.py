@@ -14,10 +14,10 @@ from prosam_jax.data.prepare import archives
 from prosam_jax.data.prepare.archives import Archive
 from prosam_jax.data.prepare.coco_masks import (
     Annotated,
-    check_installed,
     read_annotations,
     write_mask,
 )
+from prosam_jax.data.prepare.objects import check_installed
 
 _BY_HAND = "https://cocodataset.org/#download links to it"
 _LICENCE = "annotations CC-BY-4.0, images under Flickr's terms"
@@ -30,6 +30,7 @@ ANNOTATIONS = Archive(
     licence=_LICENCE,
     size=252_872_794,
     unpacked=480_000_000,
+    content=1_500_000_000,
     sha256="031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
 )
 IMAGES = {
@@ -41,6 +42,7 @@ IMAGES = {
         licence=_LICENCE,
         size=13_510_573_713,
         unpacked=13_900_000_000,
+        content=15_000_000_000,
         sha256="ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
     ),
     "val2014": Archive(
@@ -51,6 +53,7 @@ IMAGES = {
         licence=_LICENCE,
         size=6_645_013_297,
         unpacked=6_900_000_000,
+        content=7_500_000_000,
         sha256="fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
     ),
 }
@@ -85,12 +88,12 @@ def prepare(root: pathlib.Path, *, download: bool) -> tuple[MaskFolder, bool]:
         empty = [pool for pool in todo if not any((root / pool).glob("*.jpg"))]
         _obtain(root, [ANNOTATIONS, *(IMAGES[pool] for pool in empty)], download=download)
         wanted = {f"{LISTS}/{path.name}": path for path in files.values()}
-        archives.unpack(root / ANNOTATIONS.file, wanted.get)
+        archives.unpack(ANNOTATIONS, root, wanted.get)
     images = {pool: read_annotations(path) for pool, path in files.items()}
     lacking = [pool for pool in todo if _is_incomplete(root / pool, images[pool])]
     _obtain(root, [IMAGES[pool] for pool in lacking], download=download)
     for pool in lacking:
-        archives.unpack(root / IMAGES[pool].file, lambda name, pool=pool: _place(root, pool, name))
+        archives.unpack(IMAGES[pool], root, lambda name, pool=pool: _place(root, pool, name))
     for pool in todo:
         _write_masks(folder, pool, images[pool])
     return folder, True

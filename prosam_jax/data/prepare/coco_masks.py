@@ -7,7 +7,6 @@ script paints only the first polygon of an object, this module all of them. Clas
 1-80 by category id.
 """
 
-import importlib.util
 import json
 import pathlib
 from collections import defaultdict
@@ -20,6 +19,7 @@ from PIL import Image
 
 from prosam_jax.atomic import writing
 from prosam_jax.data.folds import COCO_20I
+from prosam_jax.data.prepare.objects import fill, is_crowd, outline
 from prosam_jax.data.transforms import IGNORE
 from prosam_jax.errors import UserError
 
@@ -41,12 +41,6 @@ class Annotated(NamedTuple):
     objects: list[Object]
 
 
-def check_installed() -> None:
-    """Raises UserError unless pycocotools, an optional dependency, is installed."""
-    if importlib.util.find_spec("pycocotools") is None:
-        raise UserError("pycocotools is not installed; run: pip install 'prosam_jax[prepare]'")
-
-
 def read_annotations(path: pathlib.Path) -> list[Annotated]:
     """The images of an `instances_*.json`, sorted by name.
 
@@ -61,7 +55,7 @@ def read_annotations(path: pathlib.Path) -> list[Annotated]:
         class_of = {category["id"]: c for c, category in enumerate(categories, 1)}
         objects = defaultdict(list)
         for a in held["annotations"]:
-            found = Object(class_of[a["category_id"]], bool(a["iscrowd"]), a["segmentation"])
+            found = Object(class_of[a["category_id"]], is_crowd(a["iscrowd"]), a["segmentation"])
             objects[a["image_id"]].append(found)
         images = sorted(held["images"], key=lambda image: image["file_name"])
         return [
@@ -81,22 +75,31 @@ def read_annotations(path: pathlib.Path) -> list[Annotated]:
 
 
 def paint(objects: Sequence[Object], height: int, width: int) -> UInt8[np.ndarray, "h w"]:
-    """The mask of an image: class numbers, 0 for background, 255 for crowds."""
-    from pycocotools import mask as run_lengths  # an optional dependency, used only here
+    """The mask of an image: class numbers, 0 for background, 255 for crowds.
 
+    Raises:
+        UserError: An outline is not valid.
+    """
     labels = np.zeros((height, width), np.uint8)
     for item in sorted(objects, key=lambda item: not item.is_crowd):
-        codes = item.segmentation
-        if isinstance(codes, list) or isinstance(codes["counts"], list):
-            codes = run_lengths.frPyObjects(codes, height, width)
-        if isinstance(codes, list):
-            codes = run_lengths.merge(codes)
-        labels[run_lengths.decode(codes).astype(bool)] = IGNORE if item.is_crowd else item.class_id
+        inside = fill(outline(item.segmentation), (width, height))
+        labels[inside] = IGNORE if item.is_crowd else item.class_id
     return labels
 
 
 def write_mask(job: tuple[pathlib.Path, Annotated]) -> None:
-    """Writes an image's mask to the path that comes with it in `job`."""
+    """Writes an image's mask to the path that comes with it in `job`.
+
+    Raises:
+        UserError: An outline is not valid.
+    """
     path, image = job
+    try:
+        labels = paint(image.objects, image.height, image.width)
+    except UserError as reason:
+        raise UserError(
+            f"the annotation file is damaged: an object of {image.file_name} {reason}; delete it "
+            "and unpack it again"
+        ) from None
     with writing(path) as file:
-        Image.fromarray(paint(image.objects, image.height, image.width)).save(file, "PNG")
+        Image.fromarray(labels).save(file, "PNG")

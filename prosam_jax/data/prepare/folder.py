@@ -1,32 +1,32 @@
-"""Makes masks from a CSV file, a COCO JSON file or labelme files, and checks a user's folder.
+"""Makes masks from a CSV file or the files of annotation tools, and checks a user's folder.
 
-For every source, it writes the masks and `classes.txt` that `data.datasets.folder_files` describes.
+It writes the masks and `classes.txt` that `data.datasets.folder_files` describes.
 
 * A CSV file with the columns `image` (relative to `images`) and `mask` (relative to the CSV), and
   optionally `class`, if each mask shows one class in all pixels that are not 0. Without that
   column, masks contain class numbers.
-* A COCO JSON file with polygons or run lengths; `file_name` is a path relative to `images`, or only
-  a name.
-* A folder of labelme JSON files, each with the name and the subfolder of its picture.
+* What `readers` reads: COCO, labelme, YOLO, CVAT and Label Studio.
 
 Later objects cover earlier ones. Classes are numbered as in `classes.txt`; if there is none yet, in
-the order of COCO's ids or alphabetically.
+the order of the file's own numbers or alphabetically. Nothing is written before all is read,
+checked and painted.
 """
 
 import csv
-import json
-import math
+import functools
+import io
 import pathlib
 import shlex
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from prosam_jax import console, images
+from prosam_jax import console, images, picture_files
 from prosam_jax.atomic import writing
 from prosam_jax.config import check_choice
 from prosam_jax.data.datasets.folder_check import check
@@ -40,23 +40,56 @@ from prosam_jax.data.datasets.folder_files import (
     stem,
 )
 from prosam_jax.data.folds import named
-from prosam_jax.data.prepare.coco_masks import Object, check_installed, paint
+from prosam_jax.data.prepare import objects, preview, readers
+from prosam_jax.data.prepare.objects import FEW, Object, Painted, Polygons
+from prosam_jax.data.prepare.readers import Annotated
+from prosam_jax.data.transforms import IGNORE
 from prosam_jax.errors import UserError
 
+# What label tools call "no object" and "do not look here", in any case.
+_NOTHING = ("_background_", "__background__", "background")
+_IGNORED = ("__ignore__", "_ignore_", "ignore")
+
 # Paints the mask of a picture; raises UserError if its file or its outlines are bad.
-Painter = Callable[[], UInt8[np.ndarray, "h w"]]
+Painter = Callable[[], Painted]
+
+
+class Plan(NamedTuple):
+    """What is to be written.
+
+    Attributes:
+        painters: By picture.
+        classes: The lines of `classes.txt` if it is to be written.
+        numbers: Numbers of the classes by name.
+        faults: Lines by picture or other name.
+        notes: Lines on what was done and may not be meant.
+    """
+
+    painters: dict[str, Painter]
+    classes: Sequence[str]
+    numbers: Mapping[str, int]
+    faults: dict[str, str]
+    notes: Sequence[str] = ()
 
 
 def prepare(
-    root: pathlib.Path, source: pathlib.Path | None, *, check_only: bool, force: bool = False
+    root: pathlib.Path,
+    source: pathlib.Path | None,
+    *,
+    check_only: bool,
+    force: bool = False,
+    crowds_as_objects: bool = False,
+    sheet: pathlib.Path | None = None,
 ) -> int:
     """Makes masks if a source is given, checks the folder and prints one line per bad file.
 
     Args:
         root: The user's folder.
-        source: CSV file, JSON file or folder of JSON files; None if `masks` exists already.
+        source: CSV file, or what `readers.read` takes; None if `masks` exists already.
         check_only: Whether to write nothing.
         force: Whether to overwrite existing masks that differ.
+        crowds_as_objects: Whether COCO's crowds are objects of their class.
+        sheet: Where to write a contact sheet, a PNG file; None for none.
 
     Returns:
         Number of bad files.
@@ -66,8 +99,11 @@ def prepare(
     """
     if source and check_only:
         raise UserError("--check only checks existing masks: leave --annotations out")
-    faults = make_masks(root, source, force=force) if source else {}
-    _print(faults.values())
+    if sheet and sheet.suffix.lower() != ".png":
+        raise UserError(f"--preview={sheet} must end in .png")
+    faults: dict[str, str] = {}
+    if source:
+        faults = make_masks(root, source, force=force, crowds_as_objects=crowds_as_objects)
     folder = find_folder(str(root))
     contents = check(folder, trust=not check_only, keep=not check_only)
     _print(line for name, line in contents.faults.items() if name not in faults)
@@ -83,19 +119,30 @@ def prepare(
         f"{folder.path}: pictures: {good}, bad files: {bad}; pictures by class: "
         f"{', '.join(by_class)}"
     )
+    if sheet and good:
+        print(preview.write(sheet, folder, list(contents.shares)))
     if not bad:
         path = shlex.quote(str(folder.path))
         print(f"train with: prosam train --config folder --config.data.root={path} --workdir DIR")
     return bad
 
 
-def _print(faults: Iterable[str]) -> None:
-    for line in faults:  # a file's name need not be valid UTF-8
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:  # a file's name need not be valid UTF-8
         print(line.encode(errors="backslashreplace").decode())
 
 
-def make_masks(root: pathlib.Path, source: pathlib.Path, *, force: bool = False) -> dict[str, str]:
-    """Writes masks and `classes.txt`; returns a line for each file for which it cannot.
+def make_masks(
+    root: pathlib.Path,
+    source: pathlib.Path,
+    *,
+    force: bool = False,
+    crowds_as_objects: bool = False,
+) -> dict[str, str]:
+    """Writes masks and `classes.txt`, and prints what was painted and what could not be.
+
+    Returns:
+        A line for each file for which it cannot.
 
     Raises:
         UserError: The source cannot be read, or a mask exists and differs and `force` is not set.
@@ -105,30 +152,67 @@ def make_masks(root: pathlib.Path, source: pathlib.Path, *, force: bool = False)
     if not source.exists():
         raise UserError(f"--annotations={source}: there is no such file or folder")
     names = pictures(root / IMAGES)
-    if source.is_dir():
-        painters = _of_labelme(root, source, names)
-    elif source.suffix.lower() == ".csv":
-        painters = _of_table(root, source, names)
-    elif source.suffix.lower() == ".json":
-        painters = _of_coco(root, source, names)
+    if source.suffix.lower() == ".csv":
+        plan = _of_table(root, source, names)
     else:
-        raise UserError(
-            f"--annotations={source} must be a .csv, a .json or a folder of .json files"
-        )
-    (root / MASKS).mkdir(exist_ok=True)
-    faults = {}
-    for name, painter in console.track(painters.items(), len(painters), "painting masks"):
-        try:
-            mask = painter()
-        except UserError as fault:
-            faults[name] = str(fault)
-            continue
-        path = root / MASKS / f"{stem(name)}.png"
-        if path.exists() and not force and not _holds(path, mask):
-            raise UserError(f"{path} exists and differs: pass --force, or move it elsewhere")
-        with writing(path) as file:
-            Image.fromarray(mask).save(file, "PNG")
+        found = readers.read(source, root, crowds_as_objects=crowds_as_objects)
+        plan = _of_annotations(root, source, found, names)
+    faults, painted = dict(plan.faults), {}
+    with tempfile.TemporaryDirectory(prefix=".masks-", dir=root) as place:
+        made = pathlib.Path(place)
+        for i, (name, painter) in enumerate(
+            console.track(plan.painters.items(), len(plan.painters), "painting masks")
+        ):
+            try:
+                mask = painter()
+            except UserError as fault:
+                faults[name] = str(fault)
+                continue
+            path = root / MASKS / f"{stem(name)}.png"
+            if path.exists() and not force and not _holds(path, mask.labels):
+                raise UserError(f"{path} exists and differs: pass --force, or move it elsewhere")
+            Image.fromarray(mask.labels).save(made / f"{i}.png")
+            painted[path] = made / f"{i}.png", mask.pixels, mask.hidden
+        if plan.classes:
+            with writing(root / CLASSES) as file:
+                file.write("".join(f"{name}\n" for name in plan.classes).encode())
+        (root / MASKS).mkdir(exist_ok=True)
+        for path, (part, _, _) in painted.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(path)
+    _print((*faults.values(), *plan.notes))
+    drawn = [item for _, pixels, _ in painted.values() for item in pixels]
+    _print(_summary(drawn, sum(hidden for _, _, hidden in painted.values()), plan.numbers))
     return faults
+
+
+def _summary(
+    drawn: Sequence[tuple[Object, int]], hidden: int, numbers: Mapping[str, int]
+) -> Iterable[str]:
+    """Lines by which a person sees whether the annotations were understood."""
+    if not drawn:
+        return
+    counts = Counter(item.label for item, _ in drawn if not item.crowd)
+    crowds = len(drawn) - counts.total()
+    groups = {"objects": [], "background": [], "ignored": []}
+    for label, n in sorted(counts.items()):
+        group = {0: "background", IGNORE: "ignored"}.get(numbers[label], "objects")
+        groups[group].append(f"{n:,} of {label}")
+    told = [f"{group}: {', '.join(held) or 'none'}" for group, held in groups.items()]
+    small, large = (choose(drawn, key=lambda one: one[1]) for choose in (min, max))
+    yield (
+        f"{'; '.join(told)}; crowds: {crowds:,}; smallest: {small[1]:,} pixels ({small[0].where}), "
+        f"largest: {large[1]:,} ({large[0].where})"
+    )
+    if tiny := [item for item, n in drawn if n < FEW]:
+        yield f"objects of fewer than {FEW} pixels: {len(tiny):,}, such as {tiny[0].where}"
+    if hidden:
+        yield f"objects that later ones cover completely: {hidden:,}"
+    if crowds:
+        yield (
+            f"{crowds:,} annotations have iscrowd 1 and are ignored (255); if your tool writes so "
+            "for every run length, read them as objects with --crowds-as-objects"
+        )
 
 
 def _holds(path: pathlib.Path, mask: UInt8[np.ndarray, "h w"]) -> bool:
@@ -138,180 +222,209 @@ def _holds(path: pathlib.Path, mask: UInt8[np.ndarray, "h w"]) -> bool:
         return False
 
 
-def _of_table(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> dict[str, Painter]:
+def _of_table(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> Plan:
     try:
         with source.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, skipinitialspace=True)
-            rows, columns = list(table), table.fieldnames or ()
-    except (UnicodeDecodeError, csv.Error) as error:
+            text = file.read()
+        if "\0" in text:
+            raise ValueError("it has zero bytes")
+        table = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        rows, columns = list(table), table.fieldnames or ()
+    except (ValueError, csv.Error) as error:  # of what is not UTF-8, too
         raise UserError(f"{source} cannot be read ({error}); save it as CSV in UTF-8") from error
     if lacking := [name for name in ("image", "mask") if name not in columns]:
         raise UserError(
             f"{source} has the columns {', '.join(columns) or 'none'} and lacks {lacking[0]}; its "
             "first line must be image,mask or image,mask,class"
         )
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{source} has the columns {', '.join(columns)}; one is there twice")
     by_class = "class" in columns
+    labels = [
+        _label(source, at, row["class"]) if by_class else "" for at, row in enumerate(rows, 2)
+    ]
     if by_class:
-        classes = _numbered(root, sorted({row["class"] or "" for row in rows}), source)
+        classes, lines = _numbered(root, sorted(set(labels)), source)
     else:
-        classes = {name: c for c, name in enumerate(read_classes(root / CLASSES), 1)}
-    parts: dict[str, list[tuple[pathlib.Path, int]]] = defaultdict(list)
-    find = _Finder(names, source)
-    for at, row in enumerate(rows, 2):
+        if not (root / CLASSES).exists():
+            raise UserError(
+                f"{source} has no column class: name the classes in {root / CLASSES}, one per line"
+            )
+        read_classes(root / CLASSES)  # which must be valid
+        classes, lines = {}, ()
+    parts: dict[str, list[tuple[pathlib.Path, int | None]]] = defaultdict(list)
+    find, faults = _Finder(root, names, [row["image"] or "" for row in rows]), {}
+    for at, (row, label) in enumerate(zip(rows, labels, strict=True), 2):
         path = source.parent / (row["mask"] or "")
         if path.resolve().is_relative_to((root / MASKS).resolve()):
             raise UserError(f"{source}, line {at}: {path} would be overwritten; move it elsewhere")
-        parts[find(row["image"] or "")].append(
-            (path, classes[row["class"] or ""] if by_class else 0)
-        )
-    return {name: lambda found=found: _joined(found) for name, found in parts.items()} | find.lost
+        try:
+            parts[find(row["image"] or "")].append((path, classes.get(label)))
+        except UserError as reason:
+            faults[row["image"] or ""] = f"{source} {reason}"
+    painters = {name: functools.partial(_of_parts, found) for name, found in parts.items()}
+    return Plan(painters, lines, classes, faults)
 
 
-def _joined(parts: Sequence[tuple[pathlib.Path, int]]) -> UInt8[np.ndarray, "h w"]:
+def _label(source: pathlib.Path, at: int, given: str | None) -> str:
+    try:
+        return readers.class_name(given or "")
+    except UserError as reason:
+        raise UserError(f"{source}, line {at}, {reason}") from None
+
+
+def _of_parts(parts: Sequence[tuple[pathlib.Path, int | None]]) -> Painted:
+    return Painted(_joined(parts))
+
+
+def _joined(parts: Sequence[tuple[pathlib.Path, int | None]]) -> UInt8[np.ndarray, "h w"]:
+    """One mask of several: of one object each, with its class, or of class numbers (None)."""
     labels = None
     for path, class_id in parts:
-        mask = images.read_labels(path)
-        labels = np.zeros_like(mask) if labels is None else labels
+        is_object = class_id is not None
+        mask = images.read_mask(path, turn=False) if is_object else images.read_labels(path)
+        labels = np.zeros(mask.shape, np.uint8) if labels is None else labels
         if mask.shape != labels.shape:
             raise UserError(f"{path} must have the size of the picture's first mask {parts[0][0]}")
-        labels = np.where(mask > 0, class_id or mask, labels).astype(np.uint8)
+        labels = np.where(mask > 0, class_id if is_object else mask, labels).astype(np.uint8)
     assert labels is not None
     return labels
 
 
-def _of_coco(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> dict[str, Painter]:
-    check_installed()
-    try:
-        held = json.loads(source.read_bytes())
-        categories = {c["id"]: c["name"] for c in sorted(held["categories"], key=lambda c: c["id"])}
-        entries = {entry["id"]: entry for entry in held["images"]}
-        sizes = {i: (int(entry["height"]), int(entry["width"])) for i, entry in entries.items()}
-        file_names = {i: entry["file_name"] for i, entry in entries.items()}
-        objects: dict[Any, list[Any]] = defaultdict(list)
-        for a in held["annotations"]:
-            crowd, category = bool(a.get("iscrowd", 0)), categories[a["category_id"]]
-            objects[a["image_id"]].append((category, crowd, a.get("segmentation")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{source} is damaged or not a COCO JSON file ({type(error).__name__}: {error})"
-        ) from error
-    classes = _numbered(root, list(categories.values()), source)
-    find = _Finder(names, source)
-    painters: dict[str, Painter] = {}
-    for i, (height, width) in sizes.items():
-        found = [Object(classes[name], crowd, shape) for name, crowd, shape in objects[i]]
-        name = find(file_names[i])
-        painters[name] = lambda f=found, n=name, h=height, w=width: _painted(source, n, f, h, w)
-    return painters | find.lost
+def _of_annotations(
+    root: pathlib.Path, source: pathlib.Path, found: readers.Found, names: Sequence[str]
+) -> Plan:
+    faults = dict(zip(found.faults, found.faults, strict=True))
+    notes = list(found.notes)
+    drawn = [item for picture in found.pictures for item in picture.objects]
+    if any(isinstance(item.shape, Polygons) and not item.shape.rim for item in drawn):
+        objects.check_installed()
+    used = {item.label for item in drawn}
+    numbers, lines = _numbered(root, found.classes, source, used)
+    find = _Finder(root, names, [picture.name for picture in found.pictures if not picture.by_stem])
+    of_name: dict[str, list[Annotated]] = defaultdict(list)
+    for picture in found.pictures:
+        try:
+            name = find.by_stem(picture.name) if picture.by_stem else find(picture.name)
+        except UserError as reason:
+            where = picture.entry if picture.by_stem else source
+            faults[f"{picture.entry} {picture.name}"] = f"{where} {reason}"
+        else:
+            of_name[name].append(picture)
+    for name, same in of_name.items():
+        if len(same) > 1:
+            entries = " and ".join(picture.entry for picture in same)
+            notes.append(f"{source}: {entries} are both {name}: drawn together")
+    painters = {
+        name: functools.partial(_painted, root / IMAGES / name, source, same, numbers)
+        for name, same in of_name.items()
+    }
+    return Plan(painters, lines, numbers, faults, notes)
 
 
 def _painted(
-    source: pathlib.Path, name: str, objects: Sequence[Object], height: int, width: int
-) -> UInt8[np.ndarray, "h w"]:
-    if not all(item.segmentation for item in objects):
+    path: pathlib.Path, source: pathlib.Path, same: Sequence[Annotated], numbers: dict[str, int]
+) -> Painted:
+    """The mask of a picture, of the size in a viewer, or of the stored one if the file says that.
+
+    The objects of a turned picture may lie in the frame of its stored pixels. A mask of that size
+    fits: `images.load` then leaves the picture as it is stored.
+    """
+    if fault := next((picture.fault for picture in same if picture.fault), ""):
+        raise UserError(fault)
+    shown, stored = images.size(path), images.size(path, turn=False)
+    sizes = {picture.size or shown for picture in same}
+    if strange := sizes - {shown, stored}:
+        (width, height), *_ = strange
         raise UserError(
-            f"{source} has an object without an outline on {name}; add it, boxes are not enough"
+            f"{same[0].entry if same[0].by_stem else source} says {width} x {height} pixels and "
+            f"{path} has {shown[0]} x {shown[1]}; annotate this picture, or put back the other one"
         )
-    try:
-        return paint(objects, height, width)
-    except Exception as error:  # pycocotools raises all kinds on broken outlines
-        raise UserError(f"{source} has a broken outline on {name}: {error}") from error
+    if len(sizes) > 1:
+        raise UserError(f"{source} says two sizes of {path}; remove the wrong entry")
+    return objects.paint([item for picture in same for item in picture.objects], numbers, *sizes)
 
 
-def _of_labelme(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> dict[str, Painter]:
-    by_stem = {stem(name): name for name in names}
-    shapes: dict[str, Any] = {}
-    painters: dict[str, Painter] = {}
-    for path in sorted(source.rglob("*.json")):
-        name = by_stem.get(stem(path.relative_to(source).as_posix()))
-        if name is None:
-            line = f"{path} has no picture of the same name in {root / IMAGES}"
-            painters[str(path)] = _failing(line)
-            continue
-        try:
-            held = json.loads(path.read_bytes())
-            shapes[name] = (
-                path,
-                [
-                    (
-                        str(s["label"]),
-                        str(s.get("shape_type") or "polygon"),
-                        np.array(s["points"], float),
-                    )
-                    for s in held["shapes"]
-                ],
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            line = f"{path} is damaged or not a labelme file ({type(error).__name__}: {error})"
-            painters[name] = _failing(line)
-    labels = sorted({label for _, found in shapes.values() for label, _, _ in found})
-    classes = _numbered(root, labels, source)
-    for name, (path, found) in shapes.items():
-        painters[name] = lambda n=name, p=path, f=found: _drawn(root / IMAGES / n, p, f, classes)
-    return painters
-
-
-def _drawn(
-    image: pathlib.Path, path: pathlib.Path, shapes: Iterable[Any], classes: dict[str, int]
-) -> UInt8[np.ndarray, "h w"]:
-    canvas = Image.new("L", images.size(image))
-    pen = ImageDraw.Draw(canvas)
-    for label, kind, points in shapes:
-        fewest = {"polygon": 3, "rectangle": 2, "circle": 2}.get(kind)
-        if fewest is None:
-            raise UserError(f"{path} contains a {kind}; use polygons, rectangles and circles only")
-        if points.ndim != 2 or points.shape[1] != 2 or len(points) < fewest:
-            raise UserError(f"{path} contains a {kind} of {len(points)} points; it needs {fewest}")
-        if kind == "polygon":
-            pen.polygon([tuple(p) for p in points.tolist()], fill=classes[label])
-        elif kind == "rectangle":
-            corners = *points[:2].min(0).tolist(), *points[:2].max(0).tolist()
-            pen.rectangle(corners, fill=classes[label])
-        else:
-            pen.circle(points[0].tolist(), math.dist(*points[:2]), fill=classes[label])
-    return np.array(canvas)
-
-
-def _numbered(root: pathlib.Path, names: Sequence[str], source: pathlib.Path) -> dict[str, int]:
-    """Class numbers by name, from `classes.txt`; it is written in the given order if missing."""
+def _numbered(
+    root: pathlib.Path,
+    names: Sequence[str],
+    source: pathlib.Path,
+    used: Iterable[str] | None = None,
+) -> tuple[dict[str, int], Sequence[str]]:
+    """Numbers by name, from `classes.txt`; if it is missing, the names that it must get, too."""
     path = root / CLASSES
-    if not all(name.strip() for name in names):
-        raise UserError(f"{source} has an object without a class name; name its class")
-    if not names:
-        return {}
-    if not path.exists():
-        with writing(path) as file:
-            file.write("".join(f"{name.strip()}\n" for name in names).encode())
-    known = read_classes(path)
-    for name in names:
-        check_choice(f"{source}: class", name.strip(), known)
-    return {name: known.index(name.strip()) + 1 for name in names}
+    known = read_classes(path) if path.exists() else ()
+    conventions = {name: 0 for name in _NOTHING} | {name: IGNORE for name in _IGNORED}
+    wanted = names if used is None else sorted(used)
+    numbers = {
+        name: conventions[name.casefold()]
+        for name in {*names, *wanted}
+        if name.casefold() in conventions
+    }
+    new = [] if known else [name for name in names if name not in numbers]
+    if len(new) >= IGNORE:
+        raise UserError(f"{source} has {len(new)} classes; there may be {IGNORE - 1} at most")
+    try:
+        listed = [readers.class_name(name) for name in known or new]
+    except UserError as reason:
+        raise UserError(f"{path} {reason}") from None
+    if twice := [name for at, name in enumerate(listed) if name in listed[:at]]:
+        raise UserError(f"{path} names {twice[0]!r} twice; remove one")
+    numbers |= {name: c for c, name in enumerate(listed, 1)}
+    for name in wanted:
+        if name not in numbers:
+            check_choice(f"{source}: class", name, known)
+    return numbers, new
 
 
 class _Finder:
-    """Finds pictures by their names in a source; `lost` collects those that do not exist."""
+    """Finds pictures by the names that a source has for them.
 
-    def __init__(self, names: Sequence[str], source: pathlib.Path):
-        self._source = source
-        self._by_path = {name: name for name in names}
+    A path is found as it is. Otherwise a picture stands in only if it is the only one of its bare
+    name, on both sides, and the folders of one path are the last ones of the other: `a.jpg` and
+    `train/a.jpg` may be one, `cats/a.jpg` and `dogs/a.jpg` may not.
+    """
+
+    def __init__(self, root: pathlib.Path, names: Sequence[str], asked: Iterable[str]):
+        self._folder = root / IMAGES
+        self._by_path: dict[str, list[str]] = defaultdict(list)
         self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_stem = {stem(_clean(name)): name for name in names}
         for name in names:
-            self._by_name[name.rpartition("/")[2]].append(name)
-        self.lost: dict[str, Painter] = {}
+            path = _clean(name)
+            self._by_path[path].append(name)
+            self._by_name[_bare(path)].append(name)
+        self._asked = Counter(_bare(path) for path in {_clean(name) for name in asked})
+
+    def by_stem(self, name: str) -> str:
+        """The picture of a path without suffix; UserError as for a path."""
+        if found := self._by_stem.get(_clean(name)):
+            return found
+        raise UserError(f"has no picture of the same name in {self._folder}")
 
     def __call__(self, name: str) -> str:
-        path = name.strip().replace("\\", "/").removeprefix("./").removeprefix(f"{IMAGES}/")
-        alike = self._by_name[path.rpartition("/")[2]]
-        if found := self._by_path.get(path) or (alike[0] if len(alike) == 1 else ""):
-            return found
-        several = f", and {len(alike)} of this name in other folders" if alike else ""
-        line = f"{self._source} names the picture {name!r}, which is not in {IMAGES}{several}"
-        self.lost[path] = _failing(line)
-        return path
+        """The picture; UserError, which goes on from the source's name, if there is none."""
+        path = _clean(name).removeprefix("./").removeprefix(f"{IMAGES}/")
+        if len(found := self._by_path.get(path, ())) == 1:
+            return found[0]
+        line = f"names the picture {name!r}, which is not in {IMAGES}"
+        alike = self._by_name.get(_bare(path), [])
+        if not alike:
+            raise UserError(line)
+        if len(alike) > 1:
+            raise UserError(f"{line}; {len(alike)} are there in other folders: give whole paths")
+        (one,) = alike
+        short, long = sorted((path, _clean(one)), key=len)
+        if not f"/{long}".endswith(f"/{short}"):
+            raise UserError(f"{line}; {one} is in another folder")
+        if self._asked[_bare(path)] > 1:
+            raise UserError(f"{line}; {one} may be another one of this name: give whole paths")
+        return one
 
 
-def _failing(line: str) -> Painter:
-    def painter() -> UInt8[np.ndarray, "h w"]:
-        raise UserError(line)
+def _clean(name: str) -> str:
+    return picture_files.nfc(name.strip().replace("\\", "/"))
 
-    return painter
+
+def _bare(path: str) -> str:
+    return path.rpartition("/")[2]

@@ -5,12 +5,10 @@ ignored borders; all others come from SBD, which has no such borders. The publis
 from such masks. The training pool is the union of VOC's `train` and SBD's `train_noval`.
 """
 
-import io
 import pathlib
 from collections.abc import Set as AbstractSet
 
 import numpy as np
-import scipy.io
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -24,8 +22,9 @@ from prosam_jax.data.datasets.pascal import (
     find_images,
     pascal_folder,
 )
-from prosam_jax.data.prepare import archives
+from prosam_jax.data.prepare import archives, mat_files
 from prosam_jax.data.prepare.archives import Archive
+from prosam_jax.errors import UserError
 
 VOC = Archive(
     name="PASCAL VOC 2012",
@@ -35,6 +34,7 @@ VOC = Archive(
     licence="images under Flickr's terms",
     size=1_999_639_040,
     unpacked=1_900_000_000,
+    content=2_000_000_000,
     sha256="e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
 )
 SBD = Archive(
@@ -46,6 +46,7 @@ SBD = Archive(
     licence="images under Flickr's terms",
     size=1_420_000_000,
     unpacked=30_000_000,
+    content=3_000_000_000,
 )
 POOL = Archive(
     name="SBD's list train_noval",
@@ -55,6 +56,7 @@ POOL = Archive(
     licence="none stated",
     size=70_000,
     unpacked=0,
+    content=0,
 )
 
 _VOC_MASKS = "SegmentationClass"
@@ -91,7 +93,7 @@ def prepare(root: pathlib.Path, *, download: bool) -> tuple[MaskFolder, bool]:
     archives.check_space(root, {archive: places[archive] for archive in lacking}, download=download)
     archives.obtain(lacking, root, download=download)
     if VOC in lacking:
-        archives.unpack(root / VOC.file, lambda name: _place(folder, name))
+        archives.unpack(VOC, root, lambda name: _place(folder, name))
     is_new = _write_pool(folder, root)
     own = _own_ids(folder)
     wanted = {i for i in _pool_ids(folder, root) if not folder.mask_path(i).exists()}
@@ -99,14 +101,20 @@ def prepare(root: pathlib.Path, *, download: bool) -> tuple[MaskFolder, bool]:
         with writing(folder.mask_path(image_id)) as mask:
             mask.write(_own_mask(folder, image_id).read_bytes())
     if wanted - own:
-        _take_from_sbd(folder, root / SBD.file, wanted - own)
+        _take_from_sbd(folder, root, wanted - own)
     return folder, is_new or bool(lacking or wanted)
 
 
 def sbd_labels(content: bytes) -> UInt8[np.ndarray, "h w"]:
-    """Class numbers 0-20 from the content of a file `cls/<id>.mat` of SBD."""
-    held = scipy.io.loadmat(io.BytesIO(content), struct_as_record=False, squeeze_me=True)
-    return np.asarray(held["GTcls"].Segmentation, np.uint8)
+    """Class numbers 0-20 from the content of a file `cls/<id>.mat` of SBD.
+
+    Raises:
+        ValueError: It is damaged, or holds other numbers.
+    """
+    found = mat_files.field(content, "GTcls", "Segmentation")
+    if not np.isin(found, np.arange(21)).all():
+        raise ValueError("holds other numbers than the classes 0-20")
+    return found.astype(np.uint8)
 
 
 def _lacking(folder: MaskFolder, root: pathlib.Path) -> list[Archive]:
@@ -163,10 +171,17 @@ def _write_pool(folder: MaskFolder, root: pathlib.Path) -> bool:
     return True
 
 
-def _take_from_sbd(folder: MaskFolder, archive: pathlib.Path, wanted: AbstractSet[str]) -> None:
-    with archives.members(archive) as found:
+def _take_from_sbd(folder: MaskFolder, root: pathlib.Path, wanted: AbstractSet[str]) -> None:
+    with archives.members(SBD, root) as found:
         for member in found:
             path = pathlib.PurePosixPath(member.name)
             if str(path.parent) == _SBD_MASKS and path.stem in wanted:
+                try:
+                    labels = sbd_labels(member.open().read(mat_files.LARGEST + 1))
+                except ValueError as error:
+                    raise UserError(
+                        f"{root / SBD.file} is damaged: {member.name} {error}; delete it and get "
+                        "it again"
+                    ) from error
                 with writing(folder.mask_path(path.stem)) as mask:
-                    Image.fromarray(sbd_labels(member.open().read())).save(mask, "PNG")
+                    Image.fromarray(labels).save(mask, "PNG")

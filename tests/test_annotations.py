@@ -1,0 +1,577 @@
+"""Files of annotation tools: which pixels become which class, and what is named instead."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import told
+from PIL import Image
+
+from prosam_jax import cli, images
+from prosam_jax.data.datasets.folder import fold_rule
+from prosam_jax.data.datasets.folder_files import find_folder
+from prosam_jax.data.prepare import objects
+from prosam_jax.data.prepare.coco_masks import read_annotations
+from prosam_jax.errors import UserError
+
+mask_codec = pytest.importorskip("pycocotools.mask")
+
+WIDTH, HEIGHT = 80, 60
+SQUARE = [5, 5, 25, 5, 25, 25, 5, 25]
+OTHER = [40, 5, 60, 5, 60, 25, 40, 25]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with the pictures a.png and b.png of 80 x 60 pixels."""
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        _picture(tmp_path, f"{name}.png")
+    return tmp_path
+
+
+def _picture(root, name, size=(WIDTH, HEIGHT), **options):
+    path = root / "images" / name
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", size, "gray").save(path, **options)
+
+
+def _prepare(root, source, *flags):
+    command = ["prepare", "folder", "--root", str(root), "--annotations", str(root / source)]
+    return cli.main([*command, *map(str, flags)])
+
+
+def _mask(root, name="a"):
+    return np.asarray(Image.open(root / f"masks/{name}.png"))
+
+
+def _boxes(*boxes, size=(WIDTH, HEIGHT)):
+    """A mask of filled boxes (number, left, top, right, bottom); later ones cover earlier ones."""
+    mask = np.zeros(size[::-1], np.uint8)
+    for number, left, top, right, bottom in boxes:
+        mask[top:bottom, left:right] = number
+    return mask
+
+
+def _annotation(i=1, image=1, category=1, segmentation=(SQUARE,), **more):
+    given = list(segmentation) if isinstance(segmentation, tuple) else segmentation
+    common = {"id": i, "image_id": image, "category_id": category, "iscrowd": 0}
+    return common | {"segmentation": given} | more
+
+
+def _coco(root, *annotations, images=None, categories=None):
+    held = {
+        "images": images or [_image(1, "a.png"), _image(2, "b.png")],
+        "categories": categories or [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": list(annotations),
+    }
+    (root / "t.json").write_text(json.dumps(held))
+    return "t.json"
+
+
+def _image(i, name, width=WIDTH, height=HEIGHT):
+    return {"id": i, "file_name": name, "width": width, "height": height}
+
+
+def _labelme(root, *shapes, name="a", size=(WIDTH, HEIGHT)):
+    path = root / f"json/{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    held = [
+        {"label": label, "shape_type": kind, "points": points} for label, kind, points in shapes
+    ]
+    path.write_text(json.dumps({"shapes": held, "imageWidth": size[0], "imageHeight": size[1]}))
+    return "json"
+
+
+def _text_of(mask):
+    """COCO's run lengths as text."""
+    held = mask_codec.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": held["counts"].decode()}
+
+
+# Which pixels ---------------------------------------------------------------------------------
+
+
+def test_labelme_background_is_0_and_ignore_is_255(root, capsys):
+    corners = [[10, 10], [60, 10], [60, 50], [10, 50]]
+    hole = [[25, 20], [45, 20], [45, 40], [25, 40]]
+    strip = [[65, 5], [78, 5], [78, 55], [65, 55]]
+    source = _labelme(
+        root,
+        ("donut", "polygon", corners),
+        ("_Background_", "polygon", hole),
+        ("__ignore__", "polygon", strip),
+    )
+    (root / "images/b.png").unlink()
+    assert _prepare(root, source) == 0
+    assert (root / "classes.txt").read_text() == "donut\n"
+    # labelme's own rule: the rim belongs to the object
+    expected = _boxes((1, 10, 10, 61, 51), (0, 25, 20, 46, 41), (255, 65, 5, 79, 56))
+    np.testing.assert_array_equal(_mask(root), expected)
+    said = capsys.readouterr().out
+    assert "objects: 1 of donut; background: 1 of _Background_; ignored: 1 of __ignore__" in said
+    assert "smallest: 441 pixels" in said and "largest: 2,091" in said
+
+
+def test_a_class_that_classes_txt_names_is_one_whatever_its_name(root):
+    source = _labelme(root, ("background", "rectangle", [[0, 0], [9, 9]]))
+    (root / "classes.txt").write_text("background\n")
+    _prepare(root, source)
+    np.testing.assert_array_equal(_mask(root), _boxes((1, 0, 0, 10, 10)))
+
+
+@pytest.mark.parametrize("points", [[[4, 6], [20, 9]], [[20, 9], [4, 6]],
+                                    [[4, 6], [20, 6], [20, 9], [4, 9]]])  # fmt: skip
+def test_rectangles_of_labelme_have_two_corners_or_four(root, points):
+    _prepare(root, _labelme(root, ("cat", "rectangle", points)))
+    np.testing.assert_array_equal(_mask(root), _boxes((1, 4, 6, 21, 10)))
+
+
+def test_ids_are_equal_as_numbers_and_as_text(root):
+    given = [_annotation(1, "1"), _annotation(2, 2.0, "2", (OTHER,))]
+    assert _prepare(root, _coco(root, *given)) == 0
+    np.testing.assert_array_equal(_mask(root, "a"), _boxes((1, 5, 5, 25, 25)))
+    np.testing.assert_array_equal(_mask(root, "b"), _boxes((2, 40, 5, 60, 25)))
+
+
+def test_two_entries_of_one_file_are_drawn_together(root, capsys):
+    (root / "images/b.png").unlink()
+    both = [_image(1, "a.png"), _image(2, "a.png")]
+    given = [_annotation(1, 1), _annotation(2, 2, 2, (OTHER,))]
+    assert _prepare(root, _coco(root, *given, images=both)) == 0
+    expected = _boxes((1, 5, 5, 25, 25), (2, 40, 5, 60, 25))
+    np.testing.assert_array_equal(_mask(root), expected)
+    assert "images 1 and 2 are both a.png" in capsys.readouterr().out
+    shutil.rmtree(root / "masks")
+    both[1]["file_name"] = "./images/a.png"  # another name for it
+    assert _prepare(root, _coco(root, *given, images=both)) == 0
+    np.testing.assert_array_equal(_mask(root), expected)
+    assert "image 1 and image 2 are both a.png" in capsys.readouterr().out
+    both[1]["width"] = 40
+    assert _prepare(root, _coco(root, *given, images=both)) == 1
+
+
+def test_a_flat_polygon_is_one_part(root):
+    assert _prepare(root, _coco(root, _annotation(segmentation=SQUARE))) == 0
+    np.testing.assert_array_equal(_mask(root), _boxes((1, 5, 5, 25, 25)))
+
+
+@pytest.mark.parametrize("flags", [(), ("--crowds-as-objects",)])
+def test_crowds_are_counted_and_can_be_read_as_objects(root, capsys, flags):
+    inside = _boxes((1, 30, 10, 50, 40))
+    crowds = [_annotation(i, i, 1, _text_of(inside), iscrowd=1) for i in (1, 2)]
+    status = _prepare(root, _coco(root, *crowds, _annotation(3, 1, 2)), *flags)
+    number = 1 if flags else 255
+    expected = _boxes((number, 30, 10, 50, 40), (2, 5, 5, 25, 25))
+    np.testing.assert_array_equal(_mask(root), expected)
+    said = capsys.readouterr().out
+    assert ("2 annotations have iscrowd 1" in said) == (not flags)
+    assert ("--crowds-as-objects" in said) == (not flags)
+    # The other picture has only the crowd.
+    assert (status, "bad files: 0" in said) == ((0, True) if flags else (1, False))
+
+
+@pytest.mark.parametrize(
+    ("given", "crowd"), [("0", False), ("1", True), (0.0, False), (True, True), (False, False)]
+)
+def test_iscrowd_may_be_text(root, given, crowd):
+    _prepare(root, _coco(root, _annotation(1, iscrowd=given), _annotation(2, 1, 2, (OTHER,))))
+    expected = _boxes((255 if crowd else 1, 5, 5, 25, 25), (2, 40, 5, 60, 25))
+    np.testing.assert_array_equal(_mask(root), expected)
+
+
+def test_equal_names_are_one_class(root, capsys):
+    categories = [{"id": 3, "name": "cat"}, {"id": 7, "name": " cat\n"}, {"id": 8, "name": "a  b"}]
+    given = [_annotation(1, 1, 3), _annotation(2, 1, 7, (OTHER,)), _annotation(3, 2, 8)]
+    assert _prepare(root, _coco(root, *given, categories=categories)) == 0
+    assert (root / "classes.txt").read_text() == "cat\na b\n"
+    np.testing.assert_array_equal(_mask(root), _boxes((1, 5, 5, 25, 25), (1, 40, 5, 60, 25)))
+    np.testing.assert_array_equal(_mask(root, "b"), _boxes((2, 5, 5, 25, 25)))
+    assert "categories 3 and 7 are both 'cat'" in capsys.readouterr().out
+
+
+def test_the_name_of_a_project_is_no_class(root):
+    """Roboflow's form: category 0 stands above the others and has no object."""
+    categories = [
+        {"id": 0, "name": "animals", "supercategory": "none"},
+        {"id": 1, "name": "cat", "supercategory": "animals"},
+    ]
+    assert _prepare(root, _coco(root, _annotation(), categories=categories)) == 0
+    assert (root / "classes.txt").read_text() == "cat\n"
+
+
+def test_bare_names_and_outer_folders_stand_for_one_picture(root):
+    _picture(root, "cats/0001.png")
+    _picture(root, "0002.png")
+    names = ["0001.png", "/home/me/set/0002.png", "b.png", "images\\a.png"]
+    entries = [_image(i, name) for i, name in enumerate(names)]
+    given = [_annotation(i, i) for i in range(4)]
+    assert _prepare(root, _coco(root, *given, images=entries)) == 0
+    for name in ("cats/0001", "0002", "a", "b"):
+        np.testing.assert_array_equal(_mask(root, name), _boxes((1, 5, 5, 25, 25)))
+
+
+def _turned_photo(root):
+    (root / "images/b.png").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn to the right
+    (root / "images/a.png").unlink()
+    picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    picture.paste((0, 0, 0), (5, 5, 25, 25))
+    picture.save(root / "images/a.jpg", exif=exif, quality=95)
+
+
+@pytest.mark.parametrize("as_stored", [True, False])
+@pytest.mark.parametrize("tool", ["coco", "labelme"])
+def test_outlines_fit_the_frame_that_the_file_states(root, tool, as_stored):
+    """The object is where the picture, as training reads it, is black."""
+    _turned_photo(root)
+    size = (WIDTH, HEIGHT) if as_stored else (HEIGHT, WIDTH)
+    left, top = (5, 5) if as_stored else (HEIGHT - 25, 5)
+    if tool == "coco":
+        box = [left, top, left + 20, top, left + 20, top + 20, left, top + 20]
+        source = _coco(root, _annotation(segmentation=(box,)), images=[_image(1, "a.jpg", *size)])
+    else:
+        box = [[left, top], [left + 19, top + 19]]
+        source = _labelme(root, ("cat", "rectangle", box), size=size)
+    assert _prepare(root, source) == 0
+    folder = find_folder(str(root))
+    black = np.asarray(folder.image("a.jpg"))[..., 0] < 128
+    np.testing.assert_array_equal(folder.labels("a.jpg"), black)
+
+
+def test_tables_know_the_conventions(root):
+    for i, box in enumerate([(5, 5, 40, 40), (10, 10, 20, 20), (50, 5, 60, 60)]):
+        Image.fromarray(_boxes((255, *box))).save(root / f"{i}.png")
+    rows = "a.png,0.png, cat \na.png,1.png,background\na.png,2.png,__ignore__\n"
+    (root / "t.csv").write_text(f"image,mask,class\n{rows}")
+    (root / "images/b.png").unlink()
+    assert _prepare(root, "t.csv") == 0
+    assert (root / "classes.txt").read_text() == "cat\n"
+    expected = _boxes((1, 5, 5, 40, 40), (0, 10, 10, 20, 20), (255, 50, 5, 60, 60))
+    np.testing.assert_array_equal(_mask(root), expected)
+
+
+def test_yolo_segments(root, capsys):
+    (root / "labels/deep").mkdir(parents=True)
+    _picture(root, "deep/c.jpg")
+    (root / "t.yaml").write_text("path: ..\nnc: 2\nnames:\n  0: cat\n  1: big dog\n")
+    square = "0.0625 0.0833333 0.3125 0.0833333 0.3125 0.4166667 0.0625 0.4166667"
+    (root / "labels/a.txt").write_text(f"1 {square}\n\n")
+    (root / "labels/b.txt").write_text("")
+    (root / "labels/classes.txt").write_text("cat\nbig dog\n")  # LabelImg's
+    (root / "labels/deep/c.txt").write_text(f"0 {square}\n")
+    assert _prepare(root, "t.yaml", "--preview", root / "sheet.png") == 0
+    assert (root / "classes.txt").read_text() == "cat\nbig dog\n"
+    np.testing.assert_array_equal(_mask(root), _boxes((2, 5, 5, 25, 25)))
+    np.testing.assert_array_equal(_mask(root, "deep/c"), _boxes((1, 5, 5, 25, 25)))
+    assert not _mask(root, "b").any()
+    assert "shows 3 of 3 pictures" in capsys.readouterr().out
+
+
+def test_cvat_polygons_ellipses_and_masks_in_z_order(root):
+    (root / "t.xml").write_text(
+        f"""<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version><meta><job>
+        <labels><label><name>dog</name></label><label><name>cat</name></label></labels></job></meta>
+        <image id="0" name="a.png" width="{WIDTH}" height="{HEIGHT}">
+        <mask label="cat" rle="1, 4, 1" left="70" top="50" width="3" height="2" z_order="0"/>
+        <polygon label="dog" points="5,5;25,5;25,25;5,25" z_order="1"/>
+        <polygon label="cat" points="5,5;15,5;15,25;5,25" z_order="0"/></image>
+        <image id="1" name="b.png" width="{WIDTH}" height="{HEIGHT}">
+        <ellipse label="cat" cx="40" cy="30" rx="20" ry="10" rotation="90"/></image>
+        </annotations>"""
+    )
+    assert _prepare(root, "t.xml") == 0
+    assert (root / "classes.txt").read_text() == "dog\ncat\n"
+    expected = _boxes((2, 70, 50, 73, 52), (1, 5, 5, 25, 25))
+    expected[50, 70] = expected[51, 72] = 0
+    np.testing.assert_array_equal(_mask(root), expected)
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    inside = ((x - 40) / 10) ** 2 + ((y - 30) / 20) ** 2 < 1
+    assert ((_mask(root, "b") == 2) != inside).sum() <= 12  # of 628, on the rim
+
+
+def test_label_studio_polygons(root):
+    def task(i, link, *labels):
+        points = [[6.25, 100 / 12], [31.25, 100 / 12], [31.25, 500 / 12], [6.25, 500 / 12]]
+        results = [
+            {
+                "type": "polygonlabels",
+                "original_width": WIDTH,
+                "original_height": HEIGHT,
+                "image_rotation": 0,
+                "value": {"points": points, "closed": True, "polygonlabels": [label]},
+            }
+            for label in labels
+        ]
+        results.append({"type": "relation", "from_id": "a", "to_id": "b"})
+        done = [{"was_cancelled": True, "result": []}, {"result": results}]
+        return {"id": i, "data": {"image": link}, "annotations": done}
+
+    links = "/data/upload/3/0a1b2c3d-a.png", "/data/local-files/?d=set/b.png"
+    tasks = [task(i, link, label) for i, (link, label) in enumerate(zip(links, "xy", strict=True))]
+    (root / "t.json").write_text(json.dumps(tasks))
+    assert _prepare(root, "t.json") == 0
+    np.testing.assert_array_equal(_mask(root), _boxes((1, 5, 5, 25, 25)))
+    np.testing.assert_array_equal(_mask(root, "b"), _boxes((2, 5, 5, 25, 25)))
+
+
+def test_run_lengths_as_text_are_those_of_pycocotools():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        height, width = rng.integers(1, 60, 2).tolist()
+        mask = rng.random((height, width)) < rng.random()
+        mask[: height // 2] = rng.random() < 0.5  # long runs, too
+        shape = objects.run_lengths(_text_of(mask))
+        np.testing.assert_array_equal(objects.fill(shape, (width, height)), mask)
+
+
+# What is named --------------------------------------------------------------------------------
+
+RUNS = {"size": [HEIGHT, WIDTH], "counts": [100, 200, 4500]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"segmentation": [[5.0, float("nan"), 25, 5, 25, 25]]}, ("nan",)),
+        ({"segmentation": [[5, 2e8, 25, 5, 25, 25]]}, ("200000000.0",)),
+        ({"segmentation": [[5, 10**400, 25, 5, 25, 25]]}, ("1000",)),
+        ({"segmentation": [[*SQUARE, 9]]}, ("9 numbers", "even")),
+        ({"segmentation": [10, 10, 30, 20]}, ("4 numbers", "3 points")),
+        ({"segmentation": [SQUARE, [1, 2, 3, 4]]}, ("4 numbers",)),
+        ({"segmentation": [[[[5]]] * 6]}, ("not a list of numbers",)),
+        ({"segmentation": [["5", 5, 25, 5, 25, 25]]}, ("not a list of numbers",)),
+        ({"segmentation": [[True, 5, 25, 5, 25, 25]]}, ("not a list of numbers",)),
+        ({"segmentation": []}, ("no outline", "boxes")),
+        ({"segmentation": None}, ("no outline", "boxes")),
+        ({"segmentation": [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]]}, ("fractions", "pixels")),
+        ({"segmentation": [[5, 5, 200, 5, 200, 25]]}, ("200, 5", "80 x 60")),
+        ({"segmentation": [[-20, 5, 25, 5, 25, 25]]}, ("-20, 5", "80 x 60")),
+        ({"segmentation": [[5, 5, 25, 25, 5, 5]]}, ("no pixel",)),
+        ({"segmentation": RUNS | {"counts": [100, 200]}}, ("300", "4,800")),
+        ({"segmentation": RUNS | {"counts": [100, 200, 9500]}}, ("9,800", "4,800")),
+        ({"segmentation": RUNS | {"counts": [100, -200, 4900]}}, ("-200",)),
+        ({"segmentation": RUNS | {"counts": [4800, 0.0]}}, ("whole numbers",)),
+        ({"segmentation": RUNS | {"size": [WIDTH, HEIGHT]}}, ("60 x 80", "80 x 60")),
+        ({"segmentation": RUNS | {"size": [10**6, 10**6]}}, ("1000000",)),
+        ({"segmentation": RUNS | {"counts": "U[2d0"}}, ("add up",)),
+        ({"segmentation": RUNS | {"counts": "ooo"}}, ("cut short",)),
+        ({"segmentation": RUNS | {"counts": "é"}}, ("characters",)),
+        ({"segmentation": RUNS | {"counts": "oooooooo0"}}, ("digits",)),
+        ({"iscrowd": "no"}, ("'no'", "0 or 1")),
+        ({"iscrowd": 2}, ("2", "0 or 1")),
+        ({"iscrowd": None}, ("None", "0 or 1")),
+        ({"category_id": 9}, ("category 9",)),
+    ],
+    ids=lambda x: "",
+)
+def test_an_annotation_that_is_not_valid_is_named(root, capsys, changes, words):
+    good = _annotation(2, 2)
+    assert _prepare(root, _coco(root, _annotation(7) | changes, good)) == 1
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "annotation 7" in x]
+    assert line.startswith(f"{root / 't.json'}: annotation 7 on a.png ")
+    assert all(word in line for word in words), line
+    assert not (root / "masks/a.png").exists()
+    np.testing.assert_array_equal(_mask(root, "b"), _boxes((1, 5, 5, 25, 25)))
+
+
+def test_an_annotation_of_no_image_is_named(root, capsys):
+    given = [_annotation(7, 9), _annotation(8, None), _annotation(1, 1)]
+    assert _prepare(root, _coco(root, *given)) == 1
+    assert "annotation 7 is of image 9, which the file does not list (2 such" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        ({"images": [_image(1, "a.png"), _image("1", "b.png")]}, ("'a.png'", "'b.png'", "id, 1")),
+        ({"images": [_image(None, "a.png")]}, ("'a.png'", "None")),
+        ({"images": [_image(1, 5)]}, ("image 1", "5")),
+        ({"images": [_image("x\ny", 5)]}, (r"'x\ny'",)),
+        ({"categories": [{"id": 1, "name": "cat"}, {"id": "1", "name": "dog"}]}, ("'dog'", "1")),
+        ({"categories": [{"id": 1, "name": " "}]}, ("category 1", "no class name")),
+        ({"categories": [{"id": 1, "name": "\x1b[0m"}]}, ("control character", "\\x1b")),
+        ({"categories": [{"id": i, "name": f"c{i}"} for i in range(255)]}, ("255", "254")),
+    ],
+    ids=lambda x: "",
+)
+def test_a_file_that_contradicts_itself_writes_nothing(root, capsys, held, words):
+    assert _prepare(root, _coco(root, _annotation(), **held)) == 1
+    told(capsys.readouterr().err, root / "t.json", *words)
+    assert sorted(x.name for x in root.iterdir()) == ["images", "t.json"]
+
+
+def test_a_field_that_is_there_twice_is_named(root, capsys):
+    (root / "t.json").write_text('{"images": [], "annotations": [1], "annotations": []}')
+    assert _prepare(root, "t.json") == 1
+    told(capsys.readouterr().err, "t.json", "'annotations'", "twice")
+
+
+def test_a_picture_of_another_folder_does_not_stand_in(root, capsys):
+    _picture(root, "cats/0001.png")
+    entries = [_image(1, "cats/0001.png"), _image(2, "dogs/0001.png")]
+    given = [_annotation(1, 1), _annotation(2, 2, 2, (OTHER,))]
+    assert _prepare(root, _coco(root, *given, images=entries)) == 1
+    said = capsys.readouterr().out
+    assert "'dogs/0001.png', which is not in images; cats/0001.png is in another folder" in said
+    np.testing.assert_array_equal(_mask(root, "cats/0001"), _boxes((1, 5, 5, 25, 25)))
+
+
+def test_bare_names_that_fit_several_pictures_are_named(root, capsys):
+    _picture(root, "cats/0001.png")
+    entries = [_image(1, "0001.png"), _image(2, "x/cats/0001.png")]
+    assert _prepare(root, _coco(root, _annotation(), images=entries)) == 1
+    assert capsys.readouterr().out.count("whole paths") == 2
+    _picture(root, "dogs/0001.png")
+    assert _prepare(root, _coco(root, _annotation(), images=entries[:1])) == 1
+    assert "2 are there in other folders" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tool", ["coco", "labelme"])
+def test_a_picture_shrunk_later_is_named_with_both_sizes(root, capsys, tool):
+    _picture(root, "a.png", (40, 30))
+    if tool == "coco":
+        source, name = _coco(root, _annotation()), "t.json"
+    else:
+        corners = [[40, 30], [78, 30], [78, 58]]
+        source, name = _labelme(root, ("cat", "polygon", corners)), "a.json"
+    assert _prepare(root, source) == 1
+    line = capsys.readouterr().out.splitlines()[0]
+    assert all(word in line for word in (name, "80 x 60", "a.png has 40 x 30")), line
+
+
+def test_hidden_and_tiny_objects_are_counted(root, capsys):
+    tiny = [70, 50, 72, 50, 72, 52, 70, 52]
+    given = [_annotation(1), _annotation(2, 1, 2), _annotation(3, 2, 1, (tiny,))]
+    assert _prepare(root, _coco(root, *given)) == 0
+    said = capsys.readouterr().out
+    assert "objects that later ones cover completely: 1" in said
+    assert "fewer than 10 pixels: 1, such as" in said and "annotation 3 on b.png" in said
+
+
+def test_existing_masks_stop_before_anything_is_written(root, capsys):
+    (root / "masks").mkdir()
+    Image.new("L", (WIDTH, HEIGHT), 1).save(root / "masks/b.png")
+    assert _prepare(root, _coco(root, _annotation(), _annotation(2, 2))) == 1
+    told(capsys.readouterr().err, root / "masks/b.png", "--force")
+    assert [x.name for x in (root / "masks").iterdir()] == ["b.png"]
+    assert not (root / "classes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.xml", "<!DOCTYPE x [<!ENTITY a 'b'>]><annotations>&a;</annotations>", ("DOCTYPE",)),
+        ("t.xml", "<annotation><object/></annotation>", ("<annotation>", "CVAT")),
+        ("t.xml", "<annotations><track/></annotations>", ("CVAT for images",)),
+        ("t.xml", "<annotations>", ("t.xml", "damaged")),
+        ("t.yaml", "names: [cat\n", ("t.yaml", "damaged")),
+        ("t.yaml", "names: {a: cat}\n", ("t.yaml", "names")),
+        ("t.yaml", "nc: 3\nnames: [cat]\n", ("nc: 3", "1 names")),
+        ("t.yaml", "names: [cat]\n", ("labels",)),
+        ("t.json", "[" * 100_000, ("t.json", "nested")),
+        ("t.json", '[{"image": "a.png", "label": []}]', ("JSON-MIN",)),
+        ("t.json", '{"shapes": []}', ("labelme", "folder")),
+        ("t.json", "{}", ("list of images",)),
+        ("t.xml", "<annotations></annotations>", ("lists no pictures",)),
+        ("t.json", '{"images": [], "annotations": [], "categories": []}', ("lists no pictures",)),
+        ("t.csv", "image,mask,class\na\0,b,c\n", ("zero bytes",)),
+        ("t.yaml", "a: &a [1]\nnames: [*a, *a]\n", ("aliases",)),
+        ("t.yaml", "names: [cat, [a, b]]\n", ("class 1", "a list of 2")),
+        ("t.csv", "image,mask,mask\n", ("mask, mask", "twice")),
+        ("t.txt", "", (".csv", "CVAT", "YOLO")),
+        ("t.csv", "image,mask\na.png,b.png\n", ("column class", "classes.txt")),
+    ],
+)
+def test_other_files_are_refused_in_one_line(root, capsys, name, content, words):
+    (root / name).write_text(content)
+    assert _prepare(root, name) == 1
+    told(capsys.readouterr().err, *words)
+
+
+def test_entities_are_not_expanded(root, capsys):
+    nested = "".join(f"<!ENTITY a{i} '{f'&a{i - 1};' * 10}'>" for i in range(1, 10))
+    bomb = f"<!DOCTYPE x [<!ENTITY a0 'ha'>{nested}]><annotations>&a9;</annotations>"
+    for encoding in ("utf-8", "utf-16"):
+        (root / "t.xml").write_bytes(bomb.encode(encoding))
+        assert _prepare(root, "t.xml") == 1
+        told(capsys.readouterr().err, "t.xml", "DOCTYPE")
+
+
+def test_a_label_that_classes_txt_does_not_name_is_named(root, capsys):
+    (root / "classes.txt").write_text("dog\n")
+    assert _prepare(root, _coco(root, _annotation())) == 1
+    told(capsys.readouterr().err, "'cat'", "dog")
+    (root / "classes.txt").write_text("dog\nbig  dog\nbig dog\n")
+    assert _prepare(root, _coco(root, _annotation())) == 1
+    told(capsys.readouterr().err, "classes.txt", "'big dog'", "twice")
+    (root / "classes.txt").write_text("dog\n")
+    unused = _coco(root, _annotation(category=2))  # cat has no object
+    assert _prepare(root, unused) == 0
+    np.testing.assert_array_equal(_mask(root), _boxes((1, 5, 5, 25, 25)))
+
+
+# The rest -------------------------------------------------------------------------------------
+
+
+def test_a_sheet_shows_pictures_with_their_masks(root, capsys):
+    for i in range(30):
+        _picture(root, f"sub/日 {i}.png", (10 + i, 60))
+    entries = [_image(i, f"sub/日 {i}.png", 10 + i) for i in range(30)]
+    low = [0, 30, 9, 30, 9, 60, 0, 60]
+    source = _coco(root, *(_annotation(i, i, 2, (low,)) for i in range(30)), images=entries)
+    for name in "ab":
+        (root / f"images/{name}.png").unlink()
+    assert _prepare(root, source, "--preview", root / "new/sheet.png") == 0
+    assert "shows 24 of 30 pictures" in capsys.readouterr().out
+    sheet = images.read(root / "new/sheet.png")
+    assert sheet.shape[1] == 6 * 240
+    first = sheet[2:238, 2:42].astype(int)
+    assert abs(first[40, 15] - 128).max() <= 1  # the picture's gray
+    assert np.ptp(first[200, 15]) > 60  # in a colour
+    assert _prepare(root, source, "--preview", root / "sheet.jpg") == 1
+    told(capsys.readouterr().err, "--preview", ".png")
+
+
+@pytest.mark.parametrize(
+    ("novel", "classes"),
+    [
+        ('"building, edifice"', (2,)),
+        ('sky,"building, edifice"', (2, 3)),
+        ('wall, "sky"', (1, 3)),
+        ('12" pipe', (4,)),
+    ],
+)
+def test_class_names_with_commas_are_quoted(novel, classes):
+    names = ("wall", "building, edifice", "sky", '12" pipe')
+    assert fold_rule(names, novel, "x").novel[0] == classes
+    with pytest.raises(UserError) as error:
+        fold_rule(names, "building, edifice", "x")
+    told(error, "'building, edifice'", "double quotes")
+
+
+def test_benchmarks_are_checked_before_c_code_sees_them(tmp_path):
+    """The published file is trusted in what it means, but not in its numbers."""
+    from prosam_jax.data.folds import COCO_20I
+    from prosam_jax.data.prepare.coco_masks import write_mask
+
+    held = {
+        "images": [_image(1, "a.jpg")],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(COCO_20I.class_names, 1)],
+        "annotations": [_annotation(segmentation=([5, float("nan"), 25, 5, 25, 25],))],
+    }
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(held))
+    (image,) = read_annotations(path)
+    with pytest.raises(UserError) as error:
+        write_mask((tmp_path / "a.png", image))
+    told(error, "a.jpg", "nan")
+    held["annotations"][0]["iscrowd"] = "x"
+    path.write_text(json.dumps(held))
+    with pytest.raises(UserError) as error:
+        read_annotations(path)
+    told(error, "iscrowd", "'x'")
