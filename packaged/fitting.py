@@ -1,7 +1,6 @@
 """Shared by the training scripts of the packaged networks: loop, log and weight file."""
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import json
@@ -145,20 +144,20 @@ def fit(
         }
 
     state = State(initial, tx.init(nnx.filter_state(initial, nnx.Param)), jnp.zeros((), jnp.int32))
-    with contextlib.closing(Checkpoints(cfg.workdir / name)) as checkpoints:
-        _check_settings(cfg, cfg.workdir / name / "settings.json", checkpoints.latest)
-        if checkpoints.latest:
-            state = checkpoints.restore(checkpoints.latest, state)
-        start, began, window = int(state.step), time.monotonic(), []
-        print(f"step {start} of {cfg.steps}, {cfg.batch_size} of {cfg.count} pictures", flush=True)
-        for step in range(start, cfg.steps):
-            state, logs = train_step(state, draw_batch(data, cfg, step, references))
-            window.append(logs)
-            if (step + 1) % 50 == 0 or step + 1 == cfg.steps:
-                _log(step + 1, window, (step + 1 - start) / (time.monotonic() - began))
-                window = []
-            if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps:
-                checkpoints.save(step + 1, state)
+    checkpoints = Checkpoints(cfg.workdir / name)
+    _check_settings(cfg, cfg.workdir / name / "settings.json", checkpoints.latest)
+    if checkpoints.latest:
+        state = checkpoints.restore(checkpoints.latest, state)
+    start, began, window = int(state.step), time.monotonic(), []
+    print(f"step {start} of {cfg.steps}, {cfg.batch_size} of {cfg.count} pictures", flush=True)
+    for step in range(start, cfg.steps):
+        state, logs = train_step(state, draw_batch(data, cfg, step, references))
+        window.append(logs)
+        if (step + 1) % 50 == 0 or step + 1 == cfg.steps:
+            _log(step + 1, window, (step + 1 - start) / (time.monotonic() - began))
+            window = []
+        if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps:
+            checkpoints.save(step + 1, state)
     return nnx.merge(graph, state.network)
 
 

@@ -21,11 +21,18 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     If the block fails, `path` stays as it was. If several threads or processes write it at the same
     time, the last one to finish wins.
+
+    Raises:
+        OSError: It cannot be written; the error names a file.
     """
     part = path.with_name(f".{uuid.uuid4().hex}{PART}")
     try:
         yield part
         part.replace(path)
+    except OSError as error:
+        if error.filename is None:  # a full disk is told without it
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

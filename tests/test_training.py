@@ -1,9 +1,14 @@
 import dataclasses
+import errno
 import json
 import os
 import shutil
 import signal
+import struct
+import subprocess
+import sys
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +18,14 @@ from messages import check_line
 from small import small_config
 
 from prosam_jax import model, runs, sharding, share
+from prosam_jax.atomic import locked
 from prosam_jax.config import CacheConfig, read_config, replaced, write_config
 from prosam_jax.data.loader import make_loader
 from prosam_jax.errors import UserError
 from prosam_jax.evaluation import evaluate, prediction
 from prosam_jax.report import curves
 from prosam_jax.training import loop, signals, state, step
+from prosam_jax.weights import prompt_encoder
 from prosam_jax.weights.checkpoint import Checkpoints
 
 
@@ -88,6 +95,8 @@ def test_stopped_and_resumed_equals_uninterrupted(finished, tmp_path, monkeypatc
     with pytest.raises(signals.Stopped, match=f"stopped at step {at}"):
         loop.train(cfg, workdir)
     monkeypatch.undo()
+    earlier = tmp_path / "earlier"
+    shutil.copytree(workdir / "checkpoints" / str(at), earlier)
     loop.train(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, workers=1)), workdir)
     assert f"at step {at} in" in capsys.readouterr().err
     resumed = _last_state(cfg, workdir)
@@ -96,6 +105,32 @@ def test_stopped_and_resumed_equals_uninterrupted(finished, tmp_path, monkeypatc
     assert _scored(workdir) == _scored(whole)
     steps = [line["step"] for line in _curves(workdir) if "train/loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
+    if at == 4:
+        _check_goes_on_from_the_newest_whole_one(cfg, workdir, earlier, last, capsys)
+
+
+def _check_goes_on_from_the_newest_whole_one(cfg, workdir, earlier, last, capsys):
+    checkpoints = workdir / "checkpoints"
+    shutil.copytree(earlier, checkpoints / "4", dirs_exist_ok=True)
+    (newest,) = checkpoints.glob("6*")
+    (newest / "arrays" / "manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        runs.score(cfg, workdir, "latest")
+    check_line(error, newest, "manifest.ocdbt", "--checkpoint=4")
+    capsys.readouterr()
+    loop.train(cfg, workdir)
+    told = capsys.readouterr().err
+    (line,) = [line for line in told.splitlines() if "damaged" in line]
+    assert str(newest) in line and "manifest.ocdbt" in line
+    assert f"resuming at step 4 in {workdir}" in told
+    jax.tree.map(np.testing.assert_array_equal, _last_state(cfg, workdir), last)
+    shutil.rmtree(checkpoints / "4", ignore_errors=True)
+    for file in (x for x in checkpoints.rglob("*") if x.is_file()):
+        file.write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        loop.train(cfg, workdir)
+    check_line(error, workdir, checkpoints / "6", "no whole checkpoint")
+    assert _curves(workdir)[-1]["step"] == 6
 
 
 def _scored(workdir):
@@ -318,6 +353,129 @@ def test_training_lowers_the_loss(tmp_path):
     )
     _, losses = _steps(cfg, jax.devices()[:1], n=25)
     assert np.mean(losses[-5:]) < np.mean(losses[:3]) - 0.08
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_with_the_step_that_is_safe(tmp_path, monkeypatch):
+    cfg = small_config(tmp_path / "voc", train={"checkpoint_every": 2, "eval_every": -1})
+    write = curves.Curves.write
+
+    def full(self, group, step, values):
+        if step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, group, step, values)
+
+    monkeypatch.setattr(curves.Curves, "write", full)
+    with pytest.raises(UserError) as error:
+        loop.train(cfg, tmp_path / "run")
+    check_line(error, tmp_path / "run", "No space left on device", "step 2 is safe")
+    assert Checkpoints(tmp_path / "run").steps == [2]
+    assert [line["step"] for line in _curves(tmp_path / "run")] == [1, 2, 3]
+
+
+HELD = """
+import pathlib, sys, time
+from prosam_jax.atomic import locked
+with locked(pathlib.Path(sys.argv[1]), "held"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
+    """A lock does not outlive a killed process; what is refused leaves no folder behind."""
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-c", HELD, str(workdir / loop.LOCK)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, env=commands.ENVIRONMENT, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError) as error:
+            loop.train(small_config(tmp_path / "voc"), workdir)
+        check_line(error, workdir, "another process")
+        other.kill()
+    with locked(workdir / loop.LOCK, "held"):
+        pass
+    assert os.listdir(workdir) == []
+    with pytest.raises(UserError):
+        loop.train(replaced(small_config(tmp_path / "voc"), {"data.root": "no"}), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_lost_its_checkpoints_does_not_begin_again(tmp_path):
+    cfg = small_config(tmp_path / "voc", train={"checkpoint_every": 3})
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    write_config(cfg, workdir / "config.json")
+    text = "".join(json.dumps({"step": i, "train/loss": 1.0}) + "\n" for i in range(1, 6))
+    (workdir / "metrics.jsonl").write_text(text)
+    with pytest.raises(UserError) as error:
+        loop.train(cfg, workdir)
+    check_line(error, workdir, "step 5", "checkpoints/", "--workdir")
+    assert (workdir / "metrics.jsonl").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b"\xff\xfe", "0xff"),
+        (b"[]", "a list"),
+        (b'{"loss": 1}', "no step"),
+        (b'{"step": "4"}', "'4'"),
+        (b'{"step": 4', "Expecting"),
+        (b"\0\0\0", "Expecting"),
+    ],
+)
+def test_a_damaged_line_of_the_curves_is_named(tmp_path, line, told):
+    held = b'{"step": 1, "train/loss": 2.0}\n' + line + b'\n{"step": 3, "train/loss": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(held)
+    for read in (curves.read, curves.newest, lambda workdir: curves.Curves(workdir, 1)):
+        with pytest.raises(UserError) as error:
+            read(tmp_path)
+        check_line(error, tmp_path / "metrics.jsonl", "line 2", told)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == held
+
+
+@pytest.mark.parametrize("name", ["config.json", "frozen.json", "dataset.json"])
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        (b'{\n"a": "\xff"}', "line 2"),
+        (b'{\n"a": 1,\n}', "line 3"),
+        (b"[]", "a list"),
+        (b"7", "a int"),
+        (b"", "line 1"),
+        (b"[" * 100_000, "nested"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(tmp_path, name, held, told):
+    (tmp_path / name).write_bytes(held)
+    read = {
+        "config.json": lambda: read_config(tmp_path / name),
+        "frozen.json": lambda: prompt_encoder.read_frozen(tmp_path),
+        "dataset.json": lambda: prompt_encoder.read_dataset(tmp_path),
+    }
+    with pytest.raises(UserError) as error:
+        read[name]()
+    check_line(error, tmp_path / name, told)
+
+
+def test_tensorboard_has_the_curves_numbers(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    written = curves.Curves(tmp_path, 2)
+    written.write("train", 3, {"loss": 0.5, "miou": 0.25})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, events = file.read_bytes(), []  # there already: nothing waits in a thread
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    written.close()
+    assert [event.step for event in events] == [0, 3, 3]
+    assert events[1].session_log.status == 1
+    found = {value.tag: value.simple_value for value in events[2].summary.value}
+    assert found == {"train/loss": 0.5, "train/miou": 0.25}
 
 
 def test_curves_forget_the_steps_that_are_done_again(tmp_path):

@@ -148,7 +148,9 @@ class Loader(Iterator[Episode]):
             waited += _POLL
             if (now := self._pulse.beats(self._taken)) != beats:
                 waited, beats = 0.0, now
-            if waited >= self._patience * (1 if beats else _START):
+            if waited >= self._patience and (
+                beats or waited >= self._patience * _START or self._is_stopped()
+            ):
                 raise UserError(self._hanging(waited))
 
     def _name(self) -> str:
@@ -168,13 +170,16 @@ class Loader(Iterator[Episode]):
         )
 
     def _hanging(self, waited: float) -> str:
-        pid = self._pulse.pid(self._taken)
-        state = "is stopped (as by SIGSTOP) and" if pid and _is_stopped(pid) else "hangs: it"
+        state = "is stopped (as by SIGSTOP) and" if self._is_stopped() else "hangs: it"
         return (
             f"{self._name()} {state} has read no episode for {waited:.0f} s, at the batch of step "
             f"{self._step + self._taken + 1}: see whether the disk of data.root answers, or raise "
             "data.patience if it is only slow"
         )
+
+    def _is_stopped(self) -> bool:
+        pid = self._pulse.pid(self._taken)
+        return pid != 0 and _is_stopped(pid)
 
     def close(self) -> None:
         """Ends the reading, and the processes within a few seconds, whatever state they are in."""

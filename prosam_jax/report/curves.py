@@ -1,7 +1,9 @@
 """Training curves in `metrics.jsonl` and TensorBoard."""
 
 import json
+import os
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,23 +31,40 @@ class Curves:
         with replacing(path) as part:
             part.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
         self._lines = path.open("a", buffering=1)
-        import tensorboardX  # here, because it imports torch if installed, which takes seconds
+        # Here, because it imports torch if installed, which takes seconds. Its SummaryWriter writes
+        # in a thread: on a full disk that ends, and the next number or `close` waits for ever.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True
-        )
+        board = workdir / "tensorboard"
+        board.mkdir(exist_ok=True)
+        self._event, self._summary = Event, Summary
+        self._board = EventsWriter(str(board / "events"), f".{os.getpid()}")
+        # TensorBoard forgets the steps from this one on.
+        self._add(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, group: str, step: int, values: Mapping[str, float]) -> None:
-        """Adds the values of one step, as "group/name"."""
+        """Adds the values of one step, as "group/name".
+
+        Raises:
+            OSError: The disk is full.
+        """
         named = {f"{group}/{name}": value for name, value in values.items()}
         self._lines.write(json.dumps({"step": step, **named}) + "\n")
-        for name, value in named.items():
-            self._board.add_scalar(name, value, step)
+        scalars = [self._summary.Value(tag=x, simple_value=value) for x, value in named.items()]
+        self._add(step, summary=self._summary(value=scalars))
+
+    def _add(self, step: int, **what: Any) -> None:
+        self._board.write_event(self._event(wall_time=time.time(), step=step, **what))
+        self._board.flush()
 
     def close(self) -> None:
         """Closes both files."""
-        self._lines.close()
-        self._board.close()
+        try:
+            self._lines.close()
+        finally:
+            self._board.close()
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -254,7 +254,7 @@ class Checkpoints:
     def _check_space(self, size: int) -> None:
         # Orbax's threads write hundreds of lines to stderr when they meet a full disk.
         if (free := shutil.disk_usage(self._folder).free) < size:
-            told = f"{os.strerror(errno.ENOSPC)}: {size:,} bytes, {free:,} are free"
+            told = f"{os.strerror(errno.ENOSPC)}: it takes {size:,} bytes, {free:,} are free"
             raise OSError(errno.ENOSPC, told)
 
 
