@@ -22,11 +22,11 @@ from prosam_jax.report import pictures, scores
 from prosam_jax.weights import files, prompt_encoder
 from prosam_jax.weights.prompt_encoder import Trained
 
-NAMES = ["[/b]", "[red]", ":cat:", "$x^{2$", "a\x1b[2Jb\nc", "\u202egnp"]
-SHOWN = ["[/b]", "[red]", ":cat:", "$x^{2$", r"a\x1b[2Jb\nc", r"\u202egnp"]
+NAMES = ["[/b]", "[red]", ":cat:", "$x^{2$", "a\x1b[2Jb\nc", "\u202egnp", "\u732b"]
+SHOWN = ["[/b]", "[red]", ":cat:", "$x^{2$", r"a\x1b[2Jb\nc", r"\u202egnp", "\u732b"]
 
 RESULT = results.Result(
-    scores=Scores(miou=0.5, fb_iou=0.6, per_class={c: c / 10 for c in range(1, 7)}),
+    scores=Scores(miou=0.5, fb_iou=0.6, per_class={c: c / 10 for c in range(1, 8)}),
     classes=dict(enumerate(NAMES, 1)),
     episodes=6,
     digest="d" * 64,

@@ -1,6 +1,7 @@
 """Draws examples of an evaluation."""
 
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,7 +42,8 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
             axis.set_axis_off()
         y, x = np.nonzero(_lone(episode.reference_mask[0]))
         row[0].scatter(x, y, s=14, color=MARK, edgecolors="black", linewidths=0.6)
-    with matplotlib.rc_context({"savefig.dpi": 110}):
+    with matplotlib.rc_context({"savefig.dpi": 110}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font has not
         figure.savefig(path)
 
 
