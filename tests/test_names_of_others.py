@@ -189,7 +189,7 @@ def test_a_file_sets_no_path_of_ours(tmp_path):
 
 WRONG = {
     "config": [[], None, 3, {"seed": "x"}, {"seed": {}}, {"train": {"steps": True}}],
-    "merged_channels": [None, True, 1.5, -1, 10**30, "192"],
+    "merged_channels": [None, True, 1.5, -1, 0, 10**30, "192"],
     "frozen": [
         None,
         {},

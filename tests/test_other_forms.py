@@ -84,6 +84,14 @@ def test_a_pointer_with_a_published_name_is_named(tmp_path, capsys):
         told(capsys.readouterr().err, path, "Git LFS pointer", "git lfs pull")
 
 
+def test_a_text_is_no_archive_of_a_benchmark(tmp_path):
+    """Where texts are published, too: a list of ids is one."""
+    path = tmp_path / "train_noval.txt"
+    path.write_text("2008_000002")
+    registry.verify(registry.Remote(name="a list", file=path.name, publisher="", licence="",
+                                    by_hand=""), path)  # fmt: skip
+
+
 def test_verify_names_a_file_of_unknown_name(tmp_path, capsys):
     path = tmp_path / "mine.pth"
     with zipfile.ZipFile(path, "w") as archive:

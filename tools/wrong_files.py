@@ -4,6 +4,7 @@ import contextlib
 import io
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -150,6 +151,59 @@ CASES = (
         lambda path: path.write_text("<!DOCTYPE html><html>Sign in</html>"),
     ),
     Case(
+        "a Git LFS pointer",
+        "backbone",
+        "resnet50",
+        "resnet50_v2.pth",
+        lambda path: path.write_text(
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 102530333\n"
+        ),
+    ),
+    Case(
+        "the index of a checkpoint in parts",
+        "sam",
+        "vit_h",
+        "model.safetensors.index.json",
+        lambda path: path.write_text(
+            '{"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}'
+        ),
+    ),
+    Case(
+        "a server's refusal",
+        "sam",
+        "vit_h",
+        "sam_vit_h_hf.safetensors",
+        lambda path: path.write_text('{"error": "Access to this model is restricted."}'),
+    ),
+    Case(
+        "a checkpoint in a zip archive",
+        "backbone",
+        "resnet50",
+        "resnet50_v2.pth",
+        lambda path: _zipped(path, "weights/resnet50_v2.pth"),
+    ),
+    Case(
+        "TorchScript",
+        "backbone",
+        "resnet50",
+        "traced.pt",
+        lambda path: _zipped(path, "traced/data.pkl", "traced/constants.pkl"),
+    ),
+    Case(
+        "8-bit floats",
+        "backbone",
+        "resnet50",
+        "resnet50_fp8.pth",
+        lambda path: torch.save({"conv1.weight": torch.ones(3).to(torch.float8_e4m3fn)}, path),
+    ),
+    Case(
+        "a model that was never loaded",
+        "backbone",
+        "resnet50",
+        "resnet50_v2.pth",
+        lambda path: torch.save({"conv1.weight": torch.ones(3, device="meta")}, path),
+    ),
+    Case(
         "a pickled object",
         "vrp_sam",
         "",
@@ -177,6 +231,12 @@ def message(case: Case, folder: pathlib.Path) -> str:
     if status != 1 or (folder / "out.safetensors").exists():
         raise AssertionError(f"{case.what} was accepted")
     return errors.getvalue().replace(f"{folder}/", "").strip()
+
+
+def _zipped(path: pathlib.Path, *names: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
 
 
 def _halve(path: pathlib.Path) -> None:

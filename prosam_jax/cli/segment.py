@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: An argument is not valid, or some targets cannot be read; the others are written.
     """
-    from prosam_jax import model, segment_files
+    from prosam_jax import console, model, segment_files
     from prosam_jax.config import RANDOM, check_at_least
     from prosam_jax.segmenter import Segmenter
     from prosam_jax.weights.pretrained import DEFAULT
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"wrote {done} mask{'s' * (done != 1)} to {args.out}")
     for path, reason in bad.items():
         named = reason if str(path) in reason else f"{path}: {reason}"
-        print(f"not segmented: {named}", file=sys.stderr)
+        console.note(f"not segmented: {named}")
     if bad:
         raise UserError(f"{len(bad)} of {len(todo.outputs)} targets could not be read")
     return 0

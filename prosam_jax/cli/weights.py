@@ -137,10 +137,10 @@ def identify(path: pathlib.Path) -> str:
             f"{path} is a weight file: kind {_said(metadata, 'kind')}, architecture "
             f"{_said(metadata, 'architecture')}\n{_origin(metadata)}"
         )
+    other_forms.check(path)
     digest = registry.sha256(path)
     entry = registry.with_checksum(digest) or registry.with_file(path.name)
     if entry is None:
-        other_forms.check(path)
         if zipfile.is_zipfile(path):
             other_forms.check_zip(path)
         raise UserError(

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from prosam_jax.config import check_choice
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, printable
 
 MIN_PIXELS = 2048
 """Smallest number of pixels, at the original size, with which an image counts for a class."""
@@ -181,7 +181,7 @@ def verdict(index: FoldIndex) -> str:
 def named(classes: Sequence[str]) -> str:
     """The first three names, and how many more there are."""
     more = f" and {len(classes) - 3} more" if len(classes) > 3 else ""
-    return f"{', '.join(classes[:3])}{more}"
+    return printable(f"{', '.join(classes[:3])}{more}")
 
 
 PASCAL_5I = FoldRule(

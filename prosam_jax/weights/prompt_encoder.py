@@ -95,7 +95,7 @@ SCORES: dict[str, Check] = {
 
 CHECKS: dict[str, Check] = {
     "config": lambda value: isinstance(value, dict),  # `recorded` looks into it
-    "merged_channels": _is_count,
+    "merged_channels": lambda value: _is_count(value) and value > 0,
     "frozen": _names_frozen,
     "version": _is_name,
     "benchmark": _or_none(_is_name),

@@ -44,7 +44,7 @@ from prosam_jax.data.prepare import objects, preview, readers
 from prosam_jax.data.prepare.objects import FEW, Object, Painted, Polygons
 from prosam_jax.data.prepare.readers import Annotated
 from prosam_jax.data.transforms import IGNORE
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, printable
 
 # What label tools call "no object" and "do not look here", in any case.
 _NOTHING = ("_background_", "__background__", "background")
@@ -129,7 +129,7 @@ def prepare(
 
 def _print(lines: Iterable[str]) -> None:
     for line in lines:  # a file's name need not be valid UTF-8
-        print(line.encode(errors="backslashreplace").decode())
+        print(printable(line))
 
 
 def make_masks(
