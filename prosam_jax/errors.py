@@ -32,8 +32,8 @@ LONGEST = 100
 
 
 def cut(text: str) -> str:
-    """A text of others for a message, cut after `LONGEST` characters."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    """A text of others for a message, `printable` and cut after `LONGEST` characters."""
+    return printable(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
 
 
 def short(value: object) -> str:

@@ -15,7 +15,7 @@ from prosam_jax.cli.arguments import as_text
 from prosam_jax.config import Config, check_setting, flat_mapping, replaced
 from prosam_jax.config.checks import nearest
 from prosam_jax.config.fields import KINDS, choices, leaves
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, cut, short
 
 _SETTING = re.compile(r"--?(no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 _WORDS = {"true": True, "t": True, "1": True, "yes": True}
@@ -40,7 +40,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             if value is None and leaves(Config)[name].type is bool:
                 value = "false" if no else "true"
             elif no:
-                raise UserError(f"{argv[i]}: only settings that are true or false take `no`")
+                raise UserError(f"{cut(argv[i])}: only settings that are true or false take `no`")
             elif value is None:  # in an argument of its own
                 i += 1
                 value = argv[i] if i < len(argv) else "--"
@@ -76,7 +76,7 @@ def _value(name: str, text: str) -> Any:
     try:
         return _WORDS[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
-        raise UserError(f"{name}={text!r} must be {KINDS[kind]}") from None
+        raise UserError(f"{name}={short(text)} must be {KINDS[kind]}") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser, default: str) -> None:

@@ -72,7 +72,7 @@ def show(args: argparse.Namespace) -> None:
     print(share.describe(path, trained))
     print("settings that differ from the defaults:")
     for line in changed(Config(), trained.config):
-        print(f"  {printable(line)}")
+        print(f"  {line}")
 
 
 def push(args: argparse.Namespace) -> None:

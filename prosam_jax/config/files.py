@@ -9,7 +9,7 @@ from prosam_jax.config.checks import nearest
 from prosam_jax.config.choices import PACKAGED, RANDOM
 from prosam_jax.config.fields import Role, about, flat, leaves, unread
 from prosam_jax.config.settings import Config
-from prosam_jax.errors import UserError, cut, short
+from prosam_jax.errors import UserError, cut, printable, short
 from prosam_jax.json_files import read_object, write_object
 
 DEEPEST = 8
@@ -117,7 +117,7 @@ def changed(old: Config, new: Config, may: Collection[Role] = ()) -> list[str]:
         cache = {"cache.dir", "cache.dtype"}
         free = free | cache if _embeddings(old) == _embeddings(new) else free - cache
     return [
-        f"{name}: {before[name]} -> {after[name]}"
+        printable(f"{name}: {before[name]} -> {after[name]}")
         for name in before
         if before[name] != after[name]
         and not (name in free and _same_kind(name, before[name], after[name]))
@@ -163,14 +163,16 @@ def flat_mapping(settings: Mapping[str, Any], prefix: str = "", depth: int = 1) 
     found = {}
     for name, value in settings.items():
         if not isinstance(name, str):
-            raise UserError(f"unknown setting {prefix}{short(name)}: names of settings are text")
+            raise UserError(
+                f"unknown setting {cut(prefix)}{short(name)}: names of settings are text"
+            )
         group = prefix + name not in leaves(Config)
         if group and (isinstance(value, Mapping) or hasattr(value, "items")):
             inner = flat_mapping(value, f"{prefix}{name}.", depth + 1)
         else:
             inner = {prefix + name: value}
         if twice := inner.keys() & found.keys():
-            raise UserError(f"{min(twice)} is set twice")
+            raise UserError(f"{cut(min(twice))} is set twice")
         found |= inner
     return found
 

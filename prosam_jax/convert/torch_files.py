@@ -109,20 +109,13 @@ def _loaded(path: pathlib.Path) -> Any:
     if is_zip:
         if not zipfile.is_zipfile(path):
             raise UserError(f"{path} is cut short after {path.stat().st_size:,} bytes; {AGAIN}")
-        _check_zip(path)
+        other_forms.check_zip(path)
     if not is_zip and tarfile.is_tarfile(path):
         raise UserError(
             f"{path} is in the .tar format of torch before 0.1.10; load it with torch.load(..., "
             "weights_only=False), if you trust it, and torch.save its state dict"
         )
     return _from_torch(path, mmap=is_zip)
-
-
-def _check_zip(path: pathlib.Path) -> None:
-    try:
-        other_forms.check_zip(path)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"{path} is damaged ({error}); {AGAIN}") from error
 
 
 def _from_safetensors(path: pathlib.Path) -> dict[str, torch.Tensor]:

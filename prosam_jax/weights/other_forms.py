@@ -6,7 +6,7 @@ import re
 import zipfile
 from typing import Any
 
-from prosam_jax.errors import UserError, cut, printable, short
+from prosam_jax.errors import UserError, cut, short
 
 AGAIN = "download it again"
 WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -53,13 +53,12 @@ def check_fetched(path: pathlib.Path) -> None:
 
 
 def check_zip(path: pathlib.Path) -> None:
-    """Raises UserError, in one line, if a zip archive is none that `torch.save` writes.
-
-    Raises:
-        zipfile.BadZipFile: It is damaged.
-    """
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/")]
+    """Raises UserError, in one line, if a zip archive is damaged or none of `torch.save`'s."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError) as error:
+        raise UserError(f"{path} is damaged ({error}); {AGAIN}") from error
     files = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in files and "data.pkl" in files:
         raise UserError(
@@ -70,8 +69,10 @@ def check_zip(path: pathlib.Path) -> None:
         return
     inner = next((name for name in names if name.lower().endswith(WEIGHTS)), None)
     if inner is not None:
-        raise UserError(f"{path} is a zip archive around {inner}; unpack it and pass that file")
-    such = f" such as {names[0]}" if names else ""
+        raise UserError(
+            f"{path} is a zip archive around {cut(inner)}; unpack it and pass that file"
+        )
+    such = f" such as {cut(names[0])}" if names else ""
     raise UserError(
         f"{path} is a zip archive of {len(names)} files{such}, not a checkpoint; {AGAIN}"
     )
@@ -101,7 +102,7 @@ def _text(path: pathlib.Path) -> str:
     answer = held if isinstance(held, dict) else {}
     told = next((answer[x] for x in ("error", "message", "detail") if x in answer), None)
     if told is not None:
-        said = printable(cut(str(told))).rstrip(".")
+        said = cut(str(told)).rstrip(".")
         return (
             f"a server's answer, not a checkpoint: {said}; log in if it asks for that, and {AGAIN}"
         )

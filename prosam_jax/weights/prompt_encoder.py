@@ -31,8 +31,13 @@ DATASET = "dataset.json"
 Check = Callable[[Any], bool]
 
 
-def _is_name(value: Any) -> bool:
+def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _is_name(value: Any) -> bool:
+    """Whether this is a name of this library's, which messages show as it is."""
+    return isinstance(value, str) and len(value) <= 200 and value == printable(value)
 
 
 def _is_count(value: Any) -> bool:
@@ -48,7 +53,7 @@ def _is_sha256(value: Any) -> bool:
 
 
 def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_name, value))
+    return isinstance(value, list) and all(map(_is_text, value))
 
 
 def _or_none(check: Check) -> Check:
@@ -98,7 +103,7 @@ CHECKS: dict[str, Check] = {
     "fold": _or_none(_is_count),
     "step": _or_none(_is_count),
     "results": _or_none(lambda value: _holds(value, SCORES | {"settings": _are_names})),
-    "source_name": _or_none(_is_name),
+    "source_name": _or_none(_is_text),
     "source_sha256": _or_none(_is_sha256),
 }
 """What each field of `Trained` must be; the file may come from anyone."""
@@ -309,8 +314,9 @@ def check_unseen(what: object, seen: Collection[str] | None, tested: Collection[
         tested: Names of the classes that are tested.
     """
     if both := sorted(set(seen or ()) & set(tested)):
+        names = printable(", ".join(both))
         raise UserError(
-            f"{what} was trained on {', '.join(both)}, so a test on that proves nothing: choose "
+            f"{what} was trained on {names}, so a test on that proves nothing: choose "
             "classes that it has not seen with data.novel (your own pictures) or data.fold"
         )
 

@@ -143,7 +143,7 @@ def members(archive: Archive, root: pathlib.Path) -> Iterator[Iterator[Member]]:
 
 def _checked(found: Iterator[Member], archive: Archive, path: pathlib.Path) -> Iterator[Member]:
     total = 0
-    for member in found:
+    while member := _next(found):
         name = pathlib.PurePosixPath(member.name)
         strange = name.is_absolute() or {"..", ""} & {*name.parts, name.name}
         if strange or {"\\", "\0"} & set(member.name):
@@ -155,6 +155,15 @@ def _checked(found: Iterator[Member], archive: Archive, path: pathlib.Path) -> I
                 f"has not; {AGAIN}"
             )
         yield member._replace(name=str(name))
+
+
+def _next(found: Iterator[Member]) -> Member | None:
+    try:
+        return next(found, None)
+    except (*DAMAGED, OSError):
+        raise
+    except Exception as error:  # Python's readers raise anything on arbitrary bytes
+        raise tarfile.ReadError(f"{type(error).__name__}: {error}") from error
 
 
 def unpack(
@@ -197,6 +206,8 @@ def _in_tar(path: pathlib.Path) -> Generator[Member, None, None]:
 def _in_zip(path: pathlib.Path) -> Generator[Member, None, None]:
     with zipfile.ZipFile(path) as archive:
         files = [info for info in archive.infolist() if not info.is_dir()]
+        if any(info.flag_bits & 1 or info.header_offset < 0 for info in files):
+            raise zipfile.BadZipFile("a file in it is encrypted, or lies before its beginning")
         for info in console.track(files, len(files), path.name):
             yield Member(info.filename, info.file_size, functools.partial(archive.open, info))
 
