@@ -23,14 +23,14 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     time, the last one to finish wins.
 
     Raises:
-        OSError: It cannot be written; the error names a file.
+        OSError: It cannot be written; the error names `path`.
     """
     part = path.with_name(f".{uuid.uuid4().hex}{PART}")
     try:
         yield part
         part.replace(path)
     except OSError as error:
-        if error.filename is None:  # a full disk is told without it
+        if error.errno and error.filename in (None, str(part)):  # None for a full disk
             error.filename = str(path)
         raise
     finally:

@@ -81,9 +81,9 @@ def test_pictures_show_each_name_as_it_is(tmp_path, monkeypatch):
     titles = []
     save = matplotlib.figure.Figure.savefig
 
-    def saved(figure, path):
+    def saved(figure, path, **more):
         titles.extend(axis.get_title() for axis in figure.axes)
-        return save(figure, path)
+        return save(figure, path, **more)
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", saved)
     one = example(0, uncertain=False)

@@ -18,7 +18,7 @@ from messages import check_line
 from small import small_config
 
 from prosam_jax import model, runs, sharding, share
-from prosam_jax.atomic import locked
+from prosam_jax.atomic import locked, replacing
 from prosam_jax.config import CacheConfig, read_config, replaced, write_config
 from prosam_jax.data.loader import make_loader
 from prosam_jax.errors import UserError
@@ -375,7 +375,7 @@ def test_a_full_disk_ends_the_run_with_the_step_that_is_safe(tmp_path, monkeypat
 
 HELD = """
 import pathlib, sys, time
-from prosam_jax.atomic import locked
+from prosam_jax.atomic import locked, replacing
 with locked(pathlib.Path(sys.argv[1]), "held"):
     print("held", flush=True)
     time.sleep(60)
@@ -434,6 +434,21 @@ def test_a_damaged_line_of_the_curves_is_named(tmp_path, line, told):
             read(tmp_path)
         check_line(error, tmp_path / "metrics.jsonl", "line 2", told)
     assert (tmp_path / "metrics.jsonl").read_bytes() == held
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_is_known(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error in (full, PermissionError(errno.EACCES, "Permission denied", "elsewhere")):
+        with pytest.raises(OSError, match=error.strerror) as raised, replacing(path):
+            raise error
+        assert raised.value.filename == (str(path) if error is full else "elsewhere")
+    with pytest.raises(OSError) as raised, replacing(tmp_path / "no" / "x") as part:
+        part.write_text("new")
+    assert raised.value.filename == str(tmp_path / "no" / "x")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["results.json"]
 
 
 @pytest.mark.parametrize("name", ["config.json", "frozen.json", "dataset.json"])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
+from prosam_jax.atomic import replacing
 from prosam_jax.errors import printable
 from prosam_jax.evaluation.results import Example, iou_of
 
@@ -42,9 +43,13 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
             axis.set_axis_off()
         y, x = np.nonzero(_lone(episode.reference_mask[0]))
         row[0].scatter(x, y, s=14, color=MARK, edgecolors="black", linewidths=0.6)
-    with matplotlib.rc_context({"savefig.dpi": 110}), warnings.catch_warnings():
+    with (
+        matplotlib.rc_context({"savefig.dpi": 110}),
+        warnings.catch_warnings(),
+        replacing(path) as part,
+    ):
         warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font has not
-        figure.savefig(path)
+        figure.savefig(part, format="png")
 
 
 def _lone(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

@@ -230,8 +230,10 @@ class Checkpoints:
             )
         whole = [step for step, path in self._found().items() if path != folder]
         whole = [str(step) for step in sorted(whole) if not _problem(self._found()[step])]
-        mend = f"pass --checkpoint={whole[-1]}, which is whole" if whole else "no other is whole"
-        return UserError(f"checkpoint {folder} is damaged ({problem}): {mend}")
+        mend = "no other is whole"
+        if whole:
+            mend = f"evaluate or export the whole one of step {whole[-1]}: --checkpoint={whole[-1]}"
+        return UserError(f"checkpoint {folder} is damaged ({problem}); {mend}")
 
     def _check(self, folder: pathlib.Path, like: Any, stored: Any) -> None:
         held, wanted = _shapes(stored), _shapes(like)
