@@ -24,7 +24,7 @@ from prosam_jax.config import Config, read_config, recorded, replaced, to_dict
 from prosam_jax.config.fields import leaves
 from prosam_jax.data.prepare import archives, mat_files
 from prosam_jax.data.prepare.pascal import sbd_labels
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, printable
 from prosam_jax.weights import files, other_forms, prompt_encoder, registry
 from prosam_jax.weights.prompt_encoder import Trained
 
@@ -84,7 +84,7 @@ def _check_metadata(path, text):
     result_or_line(prompt_encoder.check_unseen, path, trained.classes, trained.classes or ())
     assert isinstance(trained, Trained)
     for value in prompt_encoder.facts(trained).values():
-        assert value.isprintable()
+        assert value == printable(value)
     assert "\x1b" not in share.describe(path, trained)
     rows = share.card(trained, "u/n").split("|---|---|\n")[1].split("\n\n")[0]
     assert all(row.startswith("| ") and row.endswith(" |") for row in rows.splitlines())

@@ -70,6 +70,25 @@ def test_zip_archives_are_named(tmp_path, case):
     told(error, path, *words)
 
 
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda x: x[:40], "cut short after 40 bytes"),
+        (lambda x: x.replace(b"PK\1\2", b"PK\1\3"), "damaged"),
+        (lambda x: x[:-22] + b"PK\6\7" + b"\2" * 16 + x[-22:], "multiple disks"),
+    ],
+    ids=["cut", "directory", "disks"],
+)
+def test_damaged_zip_archives_are_named(tmp_path, change, word):
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"x")
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError) as error:
+        other_forms.check_zip(path)
+    told(error, path, word, "download it again")
+
+
 def test_what_torch_saves_is_no_other_form(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
         archive.writestr("archive/data.pkl", b"")

@@ -15,7 +15,6 @@ To resume an interrupted fetch, run the same command again. Converting needs tor
 
 import argparse
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -141,7 +140,7 @@ def identify(path: pathlib.Path) -> str:
     digest = registry.sha256(path)
     entry = registry.with_checksum(digest) or registry.with_file(path.name)
     if entry is None:
-        if zipfile.is_zipfile(path):
+        if other_forms.is_zip(path):
             other_forms.check_zip(path)
         raise UserError(
             f"{path} is neither a published checkpoint nor a complete weight file; sha256 {digest}"

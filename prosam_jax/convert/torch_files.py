@@ -5,13 +5,12 @@ import pickle
 import re
 import tarfile
 import warnings
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, cut
 
 try:
     import safetensors.torch
@@ -105,12 +104,10 @@ def _loaded(path: pathlib.Path) -> Any:
         start = file.read(16)
     if start[8:9] == b"{":
         return _from_safetensors(path)
-    is_zip = start.startswith(b"PK\x03\x04")
+    is_zip = other_forms.is_zip(path)
     if is_zip:
-        if not zipfile.is_zipfile(path):
-            raise UserError(f"{path} is cut short after {path.stat().st_size:,} bytes; {AGAIN}")
         other_forms.check_zip(path)
-    if not is_zip and tarfile.is_tarfile(path):
+    elif tarfile.is_tarfile(path):
         raise UserError(
             f"{path} is in the .tar format of torch before 0.1.10; load it with torch.load(..., "
             "weights_only=False), if you trust it, and torch.save its state dict"
@@ -122,7 +119,9 @@ def _from_safetensors(path: pathlib.Path) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a complete safetensors file ({error}); {AGAIN}") from error
+        raise UserError(
+            f"{path} is not a complete safetensors file ({cut(str(error))}); {AGAIN}"
+        ) from error
 
 
 def _from_torch(path: pathlib.Path, *, mmap: bool) -> Any:

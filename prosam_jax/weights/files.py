@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from prosam_jax.atomic import replacing
 from prosam_jax.config import RANDOM
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, cut
 from prosam_jax.weights import other_forms
 
 FORMAT = "prosam_jax 1"
@@ -274,7 +274,8 @@ def _open(path: str | os.PathLike[str], made_by: str) -> Any:
         return safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
-            f"{path} is not a complete safetensors file ({error}); make it again with: {made_by}"
+            f"{path} is not a complete safetensors file ({cut(str(error))}); make it again with: "
+            f"{made_by}"
         ) from error
 
 

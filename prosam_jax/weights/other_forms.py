@@ -55,6 +55,8 @@ def check_fetched(path: pathlib.Path) -> None:
 def check_zip(path: pathlib.Path) -> None:
     """Raises UserError, in one line, if a zip archive is damaged or none of `torch.save`'s."""
     try:
+        if not zipfile.is_zipfile(path):  # its list of files is at its end
+            raise UserError(f"{path} is cut short after {path.stat().st_size:,} bytes; {AGAIN}")
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/")]
     except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError) as error:
@@ -76,6 +78,11 @@ def check_zip(path: pathlib.Path) -> None:
     raise UserError(
         f"{path} is a zip archive of {len(names)} files{such}, not a checkpoint; {AGAIN}"
     )
+
+
+def is_zip(path: pathlib.Path) -> bool:
+    """Whether a file begins as a zip archive does; it may be damaged."""
+    return _start(path).startswith(b"PK\x03\x04")
 
 
 def _start(path: pathlib.Path) -> bytes:

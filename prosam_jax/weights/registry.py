@@ -11,7 +11,7 @@ import shlex
 import safetensors
 
 from prosam_jax.config import BackboneConfig, SAMSettings, check_choice
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, cut
 from prosam_jax.weights import other_forms
 
 SEGMENT_ANYTHING = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
@@ -258,7 +258,9 @@ def verify(entry: Remote, path: pathlib.Path, digest: str = "") -> str:
         try:
             safetensors.safe_open(path, framework="numpy")
         except safetensors.SafetensorError as error:
-            raise UserError(f"{path} is not a complete safetensors file ({error})") from error
+            raise UserError(
+                f"{path} is not a complete safetensors file ({cut(str(error))})"
+            ) from error
     return (
         f"sha256 {digest}; there is no published checksum, so only the file's name was checked; "
         "conversion checks the names and shapes of its tensors"
