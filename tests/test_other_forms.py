@@ -26,6 +26,8 @@ FORMS = {
     "error": ('{"error":{"code":404}}', ["server's answer", "404"]),
     "refusal with control characters": ('{"error":"\\u001b[2J\\nfine"}', [r"\x1b[2J\nfine"]),
     "byte 8 opens a brace": ('{"data":{}}', ["a text"]),
+    "index of no names": ('{"weight_map": {"a": [1], "b": null}}', ["index", "0 files"]),
+    "nested error": ('{"error":' * 900 + "1" + "}" * 900, ["server's answer"]),
     "nested": ("[" * 100_000, ["a text"]),
     "text": ("Entry not found", ["a text", "'Entry not found'", "download it again"]),
     "long text": ("a" * 5000, ["a text", f"'{'a' * 99}..."]),

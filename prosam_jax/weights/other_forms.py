@@ -100,16 +100,16 @@ def _text(path: pathlib.Path) -> str:
         text = file.read(LONGEST).decode(errors="replace").strip()
     held = _parsed(text)
     if isinstance(held, dict) and isinstance(held.get("weight_map"), dict):
-        parts = sorted({str(part) for part in held["weight_map"].values()})
+        parts = sorted({x for x in held["weight_map"].values() if isinstance(x, str)})
         return (
-            f"the index of a checkpoint in {len(parts)} files ({', '.join(parts[:2])}"
+            f"the index of a checkpoint in {len(parts)} files ({', '.join(map(cut, parts[:2]))}"
             f"{', ...' if parts[2:] else ''}) and holds no weights; load each of them, save all "
             "tensors as one file with safetensors.torch.save_file, and pass that"
         )
     answer = held if isinstance(held, dict) else {}
     told = next((answer[x] for x in ("error", "message", "detail") if x in answer), None)
     if told is not None:
-        said = cut(str(told)).rstrip(".")
+        said = (cut(told) if isinstance(told, str) else short(told)).rstrip(".")
         return (
             f"a server's answer, not a checkpoint: {said}; log in if it asks for that, and {AGAIN}"
         )
