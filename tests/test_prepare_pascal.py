@@ -1,7 +1,10 @@
 import contextlib
 import dataclasses
 import hashlib
+import io
 import shutil
+import tarfile
+import zlib
 
 import fake_archives
 import numpy as np
@@ -17,6 +20,7 @@ from prosam_jax.data.prepare import archives
 from prosam_jax.data.prepare import pascal as prepare_pascal
 
 POOL = sorted({*VOC_TRAIN, *SBD})
+BOMB = zlib.compress(bytes(1 << 26))
 FILES = ("VOCtrainval_11-May-2012.tar", "benchmark.tgz", "train_noval.txt")
 
 
@@ -136,6 +140,36 @@ def test_what_is_missing_or_broken_is_told_in_one_line(tmp_path, capsys, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
     told(_failure(capsys, tmp_path / "full", "--download"), tmp_path / "full", "0.0 GB")
     assert not (tmp_path / "full").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (bytes(126) + b"IM" + b"\x0f\0\0\0" + len(BOMB).to_bytes(4, "little") + BOMB, "4,194,304"),
+        (bytes(1 << 23), "4,194,304"),
+        (b"not looked at", "MATLAB 5"),
+    ],
+    ids=["a bomb", "a large file", "another file"],
+)
+def test_a_mask_that_is_none_is_named(tmp_path, capsys, monkeypatch, masks, content, word):
+    site = tmp_path / "site"
+    name = f"benchmark_RELEASE/dataset/cls/{SBD[1]}.mat"
+    with tarfile.open(site / "benchmark.tgz", "w:gz") as tar:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    large = dataclasses.replace(prepare_pascal.SBD, content=1 << 30)
+    monkeypatch.setattr(prepare_pascal, "SBD", large)
+    told(_failure(capsys, site), site / "benchmark.tgz", name, word, "delete it and get it again")
+    assert not list(site.rglob(f"{SBD[1]}.png"))
+
+
+def test_an_archive_that_is_there_must_be_the_published_one(tmp_path, capsys, masks):
+    site = tmp_path / "site"
+    with (site / FILES[0]).open("ab") as file:
+        file.write(bytes(512))
+    told(_failure(capsys, site), site / FILES[0], "bytes", "delete it")
+    assert not (site / "VOCdevkit").exists()
 
 
 def test_a_folder_with_masks_is_taken_as_it_is(tmp_path, capsys):
