@@ -21,7 +21,7 @@ def test_only_results_of_the_very_same_run_count(tmp_path):
     longer = dataclasses.replace(run.cfg, train=dataclasses.replace(run.cfg.train, steps=7))
     assert methods.results(dataclasses.replace(run, cfg=longer)) is None
     frozen = json.loads((run.workdir / "frozen.json").read_text())
-    other = {**frozen, "sam": {"architecture": "tiny", "arrays_sha256": "0"}}
+    other = {**frozen, "sam": {"architecture": "tiny", "arrays_sha256": "0" * 64}}
     (run.workdir / "frozen.json").write_text(json.dumps(other))
     assert methods.results(run) is None
     (run.workdir / "frozen.json").write_text(json.dumps(frozen))
