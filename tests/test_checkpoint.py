@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import sys
@@ -13,6 +14,9 @@ from messages import check_line
 from prosam_jax.errors import UserError
 from prosam_jax.weights import checkpoint
 from prosam_jax.weights.checkpoint import Checkpoints
+
+# pytest reports what Python ignores in TensorStore's threads, at any later collection of garbage.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def _state(value, n=3):
@@ -249,8 +253,6 @@ def test_checkpoints_of_older_versions_are_read_and_told(older, tmp_path, capsys
     assert capsys.readouterr().err == ""
 
 
-# pytest collects what Python ignores in TensorStore's threads.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["halved", "deleted"])
 def test_a_damaged_one_of_an_older_version_is_refused_or_read_rightly(
@@ -276,6 +278,7 @@ def test_a_damaged_one_of_an_older_version_is_refused_or_read_rightly(
             jax.tree.map(np.testing.assert_array_equal, restored, _state(4))
     assert {"_METADATA", "manifest.ocdbt"} <= refused
     assert ("metrics" in refused) == (fault == "halved")
+    gc.collect()
     out, err = capfd.readouterr()
     assert all(line.endswith("without checksums") for line in (out + err).splitlines())
 
