@@ -1,11 +1,12 @@
-"""What bounds a training step on a CPU: its operations and its memory traffic, against the machine.
+"""What bounds a training step on a CPU: products, memory traffic and functions such as exp.
 
     python -m benchmarks.roofline [--embedding 16 --size 128]
 
-Operations and bytes are XLA's own counts for the compiled step. It counts the loop over groups of
-samples once, so the step is compiled for one group, and all is multiplied by the number of groups.
-Bytes are what the kernels read and write, wherever that lies. Rates are those of products of large
-matrices and of an addition to an array that fits no cache, best of five.
+Counts are XLA's own for the compiled step. It counts the loop over groups of samples once, so the
+step is compiled for one group, and all is multiplied by the number of groups. Bytes are what the
+kernels read and write, wherever that lies. Rates are those of products of large matrices, of an
+addition to an array that fits no cache, and of exp and erf (the slower one counts) on one that fits
+the second-level cache; best of five.
 """
 
 import argparse
@@ -35,6 +36,18 @@ def traffic(size: int) -> float:
     return 2 * 4 * size / (time.perf_counter() - start)
 
 
+def functions(size: int, repeats: int = 100) -> float:
+    """Values per second of exp or erf, whichever is slower, for `size` numbers."""
+    rates = []
+    for function in (jnp.exp, jax.lax.erf):
+        repeat = jax.jit(lambda x, f=function: jax.lax.fori_loop(0, repeats, lambda _, y: f(-y), x))
+        x = jax.block_until_ready(repeat(jnp.linspace(0, 1, size)))
+        start = time.perf_counter()
+        jax.block_until_ready(repeat(x))
+        rates.append(repeats * size / (time.perf_counter() - start))
+    return min(rates)
+
+
 def step(problem: Problem) -> jax_side.Side:
     """The training step with random weights."""
     weights = {
@@ -52,20 +65,26 @@ def bounds(problem: Problem, matrix: int, numbers: int) -> dict[str, Any]:
     counts = step(dataclasses.replace(problem, samples=group)).step.cost_analysis()
     whole = step(problem)
     product = measure.matmul("float32", matrix)
-    flops, size = groups * counts["flops"], groups * counts["bytes accessed"]
+    flops, size, calls = (
+        groups * counts[name] for name in ("flops", "bytes accessed", "transcendentals")
+    )
     whole.loss()
-    seconds, products, copies = [], [], []
+    seconds, products, copies, rates = [], [], [], []
     for _ in range(5):
         seconds.append(whole.timing().seconds)
         products.append(product())
         copies.append(traffic(numbers))
+        rates.append(functions(min(numbers, 2**17)))
     return {
         "FLOP": flops,
         "bytes": size,
+        "transcendentals": calls,
         "matmul FLOP/s": max(products),
         "copy bytes/s": max(copies),
+        "exp or erf/s": max(rates),
         "seconds of products": flops / max(products),
         "seconds of traffic": size / max(copies),
+        "seconds of exp and erf": calls / max(rates),
         "measured seconds": measure.spread(seconds)._asdict(),
     }
 
