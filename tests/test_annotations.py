@@ -575,3 +575,24 @@ def test_benchmarks_are_checked_before_c_code_sees_them(tmp_path):
     with pytest.raises(UserError) as error:
         read_annotations(path)
     told(error, "iscrowd", "'x'")
+
+
+@pytest.mark.parametrize("name", ["images", "masks"])
+def test_a_preview_replaces_no_picture_and_no_mask(root, capsys, name):
+    assert _prepare(root, _coco(root, _annotation()), "--preview", root / name / "a.png") == 1
+    told(capsys.readouterr().err, "--preview", root / name)
+    assert not (root / "masks").exists() and images.size(root / "images/a.png") == (WIDTH, HEIGHT)
+
+
+def test_a_mask_of_before_does_not_stay_where_an_annotation_is_refused(root, capsys):
+    both = _annotation(), _annotation(2, image=2)
+    assert _prepare(root, _coco(root, *both)) == 0
+    before = _mask(root, "b")
+    wrong = _annotation(2, image=2, segmentation=([0, 0, 900, 0, 900, 900],))
+    assert _prepare(root, _coco(root, both[0], wrong)) == 1
+    assert "set aside as NAME.png.before: b.png" in capsys.readouterr().out
+    assert (_mask(root) == 1).any() and not (root / "masks/b.png").exists()
+    np.testing.assert_array_equal(np.asarray(Image.open(root / "masks/b.png.before")), before)
+    assert cli.main(["prepare", "folder", "--root", str(root), "--check"]) == 1
+    assert _prepare(root, _coco(root, *both)) == 0
+    np.testing.assert_array_equal(_mask(root, "b"), before)

@@ -103,7 +103,7 @@ def _index(
     if not classes:
         raise UserError(
             f"data.fold={fold}: none of the {len(rule.class_names)} classes is left for the "
-            f"{split} split; choose another data.fold, or name test classes in data.novel"
+            f"{split} split; name some for testing in data.novel, not all, or choose another fold"
         )
     barred = () if split == "test" else rule.novel[fold]
     ids = sorted(i for i, shown in shares.items() if not any(c in shown for c in barred))

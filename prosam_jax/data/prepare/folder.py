@@ -101,6 +101,9 @@ def prepare(
         raise UserError("--check only checks existing masks: leave --annotations out")
     if sheet and sheet.suffix.lower() != ".png":
         raise UserError(f"--preview={sheet} must end in .png")
+    for kept in (root / IMAGES, root / MASKS):
+        if sheet and sheet.resolve().is_relative_to(kept.resolve()):
+            raise UserError(f"--preview={sheet} lies in {kept}: choose another place")
     faults: dict[str, str] = {}
     if source:
         faults = make_masks(root, source, force=force, crowds_as_objects=crowds_as_objects)
@@ -113,7 +116,9 @@ def prepare(
     }
     by_class = [f"{n} of {name}" for name, n in counts.items() if n]
     if empty := [name for name, n in counts.items() if not n]:
-        by_class.append(f"none of {named(empty)}")
+        by_class.append(
+            f"none of {named(empty)} (if they are mistakes, mend {folder.path / CLASSES})"
+        )
     good, bad = len(contents.shares), len({**faults, **contents.faults})
     print(
         f"{folder.path}: pictures: {good}, bad files: {bad}; pictures by class: "
@@ -141,6 +146,8 @@ def make_masks(
 ) -> dict[str, str]:
     """Writes masks and `classes.txt`, and prints what was painted and what could not be.
 
+    A mask of before, of a picture whose annotations are now refused, is set aside.
+
     Returns:
         A line for each file for which it cannot.
 
@@ -157,20 +164,24 @@ def make_masks(
     else:
         found = readers.read(source, root, crowds_as_objects=crowds_as_objects)
         plan = _of_annotations(root, source, found, names)
-    faults, painted = dict(plan.faults), {}
+    faults, painted, stale = dict(plan.faults), {}, []
     with tempfile.TemporaryDirectory(prefix=".masks-", dir=root) as place:
         made = pathlib.Path(place)
         for i, (name, painter) in enumerate(
             console.track(plan.painters.items(), len(plan.painters), "painting masks")
         ):
+            path = root / MASKS / f"{stem(name)}.png"
             try:
                 mask = painter()
             except UserError as fault:
                 faults[name] = str(fault)
+                stale += [path] if path.exists() else []
                 continue
-            path = root / MASKS / f"{stem(name)}.png"
             if path.exists() and not force and not _holds(path, mask.labels):
-                raise UserError(f"{path} exists and differs: pass --force, or move it elsewhere")
+                raise UserError(
+                    f"{path} exists and differs: pass --force to write it and all others by the "
+                    f"numbers in {root / CLASSES} if that exists, or move it elsewhere"
+                )
             Image.fromarray(mask.labels).save(made / f"{i}.png")
             painted[path] = made / f"{i}.png", mask.pixels, mask.hidden
         if plan.classes:
@@ -180,7 +191,13 @@ def make_masks(
         for path, (part, _, _) in painted.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             part.replace(path)
-    _print((*faults.values(), *plan.notes))
+    for path in stale:
+        path.replace(path.with_name(f"{path.name}.before"))
+    notes = list(plan.notes)
+    if stale:
+        aside = named([path.name for path in stale])
+        notes.append(f"masks of before, set aside as NAME.png.before: {aside}")
+    _print((*faults.values(), *notes))
     drawn = [item for _, pixels, _ in painted.values() for item in pixels]
     _print(_summary(drawn, sum(hidden for _, _, hidden in painted.values()), plan.numbers))
     return faults
