@@ -456,7 +456,7 @@ def test_a_file_that_cannot_be_written_is_named_as_it_is_known(tmp_path):
     ("held", "told"),
     [
         (b'{\n"a": "\xff"}', "line 2"),
-        (b'{\n"a": 1,\n}', "line 3"),
+        (b'{\n"a": 1\n"b": 2}', "line 3"),
         (b"[]", "a list"),
         (b"7", "a int"),
         (b"", "line 1"),
