@@ -596,3 +596,32 @@ def test_a_mask_of_before_does_not_stay_where_an_annotation_is_refused(root, cap
     assert cli.main(["prepare", "folder", "--root", str(root), "--check"]) == 1
     assert _prepare(root, _coco(root, *both)) == 0
     np.testing.assert_array_equal(_mask(root, "b"), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("t.yaml", "names: {0: cat, 0: dog}\n", "has 0 twice"),
+        ("t.yaml", "names: [cat]\nnames: [dog]\n", "has names twice"),
+        ("t.yaml", "names: [cat]\nkpt_shape: [3, 2]\n", "kpt_shape"),
+        ("t.csv", "image,mask,class\na.png,m.png,building, edifice\n", "line 2"),
+    ],
+)
+def test_a_source_that_can_be_read_in_two_ways_is_refused(root, capsys, name, content, named):
+    (root / "labels").mkdir()
+    (root / "labels/a.txt").write_text("0 0.1 0.1 0.4 0.1 0.4 0.4\n")
+    Image.new("L", (WIDTH, HEIGHT), 255).save(root / "m.png")
+    (root / name).write_text(content)
+    assert _prepare(root, name) == 1
+    told(capsys.readouterr().err, root / name, named)
+    assert not (root / "masks").exists()
+
+
+def test_a_corner_of_three_numbers_is_refused(root, capsys):
+    (root / "t.xml").write_text(
+        f'<annotations><image id="0" name="a.png" width="{WIDTH}" height="{HEIGHT}">'
+        '<polygon label="dog" points="5,5,1;25,5,1;25,25,1;5,25,1"/></image></annotations>'
+    )
+    _prepare(root, "t.xml")
+    assert "'5,5,1', which is not x,y" in capsys.readouterr().out
+    assert not (root / "masks/a.png").exists()

@@ -1,4 +1,5 @@
 import gc
+import json
 import os
 import shutil
 import sys
@@ -329,3 +330,38 @@ def test_a_disk_that_refuses_while_orbax_writes_is_told_in_one_line(tmp_path):
     end = commands.run(sys.executable, "-c", LIMITED, tmp_path)
     commands.one_line(end.stderr, tmp_path / "checkpoints", "File too large", "step 1 is safe")
     assert os.listdir(tmp_path / "checkpoints") == ["1"]
+
+
+def test_a_checkpoint_of_another_step_than_its_name_is_damaged(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step, miou in ((2, 0.5), (4, None)):
+        checkpoints.save(step, _state(step), miou)
+    (tmp_path / "checkpoints/4").rename(tmp_path / "checkpoints/9")
+    with pytest.raises(UserError) as error:
+        checkpoints.restore(9, _state(0))
+    check_line(error, "checkpoints/9", "it is of step 4", "--checkpoint=2")
+    (line,) = checkpoints.mend()
+    assert "damaged-9" in line and checkpoints.steps == [2]
+
+
+def test_files_among_the_checkpoints_do_not_matter(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, _state(2))
+    for name in ("3", ".x.part"):
+        (tmp_path / "checkpoints" / name).write_text("x")
+    assert checkpoints.mend() == [] and checkpoints.steps == [2]
+    checkpoints.save(4, _state(4))
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["3", "4"]
+
+
+@pytest.mark.parametrize("change", [{"files": None}, {"miou": "high"}, {"files": {"../x": "0"}}])
+def test_checksums_of_another_form_are_damaged(tmp_path, change):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, _state(2), 0.5)
+    seal = tmp_path / "checkpoints/2" / checkpoint.SEAL
+    held = json.loads(seal.read_text()) | change
+    del held["sha256"]
+    seal.write_text(json.dumps(held | {"sha256": checkpoint._own_digest(held)}))
+    with pytest.raises(UserError) as error:
+        checkpoints.restore(2, _state(0))
+    check_line(error, "checkpoints/2", checkpoint.SEAL)

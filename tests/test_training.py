@@ -26,7 +26,7 @@ from prosam_jax.evaluation import evaluate, prediction
 from prosam_jax.report import curves
 from prosam_jax.training import loop, signals, state, step
 from prosam_jax.weights import prompt_encoder
-from prosam_jax.weights.checkpoint import Checkpoints
+from prosam_jax.weights.checkpoint import SAVED, Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -508,3 +508,15 @@ def test_curves_forget_the_steps_that_are_done_again(tmp_path):
         (2, 2.0),
         (3, 30.0),
     ]
+
+
+@pytest.mark.parametrize("kept", [("metrics.jsonl",), ()])
+def test_a_run_that_has_saved_once_does_not_begin_again(tmp_path, kept):
+    (tmp_path / SAVED).write_text('{"step": 4}')
+    for name in kept:
+        (tmp_path / name).write_text('{"step": 1}\n')
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError) as error:
+        loop._check_no_history(tmp_path)
+    check_line(error, tmp_path, "restore its checkpoints/")
+    assert sorted(tmp_path.iterdir()) == before

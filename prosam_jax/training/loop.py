@@ -36,7 +36,7 @@ from prosam_jax.training import not_finite, state, step
 from prosam_jax.training.signals import Interrupted, Signals, Stopped
 from prosam_jax.types import Episode
 from prosam_jax.weights import prompt_encoder
-from prosam_jax.weights.checkpoint import Checkpoints
+from prosam_jax.weights.checkpoint import SAVED, Checkpoints
 from prosam_jax.weights.prompt_encoder import Dataset
 
 LOCK = "training.lock"
@@ -122,13 +122,15 @@ def _train(cfg: Config, workdir: pathlib.Path) -> None:
 
 def _check_no_history(workdir: pathlib.Path) -> None:
     """Raises UserError if a run in `workdir` has lost the checkpoints that it must have had."""
-    if not (workdir / METRICS).exists():
-        return
-    reached = newest(workdir).get("step", 0)
-    if reached > read_config(workdir / "config.json").train.checkpoint_every:
+    reached = newest(workdir).get("step", 0) if (workdir / METRICS).exists() else 0
+    lost = (workdir / SAVED).exists()
+    if not lost and reached:  # of a version that wrote no such file
+        lost = reached > read_config(workdir / "config.json").train.checkpoint_every
+    if lost:
         raise UserError(
-            f"{workdir} has a run that reached step {reached}, but no checkpoint to go on from: "
-            "restore its checkpoints/, or choose another --workdir to begin again"
+            f"{workdir} has a run that reached step {reached or 'unknown'} and saved checkpoints, "
+            "but none to go on from: restore its checkpoints/, or choose another --workdir to begin "
+            "again"
         )
 
 

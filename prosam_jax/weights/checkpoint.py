@@ -25,6 +25,8 @@ from prosam_jax.errors import UserError
 
 ARRAYS = "arrays"
 """What Orbax writes of a checkpoint: a folder in the checkpoint's."""
+SAVED = "saved.json"
+"""File of a run's folder that says that it has had a checkpoint, and of which step first."""
 SEAL = "checksums.json"
 """Step, score, and checksums of the arrays, of every file, and of this file itself."""
 
@@ -110,7 +112,7 @@ class Checkpoints:
             lines.append(f"checkpoint {found[step]} is damaged ({problem}): moved to {aside.name}")
         for pattern in (f".*{PART}", "*.orbax-checkpoint-tmp*"):
             for left in self._folder.glob(pattern):
-                shutil.rmtree(left)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         return lines
 
     def save(self, step: int, state: Any, miou: float | None = None) -> None:
@@ -129,6 +131,8 @@ class Checkpoints:
             last = self._found().get(step)
             part.rename(self._folder / (_successor(last) if last else str(step)))
             _sync(self._folder)
+            if not (self._workdir / SAVED).exists():
+                json_files.write_object(self._workdir / SAVED, {"step": step})
         except Exception as error:
             if (reason := _reason(error)) is None:
                 raise
@@ -203,7 +207,7 @@ class Checkpoints:
         found = self._found()
         kept = {found[step] for step in (self.latest, self.best) if step is not None}
         for path in list(self._folder.iterdir()):
-            if _NAME.fullmatch(path.name) and path not in kept:
+            if _NAME.fullmatch(path.name) and path.is_dir() and path not in kept:
                 # Renamed first: a folder that is half removed is not one that is damaged.
                 shutil.rmtree(path.rename(path.with_name(f".{uuid.uuid4().hex}{PART}")))
 
@@ -322,6 +326,15 @@ def _sealed(folder: pathlib.Path) -> dict[str, Any]:
         sha256 = held.pop("sha256", None)
         if sha256 != _own_digest(held):
             raise ValueError("its own checksum does not fit")
+        files, miou = held.get("files"), held.get("miou", "")
+        if not (
+            isinstance(held.get("step"), int)
+            and isinstance(held.get("arrays"), str)
+            and (miou is None or isinstance(miou, float | int))
+            and isinstance(files, dict)
+            and all(isinstance(x, str) and ".." not in name for name, x in files.items())
+        ):
+            raise ValueError("it is not what this version writes")
     except ValueError as error:
         raise ValueError(f"{SEAL}: {error}") from error
     except OSError as error:
@@ -343,7 +356,10 @@ def _problem(folder: pathlib.Path) -> str | None:
     """What is wrong with a checkpoint's files; None if nothing is."""
     try:
         if not _is_older(folder):
-            return _changed(folder, _sealed(folder)["files"])
+            held = _sealed(folder)
+            if held["step"] != int(folder.name.partition("-")[0]):
+                return f"it is of step {held['step']}"
+            return _changed(folder, held["files"])
         _older_score(folder)
     except (OSError, ValueError) as error:
         return str(error)

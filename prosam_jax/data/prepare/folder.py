@@ -256,6 +256,11 @@ def _of_table(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> Pla
         )
     if len(set(columns)) < len(columns):
         raise UserError(f"{source} has the columns {', '.join(columns)}; one is there twice")
+    if long := next((at for at, row in enumerate(rows, 2) if None in row), None):
+        raise UserError(
+            f"{source}, line {long}, has more values than the first line has columns; put a name "
+            "with a comma in quotes"
+        )
     by_class = "class" in columns
     labels = [
         _label(source, at, row["class"]) if by_class else "" for at, row in enumerate(rows, 2)

@@ -335,6 +335,18 @@ def _yolo_object(where: str, line: str, names: dict[int, str]) -> Object:
     return Object(names[key], where, objects.polygons(flat, unit=1))
 
 
+def _check_once(node: Any) -> None:
+    """Raises ValueError if a mapping of YAML names something twice; PyYAML takes the last one."""
+    if node is None or not isinstance(node.value, list):
+        return
+    keys = [x[0].value for x in node.value if isinstance(x, tuple)]
+    if twice := [key for at, key in enumerate(keys) if key in keys[:at]]:
+        raise ValueError(f"it has {twice[0]} twice")
+    for item in node.value:
+        for part in item if isinstance(item, tuple) else (item,):
+            _check_once(part)
+
+
 def _yolo_names(source: pathlib.Path) -> dict[int, str]:
     try:
         import yaml  # an optional dependency, used only here
@@ -351,12 +363,17 @@ def _yolo_names(source: pathlib.Path) -> dict[int, str]:
             if depth > _MOST_DEEP or isinstance(event, yaml.AliasEvent):
                 raise ValueError("it has aliases, or is nested too deeply")
         held = yaml.safe_load(content)
+        _check_once(yaml.compose(content, yaml.SafeLoader))
     # PyYAML's constructors raise these on values that only look like a date, a number or a key.
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
         line = " ".join(str(error).split())
         raise UserError(f"{source} is damaged or not YOLO's data.yaml ({line})") from None
     except (RecursionError, OverflowError):
         raise UserError(f"{source} is damaged or not YOLO's data.yaml") from None
+    if isinstance(held, dict) and "kpt_shape" in held:
+        raise UserError(
+            f"{source} has kpt_shape: labels of key points have no outlines; use segments"
+        )
     names = held.get("names") if isinstance(held, dict) else None
     if isinstance(names, list):
         names = dict(enumerate(names))
@@ -420,8 +437,10 @@ def _cvat(source: pathlib.Path) -> Found:
 
 def _cvat_shape(shape: ET.Element) -> Shape:
     if shape.tag == "polygon":
-        flat = [_number(x) for pair in shape.get("points", "").split(";") for x in pair.split(",")]
-        return objects.polygons(flat)
+        points = [pair.split(",") for pair in shape.get("points", "").split(";")]
+        if strange := next((point for point in points if len(point) != 2), None):
+            raise UserError(f"has a point {shown(','.join(strange))}, which is not x,y")
+        return objects.polygons([_number(x) for point in points for x in point])
     if shape.tag == "ellipse":
         x, y, across, down, turn = (
             _number(shape.get(field, "0")) for field in ("cx", "cy", "rx", "ry", "rotation")
