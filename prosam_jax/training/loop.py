@@ -129,8 +129,8 @@ def _check_no_history(workdir: pathlib.Path) -> None:
     if lost:
         raise UserError(
             f"{workdir} has a run that reached step {reached or 'unknown'} and saved checkpoints, "
-            "but none to go on from: restore its checkpoints/, or choose another --workdir to begin "
-            "again"
+            "but none to go on from: restore its checkpoints/, or choose another --workdir to "
+            "begin again"
         )
 
 
