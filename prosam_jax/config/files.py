@@ -86,18 +86,13 @@ def replaced(cfg: Config, overrides: Mapping[str, Any]) -> Config:
     return Config.from_dict(nested(values))
 
 
-def without_paths(cfg: Config, also: Collection[Role] = ()) -> Config:
-    """The settings with every path set to its default, except weights that are not a file.
-
-    Args:
-        cfg: The settings.
-        also: Further roles of settings to set to their defaults.
-    """
+def without_paths(cfg: Config) -> Config:
+    """The settings with every path set to its default, except weights that are not a file."""
     default = flat(Config())
     paths = {
         name: default[name]
         for name, value in flat(cfg).items()
-        if about(Config, name).role in {Role.PATH, *also}
+        if about(Config, name).role is Role.PATH
         and not (name.endswith(".weights") and value in (RANDOM, PACKAGED))
     }
     return replaced(cfg, paths)

@@ -261,8 +261,7 @@ def read(path: str | os.PathLike[str]) -> Trained:
     except UserError as error:
         raise UserError(f"{path} was trained with settings unknown here: {error}") from error
     names = (CHECKS.keys() & held.keys()) - {"config"}
-    ours = without_paths(cfg, (Role.SPEED, Role.REPORT))  # of this machine and this user
-    return Trained(config=ours, **{name: held[name] for name in names})
+    return Trained(config=without_paths(cfg), **{name: held[name] for name in names})
 
 
 def check_fit(path: str | os.PathLike[str], cfg: Config) -> None:
