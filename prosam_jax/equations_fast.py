@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from prosam_jax import equations
+from prosam_jax import equations, platforms
 from prosam_jax.equations import Aux, norm
 
 PRIOR_BLOCK = 512
@@ -36,12 +36,13 @@ def cosine_prior(
     Off a CPU it is the plain formula: the products are fast there, and a decision before each
     block is not.
     """
-    return jax.lax.platform_dependent(
+    of_annotated = functools.partial(_of_annotated, block=PRIOR_BLOCK)
+    return platforms.by_platform(
+        lambda *maps, form: form(*maps),
         target,
         reference,
         weight,
-        cpu=functools.partial(_of_annotated, block=PRIOR_BLOCK),
-        default=equations.cosine_prior,
+        form={"cpu": of_annotated, "default": equations.cosine_prior},
     )
 
 

@@ -22,12 +22,9 @@ def read_object(path: pathlib.Path, needed: Collection[str], mend: str) -> dict[
         OSError: It cannot be read.
     """
     try:
-        held = parse_object(path.read_bytes())
+        return _with(needed, path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); {mend}") from error
-    if missing := sorted(set(needed) - held.keys()):
-        raise UserError(f"{path} is damaged (it has no {', '.join(missing)}); {mend}")
-    return held
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
@@ -59,15 +56,19 @@ def read_lines(path: pathlib.Path, needed: Collection[str], mend: str) -> list[d
     found = []
     for i, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            held = parse_object(line)
+            found.append(_with(needed, line))
         except ValueError as error:
             told = str(error).removeprefix("line 1: ")
             raise UserError(f"{path}, line {i} is damaged ({told}); {mend}") from error
-        if missing := sorted(set(needed) - held.keys()):
-            told = f"it has no {', '.join(missing)}"
-            raise UserError(f"{path}, line {i} is damaged ({told}); {mend}")
-        found.append(held)
     return found
+
+
+def _with(needed: Collection[str], data: bytes) -> dict[str, Any]:
+    """The object in some bytes; ValueError if it is none or lacks a name."""
+    held = parse_object(data)
+    if missing := sorted(set(needed) - held.keys()):
+        raise ValueError(f"it has no {', '.join(missing)}")
+    return held
 
 
 def write_object(path: pathlib.Path, held: Mapping[str, Any]) -> None:

@@ -43,6 +43,8 @@ TINY_STEP = "--size 64 --embedding 4 --samples 2 --prompts 8 --groups 2 --turns 
 ENCODER = "benchmarks.encoder --dtype bfloat16 --batch 1 8 --attention plain cudnn"
 RIVALS = "--torch eager sdpa compile_blocks --turns 5"
 REAL = "--sam vit_h --backbone resnet50"
+TINY_REAL = "--sam tiny --backbone tiny --size 64"
+TINY_TRAINING = f"{TINY_REAL} --steps 3 --workers 0"
 TINY_ENCODER = (
     "--model tiny --size 96 --batch 1 2 --attention plain --torch eager sdpa --turns 2 --matmul 256"
 )
@@ -54,22 +56,22 @@ STAGES = (
         "training_bfloat16",
         120,
         f"benchmarks.input {REAL} --dtype bfloat16 --workers 4 --steps 40 --cache",
-        "--sam tiny --backbone tiny --size 64 --steps 3 --workers 0",
+        TINY_TRAINING,
     ),
     Stage(
         "training_float32",
         120,
         f"benchmarks.input {REAL} --dtype float32 --workers 4 --steps 40 --cache",
-        "--sam tiny --backbone tiny --size 64 --steps 3 --workers 0",
+        TINY_TRAINING,
     ),
     Stage("step_b2", 90, f"{STEP} 2 --groups 2 5 10 --dtype bfloat16", TINY_STEP),
     Stage(
         "episodes",
         120,
         f"benchmarks.episodes {REAL} --dtype bfloat16 --batch 8 --workers 8 --episodes 200",
-        "--sam tiny --backbone tiny --size 64 --episodes 8 --batch 2 --workers 0 --profiled 2",
+        f"{TINY_REAL} --episodes 8 --batch 2 --workers 0 --profiled 2",
     ),
-    Stage("profile", 90, f"benchmarks.gpu.profile {REAL}", "--sam tiny --backbone tiny --size 64"),
+    Stage("profile", 90, f"benchmarks.gpu.profile {REAL}", TINY_REAL),
     Stage("parity", 150, "benchmarks.gpu.parity", "--smoke"),
     Stage("step_b8", 90, f"{STEP} 8 --groups 5 10 --dtype bfloat16", TINY_STEP),
     Stage("step_b2_tf32", 90, f"{STEP} 2 --groups 10 --dtype tf32", TINY_STEP),

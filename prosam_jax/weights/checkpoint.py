@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from prosam_jax import console, json_files
 from prosam_jax.atomic import PART
 from prosam_jax.errors import UserError
+from prosam_jax.weights.registry import sha256
 
 ARRAYS = "arrays"
 """What Orbax writes of a checkpoint: a folder in the checkpoint's."""
@@ -163,8 +164,9 @@ class Checkpoints:
             UserError: It is damaged, or its parameters differ from `like` in names or shapes.
         """
         folder = self._verified(step)
-        self._check(folder, {"params": like}, {"params": _tree(folder).get("params", {})})
-        state = _read(folder, _on_one_device(_tree(folder)))
+        stored = _tree(folder)
+        self._check(folder, {"params": like}, {"params": stored.get("params", {})})
+        state = _read(folder, _on_one_device(stored))
         self._check_arrays(folder, state)
         found = _leaves(state["params"])
         return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in _leaves(like)])
@@ -308,7 +310,7 @@ def _seal(folder: pathlib.Path, step: int, state: Any, miou: float | None) -> No
         "step": step,
         "miou": miou,
         "arrays": _digest(state),
-        "files": {path.relative_to(folder).as_posix(): _file_digest(path) for path in files},
+        "files": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
     }
     json_files.write_object(folder / SEAL, held | {"sha256": _own_digest(held)})
     for path in (*folder.rglob("*"), folder):
@@ -323,8 +325,7 @@ def _sealed(folder: pathlib.Path) -> dict[str, Any]:
     """
     try:
         held = json_files.parse_object((folder / SEAL).read_bytes())
-        sha256 = held.pop("sha256", None)
-        if sha256 != _own_digest(held):
+        if held.pop("sha256", None) != _own_digest(held):
             raise ValueError("its own checksum does not fit")
         files, miou = held.get("files"), held.get("miou", "")
         if not (
@@ -374,7 +375,7 @@ def _changed(folder: pathlib.Path, files: Mapping[str, str]) -> str | None:
     for name, digest in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _file_digest(folder / name) != digest:
+        if sha256(folder / name) != digest:
             return f"{name} was changed after it was written"
     return None
 
@@ -387,11 +388,6 @@ def _digest(tree: Any) -> str:
         held.update(f"{name} {array.dtype.name} {leaf.shape}\n".encode())
         held.update(array.view(np.uint8).data)
     return held.hexdigest()
-
-
-def _file_digest(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _own_digest(held: Mapping[str, Any]) -> str:

@@ -362,8 +362,10 @@ def _yolo_names(source: pathlib.Path) -> dict[int, str]:
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > _MOST_DEEP or isinstance(event, yaml.AliasEvent):
                 raise ValueError("it has aliases, or is nested too deeply")
-        held = yaml.safe_load(content)
-        _check_once(yaml.compose(content, yaml.SafeLoader))
+        loader = yaml.SafeLoader(content)
+        node = loader.get_single_node()
+        _check_once(node)
+        held: Any = None if node is None else loader.construct_document(node)
     # PyYAML's constructors raise these on values that only look like a date, a number or a key.
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
         line = " ".join(str(error).split())
