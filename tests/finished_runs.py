@@ -37,6 +37,7 @@ def example(seed, *, uncertain):
         class_id=np.int32(1),
         index=np.int32(seed),
         valid=np.bool_(True),
+        target_size=np.array([32, 32], np.int32),
     )
     masks = {controls.WRONG: mask(32, 32), controls.EMPTY: mask(32, 32)}
     uncertainty = rng.random((32, 32), np.float32) if uncertain else None

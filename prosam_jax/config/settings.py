@@ -294,6 +294,16 @@ class EvalConfig(Group):
         pictures: How many episodes `examples.png` shows.
         controls: Whether an evaluation also scores the controls and baselines that a result is
             compared with (`prosam_jax.evaluation.controls`).
+        samples: K of the strategies that merge the masks of sampled prompts (Table 8,
+            `prosam_jax.evaluation.strategies`), which are then scored as well; 0 for none.
+        seeds: Number of lists of episodes; the first has the seed `eval.seed`, the next that seed
+            plus 1, and so on. Scores are means over the lists.
+        join: How several references are joined: "prompts" gives SAM's decoder the prompts of all
+            of them (VRP-SAM), "logits" takes the mean of the logits of each.
+        resolution: Where pixels are counted: "square" in the square of `data.image_size`
+            (VRP-SAM), "original" in each target's own pixels.
+        absent: What a class without an episode counts as: "left_out" of the mean, or "zero"
+            (VRP-SAM's code).
     """
 
     PREFIX: ClassVar[str] = "eval."
@@ -303,6 +313,11 @@ class EvalConfig(Group):
     batch_size: int = setting(2, Role.SPEED, least=1)
     pictures: int = setting(6, Role.REPORT, least=0)
     controls: bool = setting(False, Role.REPORT)
+    samples: int = setting(0, Role.REPORT, least=0)
+    seeds: int = setting(1, Role.PROTOCOL, least=1)
+    join: Literal["prompts", "logits"] = setting("prompts", Role.PROTOCOL)
+    resolution: Literal["square", "original"] = setting("square", Role.PROTOCOL)
+    absent: Literal["left_out", "zero"] = setting("left_out", Role.PROTOCOL)
 
 
 @dataclasses.dataclass(frozen=True)

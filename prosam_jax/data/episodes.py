@@ -19,7 +19,7 @@ from prosam_jax.config import DataConfig
 from prosam_jax.data.annotation import drawn_annotation
 from prosam_jax.data.folds import FoldIndex
 from prosam_jax.data.rng import Rng
-from prosam_jax.data.transforms import class_mask, resize_image, resize_mask
+from prosam_jax.data.transforms import IGNORE, class_mask, resize_image, resize_mask
 from prosam_jax.errors import UserError
 from prosam_jax.types import Episode
 
@@ -188,6 +188,8 @@ class EpisodeSource:
         empty_annotation: What happens to a reference without an annotated pixel, see
             `data.empty_annotation`.
         wrong: Whether the references are followed by as many of a wrong class (`draw_wrong`).
+        canvas: (height, width) into which the true masks fit in their own pixels; None to resize
+            them to the square as well.
     """
 
     images: Images
@@ -200,6 +202,7 @@ class EpisodeSource:
     annotation: str = "mask"
     empty_annotation: str = "redraw"
     wrong: bool = False
+    canvas: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -214,7 +217,13 @@ class EpisodeSource:
 
     def __getitem__(self, index: int) -> Episode:
         spec = self.spec(index)
-        target_image, target_mask, target_ignore = self._read(spec.target_id, spec.class_id)
+        labels = self.images.labels(spec.target_id)
+        if self.canvas:
+            below, beside = (room - n for room, n in zip(self.canvas, labels.shape, strict=True))
+            shown = np.pad(labels, ((0, below), (0, beside)), constant_values=IGNORE)
+        else:
+            shown = resize_mask(labels, self.size)
+        target_mask, target_ignore = class_mask(shown, spec.class_id)
         specs = [spec]
         if self.wrong:
             specs.append(draw_wrong(self.fold, self.seed, spec))
@@ -223,12 +232,13 @@ class EpisodeSource:
         return Episode(
             reference_image=reference_image,
             reference_mask=reference_mask,
-            target_image=target_image,
+            target_image=self.image(spec.target_id),
             target_mask=target_mask,
             target_ignore=target_ignore,
             class_id=np.int32(spec.class_id),
             index=np.int32(spec.index),
             valid=np.bool_(True),
+            target_size=np.array(labels.shape, np.int32),
         )
 
     def _reference(self, spec: EpisodeSpec, shot: int) -> tuple[np.ndarray, np.ndarray]:
