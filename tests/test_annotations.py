@@ -764,9 +764,13 @@ def test_yolo_names_and_pictures_without_files(root, capsys):
     said = capsys.readouterr().out
     assert "classes 0 and 1 are both 'cat': one class" in said
     without = f"pictures without a .txt file in {root / 'labels'}, taken for pictures without"
-    assert f"{without} objects: 2, such as b.png" in said
+    assert f"{without} objects unless they have a mask: 2, such as b.png" in said
     np.testing.assert_array_equal(_mask(root), _boxes((2, 5, 5, 25, 25)))
     assert not _mask(root, "b").any() and not _mask(root, "c").any()
+    by_hand = _boxes((1, 0, 0, 9, 9))
+    Image.fromarray(by_hand).save(root / "masks/b.png")
+    assert _prepare(root, "t.yaml", "--force") == 0
+    np.testing.assert_array_equal(_mask(root, "b"), by_hand)
 
 
 @pytest.mark.parametrize(

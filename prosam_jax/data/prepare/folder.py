@@ -226,7 +226,7 @@ def _make_masks(
         aside = named([path.name for path in stale])
         notes.append(f"masks of before, set aside as NAME.png.before: {aside}")
     _print((*faults.values(), *notes, *_summary(reports, ignored, plan.numbers)))
-    faults |= dict.fromkeys(ignored, "")
+    faults |= dict.fromkeys(ignored, "")  # the summary has one line for all
     if not has_objects:
         left = f" that can be drawn (bad files: {len(faults)})" if faults else ""
         raise UserError(
@@ -420,11 +420,12 @@ def _of_annotations(
     if found.without:
         there = {stem(name) for name in of_name}
         others = [name for name in names if stem(name) not in there]
-        of_name |= {name: [Annotated(name)] for name in others}
+        blank = [name for name in others if not _mask_path(root, name).exists()]
+        of_name |= {name: [Annotated(name)] for name in blank}
         if others:
             notes.append(
-                f"pictures without {found.without}, taken for pictures without objects: "
-                f"{len(others):,}, such as {others[0]}"
+                f"pictures without {found.without}, taken for pictures without objects unless they "
+                f"have a mask: {len(others):,}, such as {others[0]}"
             )
     painters = {
         name: functools.partial(_painted, root / IMAGES / name, source, same, numbers)
