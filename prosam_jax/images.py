@@ -144,6 +144,18 @@ def size(file: File, name: str = "image", *, turn: bool = True) -> tuple[int, in
         return _upright_size(image) if turn else image.size
 
 
+def frames(file: File, name: str = "image") -> tuple[tuple[int, int], tuple[int, int], bool]:
+    """(width, height) in a viewer and as stored, and whether EXIF data turn or flip the picture.
+
+    Raises:
+        UserError: The file cannot be read.
+        FileNotFoundError: There is no such file.
+    """
+    with opened(file, called(file, name)) as image:
+        stored = image.size
+        return _upright_size(image), stored, orientation(image) in _TURNS
+
+
 def read_labels(file: File, name: str = "mask") -> UInt8[np.ndarray, "h w"]:
     """The class numbers of a mask file: its stored pixels, or the indices of a palette.
 

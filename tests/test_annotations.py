@@ -1,7 +1,11 @@
 """Files of annotation tools: which pixels become which class, and what is named instead."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,9 +13,10 @@ from conftest import told
 from PIL import Image
 
 from prosam_jax import cli, images
+from prosam_jax.atomic import locked
 from prosam_jax.data.datasets.folder import fold_rule
 from prosam_jax.data.datasets.folder_files import find_folder
-from prosam_jax.data.prepare import objects
+from prosam_jax.data.prepare import objects, preview
 from prosam_jax.data.prepare.coco_masks import read_annotations
 from prosam_jax.errors import UserError
 
@@ -166,7 +171,7 @@ def test_crowds_are_counted_and_can_be_read_as_objects(root, capsys, flags):
     expected = _boxes((number, 30, 10, 50, 40), (2, 5, 5, 25, 25))
     np.testing.assert_array_equal(_mask(root), expected)
     said = capsys.readouterr().out
-    assert ("2 annotations have iscrowd 1" in said) == (not flags)
+    assert ("iscrowd 1, which are ignored (255): 2;" in said) == (not flags)
     assert ("--crowds-as-objects" in said) == (not flags)
     # The other picture has only the crowd.
     assert (status, "bad files: 0" in said) == ((0, True) if flags else (1, False))
@@ -625,3 +630,374 @@ def test_a_corner_of_three_numbers_is_refused(root, capsys):
     _prepare(root, "t.xml")
     assert "'5,5,1', which is not x,y" in capsys.readouterr().out
     assert not (root / "masks/a.png").exists()
+
+
+# What a preparation tells ---------------------------------------------------------------------
+
+
+def _table(root, rows, masks, header="image,mask,class"):
+    """A table and its masks, by name."""
+    for name, mask in masks.items():
+        Image.fromarray(mask).save(root / name)
+    (root / "t.csv").write_text("\n".join([header, *rows]) + "\n")
+    return "t.csv"
+
+
+def _yolo(root, names="[cat, dog]", **labels):
+    (root / "labels").mkdir(exist_ok=True)
+    (root / "t.yaml").write_text(f"names: {names}\n")
+    for name, text in labels.items():
+        (root / f"labels/{name}.txt").write_text(text)
+    return "t.yaml"
+
+
+def _cvat(root, shapes):
+    image = f'<image id="0" name="a.png" width="{WIDTH}" height="{HEIGHT}">{shapes}</image>'
+    (root / "t.xml").write_text(f"<annotations>{image}</annotations>")
+    return "t.xml"
+
+
+def _label_studio(root, **changes):
+    result = {
+        "type": "polygonlabels",
+        "original_width": WIDTH,
+        "original_height": HEIGHT,
+        "value": {"points": [[10, 10], [50, 10], [50, 50]], "polygonlabels": ["cat"]},
+    }
+    tasks = [{"data": {"image": "a.png"}, "annotations": [{"result": [result | changes]}]}]
+    (root / "t.json").write_text(json.dumps(tasks))
+    return "t.json"
+
+
+def test_a_table_of_objects_is_summed_up_like_outlines(root, capsys):
+    masks = {
+        "small.png": _boxes((255, 5, 5, 8, 8)),
+        "black.png": _boxes(),
+        "all.png": _boxes((255, 0, 0, WIDTH, 50)),
+        "mid.png": _boxes((255, 60, 40, 70, 50)),
+    }
+    rows = ["a.png,small.png,cat", "a.png,black.png,dog", "", "a.png,all.png,dog"]
+    rows += ["a.png,mid.png,ignore", "b.png,mid.png,cat"]
+    assert _prepare(root, _table(root, rows, masks)) == 0
+    np.testing.assert_array_equal(_mask(root), _boxes((2, 0, 0, WIDTH, 50), (255, 60, 40, 70, 50)))
+    table = root / "t.csv"
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "objects: 2 of cat, 1 of dog; background: none; ignored: 1 of ignore; crowds: 0; "
+        f"smallest: 9 pixels ({table}, line 2), largest: 4,000 ({table}, line 5)",
+        f"objects of fewer than 10 pixels: 1, such as {table}, line 2",
+        f"masks that show no object, all black: 1, such as {root / 'black.png'} ({table}, line 3)",
+        "objects that later ones cover completely: 1",
+    ]
+
+
+def test_a_table_of_class_numbers_is_summed_up_by_number(root, capsys):
+    masks = {"m.png": _boxes((1, 0, 0, 10, 10), (2, 0, 10, 20, 20), (255, 0, 50, 4, 54))}
+    masks |= {"n.png": _boxes((2, 0, 0, 20, 20), (255, 70, 50, 80, 60))}
+    (root / "classes.txt").write_text("cat\n255\n")
+    rows = ["a.png,m.png", "a.png,n.png", "b.png,m.png"]
+    assert _prepare(root, _table(root, rows, masks, "image,mask")) == 0
+    expected = _boxes((2, 0, 0, 20, 20), (255, 0, 50, 4, 54), (255, 70, 50, 80, 60))
+    np.testing.assert_array_equal(_mask(root), expected)
+    np.testing.assert_array_equal(_mask(root, "b"), masks["m.png"])
+    said = capsys.readouterr().out
+    assert "objects: 3 of 255, 2 of cat; background: none; ignored: 3 of 255; crowds: 0" in said
+    assert "cover completely: 2" in said  # the first mask's two classes, by the second's class 2
+
+
+@pytest.mark.parametrize(
+    ("header", "mask", "words"),
+    [
+        ("image,mask,class", np.full((HEIGHT, WIDTH + 1), 255, np.uint8), ("81 x 60", "80 x 60")),
+        ("image,mask", _boxes((3, 0, 0, 9, 9)), ("number 3", "classes 1-2")),
+        ("image,mask", _boxes((255, 0, 0, 9, 9)), ("only 0 and 255", "CSV")),
+    ],
+)
+def test_a_mask_of_a_table_that_does_not_fit_is_not_written(root, capsys, header, mask, words):
+    (root / "classes.txt").write_text("cat\ndog\n")
+    rows = ["a.png,m.png,cat", "b.png,n.png,cat"]
+    rows = [row.removesuffix(",cat" * ("class" not in header)) for row in rows]
+    source = _table(root, rows, {"m.png": mask, "n.png": _boxes((1, 5, 5, 25, 25))}, header)
+    assert _prepare(root, source) == 1
+    line = capsys.readouterr().out.splitlines()[0]
+    assert str(root / "m.png") in line and all(word in line for word in words)
+    assert sorted(x.name for x in (root / "masks").iterdir()) == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    ("said", "other", "expected"),
+    [
+        ("..\\images\\a.jpg", "", ""),  # of another tool's copy, written on Windows
+        ("A.PNG", "", ""),
+        (None, "", ""),
+        ("old/IMG_7.jpg", "imagePath names no picture beside theirs", "a.json (IMG_7.jpg)"),
+        ("..\\images\\b.jpg", "another picture, b.png", "a.json is named after a.png"),
+    ],
+)
+def test_the_name_inside_a_file_of_labelme(root, capsys, said, other, expected):
+    source = _labelme(root, ("cat", "rectangle", [[5, 5], [24, 24]]))
+    _labelme(root, ("cat", "rectangle", [[5, 5], [24, 24]]), name="b")
+    path = root / "json/a.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"imagePath": said}))
+    is_refused = other.startswith("another")
+    assert _prepare(root, source) == is_refused
+    lines = [x for x in capsys.readouterr().out.splitlines() if "imagePath" in x]
+    assert len(lines) == bool(other)
+    assert all(other in line and expected in line for line in lines)
+    assert (root / "masks/a.png").exists() != is_refused
+
+
+def test_an_id_that_is_there_twice(root, capsys):
+    """A copy is drawn once; merged files have different annotations of one id."""
+    given = [_annotation(5), _annotation("5"), _annotation(5), _annotation(5, 2, 2)]
+    assert _prepare(root, _coco(root, *given)) == 0
+    said = capsys.readouterr().out
+    assert "copies of annotation 5: drawn once" in said
+    assert "different annotations of one id, 5, 5: all drawn" in said
+    assert "objects: 2 of cat, 1 of dog" in said
+    np.testing.assert_array_equal(_mask(root, "b"), _boxes((2, 5, 5, 25, 25)))
+
+
+def test_yolo_names_and_pictures_without_files(root, capsys):
+    _picture(root, "c.png")
+    square = "2 0.0625 0.0833333 0.3125 0.0833333 0.3125 0.4166667 0.0625 0.4166667\n"
+    assert _prepare(root, _yolo(root, "[cat, cat, dog]", a=square)) == 0
+    said = capsys.readouterr().out
+    assert "classes 0 and 1 are both 'cat': one class" in said
+    without = f"pictures without a .txt file in {root / 'labels'}, taken for pictures without"
+    assert f"{without} objects unless they have a mask: 2, such as b.png" in said
+    np.testing.assert_array_equal(_mask(root), _boxes((2, 5, 5, 25, 25)))
+    assert not _mask(root, "b").any() and not _mask(root, "c").any()
+    by_hand = _boxes((1, 0, 0, 9, 9))
+    Image.fromarray(by_hand).save(root / "masks/b.png")
+    assert _prepare(root, "t.yaml", "--force") == 0
+    np.testing.assert_array_equal(_mask(root, "b"), by_hand)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("1_0 .1 .1 .5 .1 .5 .5", "'1_0', which is no whole number"),
+        ("1 .1 .1 .5 0.1_1 .5 .5", "'0.1_1', which is no number"),
+        ("1 .1 .1 .5 nan .5 .5", "'nan', which is no number"),
+        ("\u0661 .1 .1 .5 .1 .5 .5", "'\u0661', which is no whole number"),
+        ("9 .1 .1 .5 .1 .5 .5", "the class 9, which has no name"),
+        (f"1 {'x' * 99} .1", f"'{'x' * 57}'..., which is no number"),
+    ],
+)
+def test_a_bad_line_of_yolo_is_named(root, capsys, line, words):
+    names = f"[{', '.join(f'c{i}' for i in range(9))}]"
+    assert _prepare(root, _yolo(root, names, a=line, b="1 .1 .1 .5 .1 .5 .5")) == 1
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"{root / 'labels/a.txt'}, line 1 has {words}")
+
+
+def test_numbers_of_yolo_may_have_exponents(root):
+    lines = "0 6.25e-2 .0833333 +.3125 8.33333E-02 0.3125 .4166667 0.0625 .4166667"
+    assert _prepare(root, _yolo(root, a=lines)) == 0
+    np.testing.assert_array_equal(_mask(root), _boxes((1, 5, 5, 25, 25)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ('ellipse label="cat" cx="40" cy="30" rx="-20" ry="10"', "has the radii -20 and 10"),
+        ('ellipse label="cat" cx="40" cy="30" rx="20"', "has the radii 20 and 0"),
+        ('ellipse label="cat" cx="4_0" cy="30" rx="2" ry="2"', "'4_0', which is no number"),
+        ('polygon label="cat" points="5,5;9,5;9,9" z_order="1.5"', "'1.5', which is no whole"),
+    ],
+)
+def test_a_bad_number_of_cvat_is_named(root, capsys, shape, words):
+    _prepare(root, _cvat(root, f"<{shape}/>"))
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said.startswith(f"{root / 't.xml'}: {shape.split()[0]} 1 on a.png ") and words in said
+
+
+def test_z_order_may_be_negative(root):
+    shapes = '<polygon label="cat" points="5,5;25,5;25,25;5,25" z_order="-1"/>'
+    over = shapes.replace("-1", "-2").replace("cat", "dog").replace("25", "30")
+    assert _prepare(root, _cvat(root, shapes + over)) == 1  # b.png has no mask
+    np.testing.assert_array_equal(_mask(root), _boxes((2, 5, 5, 30, 30), (1, 5, 5, 25, 25)))
+
+
+@pytest.mark.parametrize("page", [0, 1])
+def test_label_studio_objects_of_a_further_page_are_refused(root, capsys, page):
+    (root / "images/b.png").unlink()
+    assert _prepare(root, _label_studio(root, item_index=page)) == page
+    assert ("has item_index 1, a further page" in capsys.readouterr().out) == page
+    assert (root / "masks/a.png").exists() != page
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "stated", "is_told"),
+    [
+        (1, (WIDTH, HEIGHT), True, False),
+        (3, (WIDTH, HEIGHT), True, True),
+        (2, (WIDTH, HEIGHT), True, True),
+        (6, (WIDTH, WIDTH), True, True),
+        (6, (WIDTH, HEIGHT), True, False),
+        (6, (WIDTH, HEIGHT), False, True),
+    ],
+)
+@pytest.mark.parametrize("tool", ["coco", "table"])
+def test_a_frame_that_no_size_tells_is_told(root, capsys, orientation, size, stated, is_told, tool):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    entries = []
+    for i, name in enumerate("ab"):
+        (root / f"images/{name}.png").unlink()
+        _picture(root, f"{name}.jpg", size, exif=exif)
+        entries.append({"id": i, "file_name": f"{name}.jpg"})
+        entries[-1] |= dict(zip(("width", "height"), size, strict=True)) if stated else {}
+    if tool == "coco":
+        source = _coco(root, _annotation(image=0), _annotation(2, 1), images=entries)
+    else:
+        turned = size[::-1] if orientation == 6 and not stated else size
+        mask = _boxes((255, 5, 5, 25, 25), size=turned)
+        source = _table(root, [f"{x}.jpg,m.png,cat" for x in "ab"], {"m.png": mask})
+        is_told = is_told and stated  # the mask's own size tells
+    assert _prepare(root, source) == 0
+    said = [x for x in capsys.readouterr().out.splitlines() if "EXIF" in x]
+    assert len(said) == is_told
+    assert all("after that: 2, such as a.jpg; outlines are taken for those" in x for x in said)
+
+
+def _without_objects(root, tool):
+    if tool == "coco":
+        return _coco(root)
+    if tool == "yolo":
+        return _yolo(root, a="")
+    if tool == "table":
+        return _table(root, ["a.png,m.png,cat"], {"m.png": _boxes()})
+    return _labelme(root, ("background", "rectangle", [[5, 5], [24, 24]]))
+
+
+@pytest.mark.parametrize("tool", ["coco", "yolo", "table", "labelme"])
+def test_a_source_without_objects_writes_nothing(root, capsys, tool):
+    source = _without_objects(root, tool)
+    before = sorted(x.name for x in root.iterdir())
+    assert _prepare(root, source) == 1
+    told(capsys.readouterr().err, root / source, "has no objects, so nothing was written")
+    assert sorted(x.name for x in root.iterdir()) == before
+
+
+@pytest.mark.parametrize("wrong", [{"segmentation": [[0, 0, 900, 0, 9, 9]]}, {"iscrowd": 1}])
+def test_a_source_whose_objects_are_all_refused_writes_nothing(root, capsys, wrong):
+    source = _coco(root, _annotation() | wrong, _annotation(2, 2) | wrong)
+    assert _prepare(root, source) == 1
+    said = capsys.readouterr()
+    told(said.err, root / source, "no objects that can be drawn (bad files: 2)")
+    assert ("such as a.png; if your tool" in said.out) == ("iscrowd" in wrong)
+    assert sorted(x.name for x in root.iterdir()) == ["images", source]
+
+
+def test_pictures_with_nothing_but_crowds_are_told_in_one_line(root, capsys):
+    _picture(root, "c.png")
+    given = [_annotation(), *(_annotation(i, i, iscrowd=1) for i in (2, 3))]
+    entries = [_image(i, f"{name}.png") for i, name in enumerate("abc", 1)]
+    assert _prepare(root, _coco(root, *given, images=entries)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "pictures: 1, bad files: 2" in lines[2]
+    assert (
+        "ignored (255): 2; pictures with nothing else, which get no mask: 2, such as b.png; "
+        in (lines[1])
+    )
+    assert "--crowds-as-objects" in lines[1]
+
+
+def test_pictures_with_nothing_but_ignored_objects_get_no_mask(root, capsys):
+    source = _labelme(root, ("cat", "rectangle", [[5, 5], [24, 24]]))
+    _labelme(root, ("ignore", "rectangle", [[5, 5], [24, 24]]), name="b")
+    assert _prepare(root, source) == 1
+    said = capsys.readouterr().out
+    assert "ignored objects (255): pictures with nothing else, which get no mask: 1, such as b" in (
+        said
+    )
+    assert "contains only" not in said and "has no mask" not in said
+
+
+def test_names_that_differ_in_capitals_only(root, capsys):
+    box = [[5, 5], [24, 24]]
+    source = _labelme(root, *((x, "rectangle", box) for x in ("Cat", "cat", "dog")))
+    _labelme(root, ("CAT", "rectangle", box), name="b")
+    assert _prepare(root, source) == 0
+    assert "the classes CAT, Cat, cat differ in capitals only" in capsys.readouterr().out
+    assert (root / "classes.txt").read_text() == "CAT\nCat\ncat\ndog\n"
+    (root / "classes.txt").write_text("cat\nhorse\n")
+    assert _prepare(root, source, "--force") == 1
+    error = capsys.readouterr().err
+    told(error, "'CAT'", root / "classes.txt", "nearest: cat;", "add it there, at the end")
+
+
+def test_a_class_that_no_mask_shows_is_told(root, capsys):
+    (root / "classes.txt").write_text("cat\nghost\n")
+    assert _prepare(root, _coco(root, _annotation(), _annotation(2, 2))) == 0
+    said = capsys.readouterr().out
+    assert "2 of cat, none of ghost (left out of training; annotate some, or correct" in said
+    assert f"{root / 'classes.txt'}, whose order must stay" in said
+
+
+def test_a_packed_export_is_to_be_unpacked(root, capsys):
+    (root / "t.zip").write_bytes(b"PK\x05\x06" + bytes(18))
+    assert _prepare(root, "t.zip") == 1
+    told(capsys.readouterr().err, root / "t.zip", "unpack it")
+
+
+def test_a_sheet_tells_classes_apart(tmp_path):
+    """Inside a class the picture is gray in the class's colour, and its rim has that colour."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    side = preview._SIDE - 4  # no scaling
+    Image.new("RGB", (side, side), (0, 240, 0)).save(tmp_path / "images/a.png")
+    boxes = [(c, 20 * c, 10, 20 * c + 20, 90) for c in range(1, 8)]
+    Image.fromarray(_boxes(*boxes, size=(side, side))).save(tmp_path / "masks/a.png")
+    (tmp_path / "classes.txt").write_text("".join(f"c{i}\n" for i in range(1, 8)))
+    preview.write(tmp_path / "s.png", find_folder(str(tmp_path)), ["a.png"])
+    sheet = images.read(tmp_path / "s.png")
+    colours = [preview.colour(c) for c in range(1, 255)]
+    assert len({*colours, preview.colour(255)}) == 255
+    for c in range(1, 8):
+        colour = np.array(colours[c - 1], float)
+        np.testing.assert_array_equal(sheet[2 + 10, 2 + 20 * c + 5], colour)
+        assert abs(sheet[2 + 50, 2 + 20 * c + 10] - (colour + 80) / 2).max() <= 0.5
+    np.testing.assert_array_equal(sheet[2 + 5, 2 + 5], (0, 240, 0))
+    names = sheet[side + 3 + preview._LINE :]
+    shown = {tuple(x) for x in names[:, 2:11].reshape(-1, 3).tolist()} - {(0, 0, 0)}
+    assert shown == set(colours[: preview._NAMED])  # and the line "and 2 more" has no colour
+    assert names[preview._NAMED * preview._LINE :, 15:].max() > 128
+
+
+# Several processes ----------------------------------------------------------------------------
+
+
+def test_a_second_preparation_of_a_folder_is_refused(root, capsys):
+    source = _coco(root, _annotation(), _annotation(2, 2))
+    with locked(root / ".prepare.lock", ""):
+        assert _prepare(root, source) == 1
+    told(capsys.readouterr().err, root, "is being prepared by another process")
+    assert sorted(x.name for x in root.iterdir()) == ["images", source]
+    assert _prepare(root, source) == 0
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from prosam_jax.data.prepare import folder
+
+def stop(labels):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+root = pathlib.Path(sys.argv[1])
+folder.is_ignored = stop
+folder.make_masks(root, root / sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signal")
+def test_a_killed_preparation_leaves_nothing_for_good(root):
+    source = _coco(root, _annotation(), _annotation(2, 2))
+    done = subprocess.run([sys.executable, "-c", KILLED, root, source], check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = sorted(x.name[:7] for x in root.iterdir() if x.name.startswith("."))
+    assert left == [".masks-", ".prepar"]
+    assert _prepare(root, source) == 0
+    assert not [x.name for x in root.iterdir() if x.name.startswith(".")]
+    np.testing.assert_array_equal(_mask(root), _boxes((1, 5, 5, 25, 25)))

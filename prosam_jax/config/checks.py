@@ -23,7 +23,8 @@ def check_at_least(setting: str, value: float, least: float) -> None:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the most similar known names, or all of them."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    of_small = {x.casefold(): x for x in known}
+    near = difflib.get_close_matches(name.casefold(), of_small, n=3, cutoff=0.5)
     if near:
-        return f"; nearest: {', '.join(near)}"
+        return f"; nearest: {', '.join(of_small[x] for x in near)}"
     return f"; known: {', '.join(known)}" if known else ""

@@ -56,24 +56,43 @@ class Folder:
 
     def labels(self, image_id: str) -> UInt8[np.ndarray, "h w"]:
         """The mask's class numbers; UserError if it cannot be read or holds other numbers."""
-        path, most = self.mask_path(image_id), len(self.class_names)
+        path = self.mask_path(image_id)
         labels = images.read_labels(path)
-        held = np.flatnonzero(Image.fromarray(labels).histogram()).tolist()
-        if strange := [number for number in held if most < number < IGNORE]:
-            raise UserError(
-                f"{path} contains the number {strange[0]}; {CLASSES} names classes 1-{most}, and "
-                "255 is ignored: correct the mask, or add the class"
-            )
-        if held in ([0, IGNORE], [IGNORE]):
-            raise UserError(
-                f"{path} contains only 0 and 255, which is ignored; write class numbers, or list "
-                "such masks with their classes in a CSV for prosam prepare folder --annotations"
-            )
+        check_numbers(path, labels, len(self.class_names))
+        check_labelled(path, labels)
         return labels
 
     def class_name(self, class_id: int) -> str:
         """Name of class 1, 2, ..."""
         return self.class_names[class_id - 1]
+
+
+def numbers_in(labels: UInt8[np.ndarray, "h w"]) -> list[int]:
+    """The numbers that a mask contains, ascending."""
+    return np.flatnonzero(Image.fromarray(labels).histogram()).tolist()
+
+
+def is_ignored(labels: UInt8[np.ndarray, "h w"]) -> bool:
+    """Whether a mask has pixels to ignore and otherwise only background."""
+    return numbers_in(labels) in ([0, IGNORE], [IGNORE])
+
+
+def check_numbers(path: pathlib.Path, labels: UInt8[np.ndarray, "h w"], most: int) -> None:
+    """Raises UserError if a mask contains numbers that are not those of classes 1 to `most`."""
+    if strange := [number for number in numbers_in(labels) if most < number < IGNORE]:
+        raise UserError(
+            f"{path} contains the number {strange[0]}; {CLASSES} names classes 1-{most}, and "
+            "255 is ignored: correct the mask, or add the class"
+        )
+
+
+def check_labelled(path: pathlib.Path, labels: UInt8[np.ndarray, "h w"]) -> None:
+    """Raises UserError if a mask `is_ignored`, as one of an object in white on black is."""
+    if is_ignored(labels):
+        raise UserError(
+            f"{path} contains only 0 and 255, which is ignored; write class numbers, or list "
+            "such masks with their classes in a CSV for prosam prepare folder --annotations"
+        )
 
 
 def find_folder(root: str) -> Folder:

@@ -17,6 +17,7 @@ import functools
 import io
 import pathlib
 import shlex
+import shutil
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,14 +28,18 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from prosam_jax import console, images, picture_files
-from prosam_jax.atomic import writing
-from prosam_jax.config import check_choice
+from prosam_jax.atomic import locked, writing
+from prosam_jax.config.checks import nearest
 from prosam_jax.data.datasets.folder_check import check
 from prosam_jax.data.datasets.folder_files import (
     CLASSES,
     IMAGES,
     MASKS,
+    check_labelled,
+    check_numbers,
     find_folder,
+    is_ignored,
+    numbers_in,
     pictures,
     read_classes,
     stem,
@@ -44,14 +49,17 @@ from prosam_jax.data.prepare import objects, preview, readers
 from prosam_jax.data.prepare.objects import FEW, Object, Painted, Polygons
 from prosam_jax.data.prepare.readers import Annotated
 from prosam_jax.data.transforms import IGNORE
-from prosam_jax.errors import UserError, printable
+from prosam_jax.errors import UserError, printable, short
 
 # What label tools call "no object" and "do not look here", in any case.
 _NOTHING = ("_background_", "__background__", "background")
 _IGNORED = ("__ignore__", "_ignore_", "ignore")
 
+# Here masks are painted; a process that was killed leaves it behind.
+_PLACE = ".masks-"
+
 # Paints the mask of a picture; raises UserError if its file or its outlines are bad.
-Painter = Callable[[], Painted]
+Painter = Callable[[], tuple[UInt8[np.ndarray, "h w"], Painted]]
 
 
 class Plan(NamedTuple):
@@ -117,7 +125,8 @@ def prepare(
     by_class = [f"{n} of {name}" for name, n in counts.items() if n]
     if empty := [name for name, n in counts.items() if not n]:
         by_class.append(
-            f"none of {named(empty)} (if they are mistakes, mend {folder.path / CLASSES})"
+            f"none of {named(empty)} (left out of training; annotate some, or correct the names in "
+            f"{folder.path / CLASSES}, whose order must stay)"
         )
     good, bad = len(contents.shares), len({**faults, **contents.faults})
     print(
@@ -152,84 +161,134 @@ def make_masks(
         A line for each file for which it cannot.
 
     Raises:
-        UserError: The source cannot be read, or a mask exists and differs and `force` is not set.
+        UserError: The source cannot be read or has no objects, a mask exists and differs and
+            `force` is not set, or another process makes masks in the same folder.
     """
     if not (root / IMAGES).is_dir():
         raise UserError(f"--root={root}: there is no {root / IMAGES}; put the pictures there")
     if not source.exists():
         raise UserError(f"--annotations={source}: there is no such file or folder")
+    told = f"{root} is being prepared by another process; wait until it has ended"
+    with locked(root / ".prepare.lock", told):
+        for left in root.glob(f"{_PLACE}*"):
+            shutil.rmtree(left)
+        return _make_masks(root, source, force=force, crowds_as_objects=crowds_as_objects)
+
+
+def _make_masks(
+    root: pathlib.Path, source: pathlib.Path, *, force: bool, crowds_as_objects: bool
+) -> dict[str, str]:
     names = pictures(root / IMAGES)
     if source.suffix.lower() == ".csv":
         plan = _of_table(root, source, names)
     else:
         found = readers.read(source, root, crowds_as_objects=crowds_as_objects)
         plan = _of_annotations(root, source, found, names)
-    faults, painted, stale = dict(plan.faults), {}, []
-    with tempfile.TemporaryDirectory(prefix=".masks-", dir=root) as place:
-        made = pathlib.Path(place)
+    faults, made, reports, ignored = dict(plan.faults), {}, {}, []
+    with tempfile.TemporaryDirectory(prefix=_PLACE, dir=root) as place:
         for i, (name, painter) in enumerate(
             console.track(plan.painters.items(), len(plan.painters), "painting masks")
         ):
-            path = root / MASKS / f"{stem(name)}.png"
+            path = _mask_path(root, name)
             try:
-                mask = painter()
+                labels, reports[name] = painter()
             except UserError as fault:
                 faults[name] = str(fault)
-                stale += [path] if path.exists() else []
                 continue
-            if path.exists() and not force and not _holds(path, mask.labels):
+            if is_ignored(labels):
+                ignored.append(name)
+                continue
+            if path.exists() and not force and not _holds(path, labels):
                 raise UserError(
                     f"{path} exists and differs: pass --force to write it and all others by the "
                     f"numbers in {root / CLASSES} if that exists, or move it elsewhere"
                 )
-            Image.fromarray(mask.labels).save(made / f"{i}.png")
-            painted[path] = made / f"{i}.png", mask.pixels, mask.hidden
-        if plan.classes:
+            made[name] = pathlib.Path(place, f"{i}.png")
+            Image.fromarray(labels).save(made[name])
+        has_objects = any(
+            0 < plan.numbers[item.label] < IGNORE and not item.crowd
+            for report in reports.values()
+            for item in report.objects
+        )
+        if has_objects and plan.classes:
             with writing(root / CLASSES) as file:
                 file.write("".join(f"{name}\n" for name in plan.classes).encode())
-        (root / MASKS).mkdir(exist_ok=True)
-        for path, (part, _, _) in painted.items():
+        for name, part in made.items() if has_objects else ():
+            path = _mask_path(root, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             part.replace(path)
+    stale = [_mask_path(root, name) for name in plan.painters if name not in made]
+    stale = [path for path in stale if path.exists()]
     for path in stale:
         path.replace(path.with_name(f"{path.name}.before"))
     notes = list(plan.notes)
     if stale:
         aside = named([path.name for path in stale])
         notes.append(f"masks of before, set aside as NAME.png.before: {aside}")
-    _print((*faults.values(), *notes))
-    drawn = [item for _, pixels, _ in painted.values() for item in pixels]
-    _print(_summary(drawn, sum(hidden for _, _, hidden in painted.values()), plan.numbers))
+    _print((*faults.values(), *notes, *_summary(reports, ignored, plan.numbers)))
+    faults |= dict.fromkeys(ignored, "")  # the summary has one line for all
+    if not has_objects:
+        left = f" that can be drawn (bad files: {len(faults)})" if faults else ""
+        raise UserError(
+            f"{source} has no objects{left}, so nothing was written; annotate some, or export it "
+            "again"
+        )
     return faults
 
 
+def _mask_path(root: pathlib.Path, name: str) -> pathlib.Path:
+    return root / MASKS / f"{stem(name)}.png"
+
+
 def _summary(
-    drawn: Sequence[tuple[Object, int]], hidden: int, numbers: Mapping[str, int]
+    reports: Mapping[str, Painted], ignored: Sequence[str], numbers: Mapping[str, int]
 ) -> Iterable[str]:
-    """Lines by which a person sees whether the annotations were understood."""
-    if not drawn:
-        return
-    counts = Counter(item.label for item, _ in drawn if not item.crowd)
+    """Lines by which a person sees whether the annotations were understood.
+
+    Args:
+        reports: By picture.
+        ignored: Pictures with nothing but ignored objects.
+        numbers: Class numbers by the name of the class.
+    """
+    drawn = [item for report in reports.values() for item in report.objects]
+    counts = Counter(item.label for item in drawn if not item.crowd)
     crowds = len(drawn) - counts.total()
     groups = {"objects": [], "background": [], "ignored": []}
     for label, n in sorted(counts.items()):
         group = {0: "background", IGNORE: "ignored"}.get(numbers[label], "objects")
-        groups[group].append(f"{n:,} of {label}")
-    told = [f"{group}: {', '.join(held) or 'none'}" for group, held in groups.items()]
-    small, large = (choose(drawn, key=lambda one: one[1]) for choose in (min, max))
-    yield (
-        f"{'; '.join(told)}; crowds: {crowds:,}; smallest: {small[1]:,} pixels ({small[0].where}), "
-        f"largest: {large[1]:,} ({large[0].where})"
-    )
-    if tiny := [item for item, n in drawn if n < FEW]:
-        yield f"objects of fewer than {FEW} pixels: {len(tiny):,}, such as {tiny[0].where}"
-    if hidden:
+        groups[group].append(f"{n:,} of {label or IGNORE}")
+    if drawn:
+        told = [f"{group}: {', '.join(held) or 'none'}" for group, held in groups.items()]
+        small, large = (choose(drawn, key=lambda item: item.pixels) for choose in (min, max))
+        yield (
+            f"{'; '.join(told)}; crowds: {crowds:,}; smallest: {small.pixels:,} pixels "
+            f"({small.where}), largest: {large.pixels:,} ({large.where})"
+        )
+    if tiny := [item.where for item in drawn if item.pixels < FEW]:
+        yield f"objects of fewer than {FEW} pixels: {len(tiny):,}, such as {tiny[0]}"
+    if blank := [where for report in reports.values() for where in report.blank]:
+        yield f"masks that show no object, all black: {len(blank):,}, such as {blank[0]}"
+    if hidden := sum(report.hidden for report in reports.values()):
         yield f"objects that later ones cover completely: {hidden:,}"
+    if doubtful := [name for name, report in reports.items() if report.doubtful]:
+        yield (
+            "pictures that EXIF data turn or flip, without a size that tells whether they were "
+            f"outlined before or after that: {len(doubtful):,}, such as {doubtful[0]}; outlines "
+            "are taken for those of the picture in a viewer (look at them with --preview)"
+        )
+    alone = ""
+    if ignored:
+        alone = (
+            f"pictures with nothing else, which get no mask: {len(ignored):,}, such as {ignored[0]}"
+        )
     if crowds:
         yield (
-            f"{crowds:,} annotations have iscrowd 1 and are ignored (255); if your tool writes so "
-            "for every run length, read them as objects with --crowds-as-objects"
+            f"annotations with iscrowd 1, which are ignored (255): {crowds:,}{'; ' * bool(alone)}"
+            f"{alone}; if your tool writes so for every run length, read them as objects with "
+            "--crowds-as-objects"
         )
+    elif alone:
+        yield f"ignored objects (255): {alone}; label what they show, or take them out"
 
 
 def _holds(path: pathlib.Path, mask: UInt8[np.ndarray, "h w"]) -> bool:
@@ -246,7 +305,8 @@ def _of_table(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> Pla
         if "\0" in text:
             raise ValueError("it has zero bytes")
         table = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-        rows, columns = list(table), table.fieldnames or ()
+        rows = [(table.line_num, row) for row in table]
+        columns = table.fieldnames or ()
     except (ValueError, csv.Error) as error:  # of what is not UTF-8, too
         raise UserError(f"{source} cannot be read ({error}); save it as CSV in UTF-8") from error
     if lacking := [name for name in ("image", "mask") if name not in columns]:
@@ -256,36 +316,37 @@ def _of_table(root: pathlib.Path, source: pathlib.Path, names: list[str]) -> Pla
         )
     if len(set(columns)) < len(columns):
         raise UserError(f"{source} has the columns {', '.join(columns)}; one is there twice")
-    if long := next((at for at, row in enumerate(rows, 2) if None in row), None):
+    if long := next((at for at, row in rows if None in row), None):
         raise UserError(
             f"{source}, line {long}, has more values than the first line has columns; put a name "
             "with a comma in quotes"
         )
     by_class = "class" in columns
-    labels = [
-        _label(source, at, row["class"]) if by_class else "" for at, row in enumerate(rows, 2)
-    ]
+    labels = [_label(source, at, row["class"]) if by_class else "" for at, row in rows]
     if by_class:
-        classes, lines = _numbered(root, sorted(set(labels)), source)
+        numbers, lines = _numbered(root, sorted(set(labels)), source)
     else:
         if not (root / CLASSES).exists():
             raise UserError(
                 f"{source} has no column class: name the classes in {root / CLASSES}, one per line"
             )
-        read_classes(root / CLASSES)  # which must be valid
-        classes, lines = {}, ()
-    parts: dict[str, list[tuple[pathlib.Path, int | None]]] = defaultdict(list)
-    find, faults = _Finder(root, names, [row["image"] or "" for row in rows]), {}
-    for at, (row, label) in enumerate(zip(rows, labels, strict=True), 2):
-        path = source.parent / (row["mask"] or "")
+        known = read_classes(root / CLASSES)  # which must be valid
+        numbers, lines = {"": IGNORE} | {name: c for c, name in enumerate(known, 1)}, ()
+    parts: dict[str, list[_Part]] = defaultdict(list)
+    find, faults = _Finder(root, names, [row["image"] or "" for _, row in rows]), {}
+    for (at, row), label in zip(rows, labels, strict=True):
+        where, path = f"{source}, line {at}", source.parent / (row["mask"] or "")
         if path.resolve().is_relative_to((root / MASKS).resolve()):
-            raise UserError(f"{source}, line {at}: {path} would be overwritten; move it elsewhere")
+            raise UserError(f"{where}: {path} would be overwritten; move it elsewhere")
         try:
-            parts[find(row["image"] or "")].append((path, classes.get(label)))
+            parts[find(row["image"] or "")].append(_Part(where, path, label))
         except UserError as reason:
             faults[row["image"] or ""] = f"{source} {reason}"
-    painters = {name: functools.partial(_of_parts, found) for name, found in parts.items()}
-    return Plan(painters, lines, classes, faults)
+    painters = {
+        name: functools.partial(_of_parts, root / IMAGES / name, found, numbers)
+        for name, found in parts.items()
+    }
+    return Plan(painters, lines, numbers, faults, _alike(numbers))
 
 
 def _label(source: pathlib.Path, at: int, given: str | None) -> str:
@@ -295,22 +356,40 @@ def _label(source: pathlib.Path, at: int, given: str | None) -> str:
         raise UserError(f"{source}, line {at}, {reason}") from None
 
 
-def _of_parts(parts: Sequence[tuple[pathlib.Path, int | None]]) -> Painted:
-    return Painted(_joined(parts))
+class _Part(NamedTuple):
+    """A row of a table: its place, its mask, and the class of the mask's object; "" for numbers."""
+
+    where: str
+    mask: pathlib.Path
+    label: str
 
 
-def _joined(parts: Sequence[tuple[pathlib.Path, int | None]]) -> UInt8[np.ndarray, "h w"]:
-    """One mask of several: of one object each, with its class, or of class numbers (None)."""
-    labels = None
-    for path, class_id in parts:
-        is_object = class_id is not None
-        mask = images.read_mask(path, turn=False) if is_object else images.read_labels(path)
-        labels = np.zeros(mask.shape, np.uint8) if labels is None else labels
-        if mask.shape != labels.shape:
-            raise UserError(f"{path} must have the size of the picture's first mask {parts[0][0]}")
-        labels = np.where(mask > 0, class_id if is_object else mask, labels).astype(np.uint8)
-    assert labels is not None
-    return labels
+def _of_parts(
+    path: pathlib.Path, parts: Sequence[_Part], numbers: Mapping[str, int]
+) -> tuple[UInt8[np.ndarray, "h w"], Painted]:
+    """The mask of a picture from masks of one object each, or of class numbers."""
+    names = {number: name for name, number in numbers.items()}
+    first, size = parts[0].mask, None
+    found, blank = [], []
+    for where, mask, label in parts:
+        if label:
+            pixels = images.read_mask(mask, turn=False)
+            layers = [(label, pixels)] if pixels.any() else []
+            blank += [] if layers else [f"{mask} ({where})"]
+        else:
+            pixels = images.read_labels(mask)
+            check_numbers(mask, pixels, len(numbers) - 1)
+            layers = ((names[c], pixels == c) for c in numbers_in(pixels) if c)
+        height, width = pixels.shape
+        size = size or (width, height)
+        if size != (width, height):
+            raise UserError(f"{mask} must have the size of the picture's first mask {first}")
+        found += [Object(name, where, objects.runs_of(inside)) for name, inside in layers]
+    held = Annotated(path.name, by_stem=True, entry=str(first), size=size, objects=found)
+    labels, painted = _painted(path, first, [held], numbers)
+    if "" in numbers:
+        check_labelled(first, labels)
+    return labels, painted._replace(blank=blank)
 
 
 def _of_annotations(
@@ -337,6 +416,17 @@ def _of_annotations(
         if len(same) > 1:
             entries = " and ".join(picture.entry for picture in same)
             notes.append(f"{source}: {entries} are both {name}: drawn together")
+    notes += [*_renamed(find, of_name), *_alike(numbers)]
+    if found.without:
+        there = {stem(name) for name in of_name}
+        others = [name for name in names if stem(name) not in there]
+        blank = [name for name in others if not _mask_path(root, name).exists()]
+        of_name |= {name: [Annotated(name)] for name in blank}
+        if others:
+            notes.append(
+                f"pictures without {found.without}, taken for pictures without objects unless they "
+                f"have a mask: {len(others):,}, such as {others[0]}"
+            )
     painters = {
         name: functools.partial(_painted, root / IMAGES / name, source, same, numbers)
         for name, same in of_name.items()
@@ -344,9 +434,36 @@ def _of_annotations(
     return Plan(painters, lines, numbers, faults, notes)
 
 
+def _renamed(find: "_Finder", of_name: Mapping[str, Sequence[Annotated]]) -> list[str]:
+    """A line on files that say another picture's name inside; a fault if that one exists, too.
+
+    Files are often renamed together with their pictures, and only their own name changes then.
+    """
+    others = []
+    for name, same in of_name.items():
+        for picture in same:
+            bare = _bare(_clean(picture.said))
+            own = stem(_bare(_clean(name))).casefold()
+            if not bare or own in (bare.casefold(), stem(bare).casefold()):
+                continue
+            if other := find.beside(name, bare):
+                picture.fault = picture.fault or (
+                    f"{picture.entry} is named after {name}, and its imagePath is another picture, "
+                    f"{other}: correct the one that is wrong"
+                )
+            else:
+                others.append(f"{picture.entry} ({bare})")
+    if not others:
+        return []
+    return [
+        "files whose imagePath names no picture beside theirs, drawn by their own name: "
+        f"{len(others):,}, such as {others[0]}"
+    ]
+
+
 def _painted(
-    path: pathlib.Path, source: pathlib.Path, same: Sequence[Annotated], numbers: dict[str, int]
-) -> Painted:
+    path: pathlib.Path, source: pathlib.Path, same: Sequence[Annotated], numbers: Mapping[str, int]
+) -> tuple[UInt8[np.ndarray, "h w"], Painted]:
     """The mask of a picture, of the size in a viewer, or of the stored one if the file says that.
 
     The objects of a turned picture may lie in the frame of its stored pixels. A mask of that size
@@ -354,17 +471,20 @@ def _painted(
     """
     if fault := next((picture.fault for picture in same if picture.fault), ""):
         raise UserError(fault)
-    shown, stored = images.size(path), images.size(path, turn=False)
+    shown, stored, turned = images.frames(path)
     sizes = {picture.size or shown for picture in same}
     if strange := sizes - {shown, stored}:
         (width, height), *_ = strange
         raise UserError(
-            f"{same[0].entry if same[0].by_stem else source} says {width} x {height} pixels and "
+            f"{same[0].entry if same[0].by_stem else source} is for {width} x {height} pixels and "
             f"{path} has {shown[0]} x {shown[1]}; annotate this picture, or put back the other one"
         )
     if len(sizes) > 1:
         raise UserError(f"{source} says two sizes of {path}; remove the wrong entry")
-    return objects.paint([item for picture in same for item in picture.objects], numbers, *sizes)
+    drawn = [item for picture in same for item in picture.objects]
+    labels, painted = objects.paint(drawn, numbers, *sizes)
+    untold = shown == stored or any(picture.size is None for picture in same)
+    return labels, painted._replace(doubtful=turned and untold and bool(drawn))
 
 
 def _numbered(
@@ -395,8 +515,24 @@ def _numbered(
     numbers |= {name: c for c, name in enumerate(listed, 1)}
     for name in wanted:
         if name not in numbers:
-            check_choice(f"{source}: class", name, known)
+            near = nearest(name, known)
+            raise UserError(
+                f"{source} has the class {short(name)}, which is not in {path}{near}; add it "
+                "there, at the end, or rename it"
+            )
     return numbers, new
+
+
+def _alike(names: Iterable[str]) -> list[str]:
+    """A line for each class whose name differs from others only in capitals."""
+    same: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        same[name.casefold()].append(name)
+    return [
+        f"the classes {named(alike)} differ in capitals only; if they are one, rename all but one"
+        for alike in same.values()
+        if len(alike) > 1
+    ]
 
 
 class _Finder:
@@ -423,6 +559,11 @@ class _Finder:
         if found := self._by_stem.get(_clean(name)):
             return found
         raise UserError(f"has no picture of the same name in {self._folder}")
+
+    def beside(self, name: str, bare: str) -> str:
+        """The picture of a bare name, whatever its suffix, in the folder of `name`; "" if none."""
+        folder = _clean(name).removesuffix(_bare(_clean(name)))
+        return self._by_stem.get(stem(f"{folder}{bare}"), "")
 
     def __call__(self, name: str) -> str:
         """The picture; UserError, which goes on from the source's name, if there is none."""

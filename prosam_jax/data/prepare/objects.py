@@ -74,7 +74,7 @@ class Object(NamedTuple):
     """An object of a picture.
 
     Attributes:
-        label: Name of its class.
+        label: Name of its class; "" for pixels to ignore that no annotation names.
         where: File and entry that it comes from, the beginning of messages.
         shape: Its pixels.
         crowd: Whether it is a crowd, which is ignored and lies below all others.
@@ -86,18 +86,30 @@ class Object(NamedTuple):
     crowd: bool = False
 
 
+class Drawn(NamedTuple):
+    """An object without its shape, and how many pixels it covers by itself."""
+
+    label: str
+    where: str
+    crowd: bool
+    pixels: int
+
+
 class Painted(NamedTuple):
-    """A mask and what was painted.
+    """What was painted on a mask.
 
     Attributes:
-        labels: Class numbers; 0 for background, 255 for pixels to ignore.
-        pixels: How many pixels each object covers by itself.
+        objects: Crowds, then the others, in their order.
         hidden: Number of objects that later ones cover completely.
+        blank: Entries whose masks show nothing.
+        doubtful: Whether EXIF data turn the picture, and nothing tells whether it was outlined
+            before or after that.
     """
 
-    labels: UInt8[np.ndarray, "h w"]
-    pixels: Sequence[tuple[Object, int]] = ()
-    hidden: int = 0
+    objects: Sequence[Drawn]
+    hidden: int
+    blank: Sequence[str] = ()
+    doubtful: bool = False
 
 
 def check_installed() -> None:
@@ -177,6 +189,15 @@ def runs(
     return Runs(np.array(counts, np.int64), height, width, place, by_rows)
 
 
+def runs_of(inside: Bool[np.ndarray, "h w"]) -> Runs:
+    """The runs of an object's pixels."""
+    flat = inside.ravel()
+    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    first = [0, 0] if flat[0] else [0]
+    counts = np.diff(np.concatenate([first, starts, [flat.size]]))
+    return Runs(counts.astype(np.int64), *inside.shape, by_rows=True)
+
+
 def is_crowd(given: Any) -> bool:
     """Whether COCO's field `iscrowd` says so; a text of digits is read as a number.
 
@@ -194,11 +215,13 @@ def shown(value: Any) -> str:
     """A value from a file for a message: short, and in one line."""
     if isinstance(value, list | dict):  # which may be deep, and of any length
         return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, str) and len(value) > 60:
+        return f"{value[:57]!r}..."
     try:
         text = repr(value)
     except ValueError:  # more digits than Python writes
         return "a number of too many digits"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if isinstance(value, str) or len(text) <= 60 else f"{text[:57]}..."
 
 
 def plain(name: str) -> str:
@@ -206,7 +229,9 @@ def plain(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
-def paint(objects: Sequence[Object], numbers: Mapping[str, int], size: tuple[int, int]) -> Painted:
+def paint(
+    objects: Sequence[Object], numbers: Mapping[str, int], size: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "h w"], Painted]:
     """Paints crowds, as 255, and then the objects in their order, later ones over earlier ones.
 
     Args:
@@ -214,13 +239,16 @@ def paint(objects: Sequence[Object], numbers: Mapping[str, int], size: tuple[int
         numbers: Class numbers by the name of the class.
         size: (width, height) of the picture that they were outlined on.
 
+    Returns:
+        Class numbers, 0 for background and 255 for pixels to ignore; and what was painted.
+
     Raises:
         UserError: An object lies outside of the picture, is outlined in fractions of it, or covers
             no pixel.
     """
     order = sorted(objects, key=lambda item: not item.crowd)
     owner = np.zeros(size[::-1], np.min_scalar_type(len(order)))
-    pixels = []
+    drawn = []
     for i, item in enumerate(order, 1):
         try:
             _check_place(item.shape, size)
@@ -230,10 +258,10 @@ def paint(objects: Sequence[Object], numbers: Mapping[str, int], size: tuple[int
         except UserError as reason:
             raise UserError(f"{item.where} {reason}") from None
         owner[inside] = i
-        pixels.append((item, count))
+        drawn.append(Drawn(item.label, item.where, item.crowd, count))
     of_owner = [0, *(IGNORE if item.crowd else numbers[item.label] for item in order)]
     seen = set(np.unique(owner).tolist()) - {0}
-    return Painted(np.array(of_owner, np.uint8)[owner], pixels, len(order) - len(seen))
+    return np.array(of_owner, np.uint8)[owner], Painted(drawn, len(order) - len(seen))
 
 
 def fill(shape: Shape, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:

@@ -13,12 +13,13 @@ import re
 import unicodedata
 import urllib.parse
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from prosam_jax import picture_files
+from prosam_jax.data.folds import named
 from prosam_jax.data.prepare import objects
 from prosam_jax.data.prepare.objects import Object, Shape, plain, shown
 from prosam_jax.errors import UserError
@@ -37,6 +38,7 @@ class Annotated:
         entry: What the file calls it, such as "image 7", for messages.
         size: (width, height) that the file says; None if it does not.
         objects: Its objects.
+        said: The picture's name inside of a file that is found by its own name; "" for none.
         fault: The first thing that is wrong with it, a line; "" if nothing is.
     """
 
@@ -45,6 +47,7 @@ class Annotated:
     entry: str = ""
     size: tuple[int, int] | None = None
     objects: list[Object] = dataclasses.field(default_factory=list)
+    said: str = ""
     fault: str = ""
 
     def add(self, where: str, read: Callable[[], Object | None]) -> None:
@@ -65,12 +68,15 @@ class Found:
         pictures: The pictures.
         faults: A line for each annotation that belongs to no picture.
         notes: Lines on what was done and may not be meant.
+        without: What a picture without objects need not have, for a note; "" if all pictures with
+            masks must be here.
     """
 
     classes: list[str]
     pictures: list[Annotated]
     faults: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    without: str = ""
 
 
 def read(source: pathlib.Path, root: pathlib.Path, *, crowds_as_objects: bool = False) -> Found:
@@ -98,6 +104,11 @@ def read(source: pathlib.Path, root: pathlib.Path, *, crowds_as_objects: bool = 
         found = _cvat(source)
     elif kind in (".yaml", ".yml"):
         found = _yolo(source, root)
+    elif kind == ".zip":
+        raise UserError(
+            f"--annotations={source} is packed: unpack it, and pass what lies in it: a .json, an "
+            ".xml, a data.yaml or a folder of labelme's .json files"
+        )
     else:
         raise UserError(
             f"--annotations={source} must be a .csv, a .json (COCO, Label Studio), an .xml (CVAT), "
@@ -141,7 +152,7 @@ def _coco(source: pathlib.Path, held: Any, *, crowds_as_objects: bool) -> Found:
     name_of = _categories(source, lists["categories"], notes)
     pictures = _images(source, lists["images"], notes)
     used, lost = set(), []
-    for i, a in enumerate(lists["annotations"]):
+    for i, a in _each_once(source, lists["annotations"], notes):
         about = f"annotation {shown(a['id'])}" if "id" in a else f"annotations[{i}]"
         picture = pictures.get(_key(a.get("image_id")))
         if picture is None:
@@ -177,6 +188,47 @@ def _coco(source: pathlib.Path, held: Any, *, crowds_as_objects: bool) -> Found:
     )
 
 
+def _each_once(
+    source: pathlib.Path, listed: Sequence[dict[str, Any]], notes: list[str]
+) -> list[tuple[int, dict[str, Any]]]:
+    """The annotations and their places, without copies; others of one id stay."""
+    of_id: dict[str, dict[str, Any]] = {}
+    kept, copies, shared = [], [], []
+    for i, a in enumerate(listed):
+        key = _key(a.get("id"))
+        first = of_id.setdefault(key, a) if key else a
+        if first is not a and _equal(first, a):
+            copies.append(key)
+            continue
+        if first is not a:
+            shared.append(key)
+        kept.append((i, a))
+    if copies:
+        notes.append(f"{source}: copies of annotation {named(copies)}: drawn once")
+    if shared:
+        notes.append(f"{source}: different annotations of one id, {named(shared)}: all drawn")
+    return kept
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return one == other
+    except RecursionError:  # nested as deeply as Python reads it
+        return False
+
+
+def _merged(source: pathlib.Path, what: str, name_of: Mapping[Any, str]) -> list[str]:
+    """A line for each name that stands there several times."""
+    ids: dict[str, list[str]] = {}
+    for key, name in name_of.items():
+        ids.setdefault(name, []).append(str(key))
+    return [
+        f"{source}: {what} {' and '.join(keys)} are both {name!r}: one class"
+        for name, keys in ids.items()
+        if len(keys) > 1
+    ]
+
+
 def _categories(
     source: pathlib.Path, listed: Sequence[dict[str, Any]], notes: list[str]
 ) -> dict[str, str]:
@@ -195,12 +247,7 @@ def _categories(
                 f"{source}: the categories {name_of[key]!r} and {name!r} have one id, {key}; give "
                 "each its own"
             )
-    ids: dict[str, list[str]] = {}
-    for key, name in name_of.items():
-        ids.setdefault(name, []).append(key)
-    for name, keys in ids.items():
-        if len(keys) > 1:
-            notes.append(f"{source}: categories {' and '.join(keys)} are both {name!r}: one class")
+    notes += _merged(source, "categories", name_of)
     return dict(sorted(name_of.items(), key=lambda item: _order(item[0])))
 
 
@@ -253,6 +300,8 @@ def _labelme(source: pathlib.Path) -> Found:
             if not isinstance(shapes, list) or not all(isinstance(x, dict) for x in shapes):
                 raise UserError("is damaged or not a labelme file (it has no list of shapes)")
             picture.size = _size(held.get("imageWidth"), held.get("imageHeight"))
+            said = held.get("imagePath")
+            picture.said = said if isinstance(said, str) else ""
         except UserError as reason:
             line = str(reason)
             picture.fault = line if line.startswith(str(path)) else f"{path} {line}"
@@ -311,21 +360,20 @@ def _yolo(source: pathlib.Path, root: pathlib.Path) -> Found:
             picture.fault = f"{path} is damaged or not a label file of YOLO (it is not text)"
             continue
         for i, line in enumerate(lines, 1):
-            where = f"{path}, line {i}:"
+            where = f"{path}, line {i}"
             if line.strip():
                 picture.add(where, lambda at=where, line=line: _yolo_object(at, line, names))
     if not pictures:
         raise UserError(f"{source}: there are no .txt files in {folder}")
-    ordered = [names[key] for key in sorted(names)]
-    return Found(list(dict.fromkeys(ordered)), pictures)
+    ordered = {key: names[key] for key in sorted(names)}
+    notes = _merged(source, "classes", ordered)
+    classes = list(dict.fromkeys(ordered.values()))
+    return Found(classes, pictures, notes=notes, without=f"a .txt file in {folder}")
 
 
 def _yolo_object(where: str, line: str, names: dict[int, str]) -> Object:
     number, *values = line.split()
-    try:
-        key, flat = int(number), [float(value) for value in values]
-    except ValueError:
-        raise UserError(f"has {shown(line.strip())}, which are not numbers") from None
+    key, flat = _whole(number), [_number(value) for value in values]
     if key not in names:
         raise UserError(f"has the class {key}, which has no name in the .yaml file")
     if len(flat) == 4:
@@ -417,16 +465,17 @@ def _cvat(source: pathlib.Path) -> Found:
             picture.size = _size(image.get("width"), image.get("height"))
         except UserError as reason:
             picture.fault = f"{source}: {picture.entry}, {plain(name)}, {reason}"
-        drawn = sorted(enumerate(image), key=lambda item: _z_order(item[1]))
-        for i, shape in drawn:
-            if shape.tag != "tag":  # a class of the whole picture
-                where = f"{source}: {shape.tag} {i + 1} on {plain(name)}"
-                picture.add(
-                    where,
-                    lambda shape=shape, where=where: Object(
-                        class_name(shape.get("label")), where, _cvat_shape(shape)
-                    ),
-                )
+        drawn: list[tuple[int, Object]] = []
+        for i, shape in enumerate(image, 1):
+            if shape.tag == "tag":  # a class of the whole picture
+                continue
+            where = f"{source}: {shape.tag} {i} on {plain(name)}"
+            try:
+                item = Object(class_name(shape.get("label")), where, _cvat_shape(shape))
+                drawn.append((_whole(shape.get("z_order", "0")), item))
+            except UserError as reason:
+                picture.fault = picture.fault or f"{where} {reason}"
+        picture.objects = [item for _, item in sorted(drawn, key=lambda pair: pair[0])]
     listed = [
         x.text or "" for x in top.findall("meta//labels/label/name") if (x.text or "").strip()
     ]
@@ -448,6 +497,8 @@ def _cvat_shape(shape: ET.Element) -> Shape:
             _number(shape.get(field, "0")) for field in ("cx", "cy", "rx", "ry", "rotation")
         )
         objects.disc([x, y, across, down])
+        if min(across, down) <= 0:
+            raise UserError(f"has the radii {across:g} and {down:g}; they must be above 0")
         if not abs(turn) <= 360:
             raise UserError(f"has the rotation {turn}")
         angle = np.linspace(0, 2 * math.pi, 120, endpoint=False)
@@ -464,11 +515,6 @@ def _cvat_shape(shape: ET.Element) -> Shape:
     if shape.tag == "box":
         raise UserError("has no outline; add it, boxes are not enough")
     raise UserError(f"is a {shape.tag}; use polygons, ellipses and masks only")
-
-
-def _z_order(shape: ET.Element) -> int:
-    text = shape.get("z_order", "0")
-    return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else 0
 
 
 def _label_studio(source: pathlib.Path, tasks: Sequence[Any]) -> Found:
@@ -506,7 +552,7 @@ def _label_studio(source: pathlib.Path, tasks: Sequence[Any]) -> Found:
 
 def _label_studio_objects(where: str, picture: Annotated, results: Sequence[Any]) -> None:
     for i, result in enumerate(results):
-        at = f"{where}, result {i + 1} on {plain(picture.name)},"
+        at = f"{where}, result {i + 1} on {plain(picture.name)}"
 
         def one(result: Any = result, at: str = at) -> Object | None:
             if not isinstance(result, dict):
@@ -522,6 +568,11 @@ def _label_studio_objects(where: str, picture: Annotated, results: Sequence[Any]
                 raise UserError(
                     f"has image_rotation {shown(result['image_rotation'])}; turn the picture's "
                     "file and annotate it again"
+                )
+            if result.get("item_index") not in (None, 0):
+                raise UserError(
+                    f"has item_index {shown(result['item_index'])}, a further page; make each page "
+                    "a task of its own"
                 )
             size = _size(result.get("original_width"), result.get("original_height"))
             if size and picture.size not in (None, size):
@@ -609,7 +660,7 @@ def _size(width: Any, height: Any) -> tuple[int, int] | None:
 
 def _whole(given: Any) -> int:
     """A whole number, or the text of one; UserError if it is none."""
-    if isinstance(given, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", given):
+    if isinstance(given, str) and re.fullmatch(r"\s*-?[0-9]{1,18}\s*", given):
         return int(given)
     if isinstance(given, float) and given.is_integer():
         return int(given)
@@ -619,10 +670,10 @@ def _whole(given: Any) -> int:
 
 
 def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"has {shown(text)}, which is no number") from None
+    """The number of a text; Python's `float` would take "1_0" for 10, and other scripts' digits."""
+    if not re.fullmatch(r"\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*", text):
+        raise UserError(f"has {shown(text)}, which is no number")
+    return float(text)
 
 
 def _flat(points: Any) -> list[Any]:
