@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt, UInt8
 from PIL import Image
 
 from prosam_jax.config import DataConfig
@@ -163,8 +163,8 @@ class Images(Protocol):
         """The image, RGB."""
         ...
 
-    def labels(self, image_id: str) -> UInt8[np.ndarray, "h w"]:
-        """Its class numbers, 0 for background and 255 for pixels to ignore."""
+    def labels(self, image_id: str) -> UInt[np.ndarray, "h w"]:
+        """Its class numbers, 0 for background; pixels to ignore are as `IGNORE` has them."""
         ...
 
     def class_name(self, class_id: int) -> str:
@@ -262,7 +262,7 @@ def episode_source(
 ) -> EpisodeSource:
     """Episodes of one split of a fold; with `length` None, one pass over its images."""
     by_target = draw_train if split == "train" else draw_test
-    if cfg.name == "folder" and split == "test":
+    if cfg.name in ("folder", "fss") and split != "train":
         by_target = draw_shuffled
     return EpisodeSource(
         images=images,

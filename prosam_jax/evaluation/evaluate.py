@@ -22,13 +22,13 @@ from prosam_jax.sharding import split_batch
 from prosam_jax.types import Episode
 
 
-def test_episodes(cfg: Config) -> EpisodeSource:
-    """The fixed list of test episodes of a fold.
+def test_episodes(cfg: Config, split: str = "test") -> EpisodeSource:
+    """The fixed list of test episodes of a fold, or of another split of `datasets.scored`.
 
     Raises:
         UserError: The dataset is missing or not valid.
     """
-    return datasets.episodes(cfg.data, "test", seed=cfg.eval.seed, length=cfg.eval.episodes)
+    return datasets.episodes(cfg.data, split, seed=cfg.eval.seed, length=cfg.eval.episodes)
 
 
 def evaluate(
