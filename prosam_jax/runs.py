@@ -126,7 +126,7 @@ def _sources(cfg: Config) -> list[EpisodeSource]:
             f"eval.samples={cfg.eval.samples} draws prompts, and distribution.name="
             f"{cfg.distribution.name} has none to draw: pass --config.eval.samples=0"
         )
-    return [evaluate.test_episodes(cfg, i) for i in range(cfg.eval.seeds)]
+    return [evaluate.test_episodes(cfg, which=i) for i in range(cfg.eval.seeds)]
 
 
 def _score(

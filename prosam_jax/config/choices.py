@@ -20,7 +20,7 @@ Backbone = Literal[
     "tiny",
 ]
 Distribution = Literal["vrp", "vrp_2linear", "gaussian", "student_t", "t3vae"]
-Dataset = Literal["pascal", "coco", "shapes", "folder"]
+Dataset = Literal["pascal", "coco", "fss", "shapes", "folder"]
 Annotation = Literal["mask", "box", "scribble", "point"]
 CacheDType = Literal["float32", "bfloat16", "int8"]
 

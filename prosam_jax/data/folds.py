@@ -89,7 +89,8 @@ class FoldIndex:
     Attributes:
         rule: The benchmark.
         fold: 0-3.
-        split: "train" (base classes) or "test" (novel classes).
+        split: "train" (base classes), "test" (novel classes), or "val" where a benchmark has other
+            classes for validation.
         entries: The sorted ids of the images of each class of the split; classes are ascending.
     """
 
@@ -156,8 +157,9 @@ def digest(index: FoldIndex) -> str:
 
 
 def describe(index: FoldIndex) -> str:
-    """One line: benchmark, fold, split and `verdict`."""
-    return f"{index.rule.name} fold {index.fold} {index.split}: {verdict(index)}"
+    """One line: benchmark, fold (where it has several), split and `verdict`."""
+    fold = f" fold {index.fold}" if len(index.rule.novel) > 1 else ""
+    return f"{index.rule.name}{fold} {index.split}: {verdict(index)}"
 
 
 def verdict(index: FoldIndex) -> str:
@@ -243,8 +245,8 @@ _IN_COCO = {
 
 
 def in_coco(names: Iterable[str]) -> list[str]:
-    """The names with those of VOC as COCO has them: "airplane" for "aeroplane"."""
-    return [_IN_COCO.get(name, name) for name in names]
+    """The names as COCO has them: "airplane" for VOC's "aeroplane", with blanks for "_"."""
+    return [_IN_COCO.get(name, name).replace("_", " ") for name in names]
 
 
 def _novel_in_coco(fold: int) -> tuple[int, ...]:

@@ -23,18 +23,19 @@ from prosam_jax.sharding import split_batch
 from prosam_jax.types import Episode
 
 
-def test_episodes(cfg: Config, which: int = 0) -> EpisodeSource:
+def test_episodes(cfg: Config, split: str = "test", which: int = 0) -> EpisodeSource:
     """A fixed list of test episodes of a fold.
 
     Args:
         cfg: The settings.
+        split: "test", or another split of `datasets.scored`.
         which: Which list, from 0 to `eval.seeds` - 1.
 
     Raises:
         UserError: The dataset is missing or not valid.
     """
     seed = cfg.eval.seed + which
-    source = datasets.episodes(cfg.data, "test", seed=seed, length=cfg.eval.episodes)
+    source = datasets.episodes(cfg.data, split, seed=seed, length=cfg.eval.episodes)
     if cfg.eval.resolution == "square":
         return source
     targets = {source.spec(i).target_id for i in range(len(source))}

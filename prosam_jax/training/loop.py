@@ -181,12 +181,12 @@ class Trainer:
         self.source = dataclasses.replace(source, length=self.total * cfg.train.batch_size)
         fold = source.fold
         self.dataset = Dataset(cfg.data.name, list(fold.class_names), folds.digest(fold))
-        self.test = evaluate.test_episodes(cfg)
+        self.test = evaluate.test_episodes(cfg, datasets.scored(cfg.data)[0])
         if file := cfg.prompt.weights:
             prompt_encoder.check_fold(file, cfg)
             begun = prompt_encoder.read(file)
             if cfg.data.name == "folder" or cfg.data.name != begun.benchmark:
-                seen, tested = begun.classes or (), self.test.fold.class_names
+                seen, tested = begun.classes or (), evaluate.test_episodes(cfg).fold.class_names
                 prompt_encoder.check_unseen(file, folds.in_coco(seen), folds.in_coco(tested))
         self.mesh = sharding.make_mesh(cfg.train.batch_size)
         self.learning_rate = state.schedule(cfg.train, images)
@@ -313,7 +313,7 @@ class Trainer:
         not_finite.check(jax.device_get(logs), i, "after")
 
     def validate(self, on_batch: Callable[[int], None]) -> results.Result:
-        """Scores the current state on the fold's test episodes."""
+        """Scores the current state on the episodes of the fold's split for validation."""
         return evaluate.evaluate(
             self.predict,
             self.state.params,
