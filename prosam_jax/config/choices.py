@@ -15,6 +15,7 @@ Backbone = Literal[
     "vgg16_bn",
     "dinov2_vits14",
     "dinov2_vitb14",
+    "dinov2_vitl14",
     "efficientnet_lite0",
     "shapes",
     "tiny",
