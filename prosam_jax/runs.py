@@ -76,13 +76,16 @@ def settings_of_file(file: pathlib.Path, overrides: Mapping[str, Any]) -> Config
     return replaced(settings(trained.config, overrides, may), {"prompt.weights": str(file)})
 
 
-def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result:
+def score(
+    cfg: Config, workdir: pathlib.Path, checkpoint: str, out: pathlib.Path | None = None
+) -> results.Result:
     """Evaluates a checkpoint of a run; see `score_file` for the output.
 
     Args:
         cfg: Settings of the run (`config.read_config`).
         workdir: Folder of the run.
         checkpoint: "best" (by validation mIoU), "latest" or a step.
+        out: Folder for the output, `workdir` if it is None.
 
     Raises:
         UserError: There is no such checkpoint, or settings and files do not fit.
@@ -94,7 +97,7 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result
         seen = dataset.classes if dataset else None
         prompt_encoder.check_unseen(workdir, seen, sources[0].fold.class_names)
     parts, at = model.restored(cfg, workdir, checkpoint)
-    return _score(cfg, workdir, sources, parts, at, f"step {at} of {workdir}")
+    return _score(cfg, out or workdir, sources, parts, at, f"step {at} of {workdir}")
 
 
 def score_file(cfg: Config, workdir: pathlib.Path) -> results.Result:

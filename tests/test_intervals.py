@@ -41,6 +41,7 @@ def test_draws_are_scores_of_episodes_drawn_again():
         one = metrics.scores(counts[again], class_id[again], absent=kept)
         assert drawn.miou[k] == pytest.approx(one.miou)
         assert drawn.fb_iou[k] == pytest.approx(one.fb_iou)
+        assert drawn.shares[k] == pytest.approx(one.shares)
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def demo(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
         methods.run_of(base, workdir, method, {"distribution.name": method}) for method in METHODS
     ]
     _check_heeded(args, runs)
-    todo = [run for run in runs if methods.results(run) is None]
+    todo = [run for run in runs if not methods.is_finished(run)]
     jobs = _jobs(args, runs)
     if todo and jobs > 1:
         titles = " and ".join(run.title for run in todo)
@@ -112,7 +112,7 @@ def full(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
     start = time.monotonic()
     runs = sweep.runs(base, workdir, args.seeds, args.annotation or ANNOTATIONS)
     _check_heeded(args, runs)
-    todo = [run for run in runs if methods.results(run) is None]
+    todo = [run for run in runs if not methods.is_finished(run)]
     jobs = _jobs(args, runs)
     console.note(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time")
     sweep.finish(todo, jobs=jobs)

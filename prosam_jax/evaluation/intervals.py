@@ -19,10 +19,11 @@ LEVEL = 0.95
 
 
 class Draws(NamedTuple):
-    """Scores of each draw, in [0, 1]."""
+    """Scores of each draw, in [0, 1]; see `metrics.Scores`."""
 
     miou: Float[np.ndarray, " k"]
     fb_iou: Float[np.ndarray, " k"]
+    shares: Float[np.ndarray, "k 4"]
 
 
 class Interval(NamedTuple):
@@ -53,7 +54,12 @@ def draws(
     classes, sums = metrics.by_class(counts, class_id, times)
     drawn = np.stack([times[:, class_id == c].any(1) for c in classes], axis=1)
     count = drawn.sum(1) + len({*absent} - {*classes})
-    return Draws(metrics.foreground_iou(sums).sum(1) / count, metrics.fb_iou(sums))
+    total = sums.sum(1)
+    return Draws(
+        miou=metrics.foreground_iou(sums).sum(1) / count,
+        fb_iou=metrics.fb_iou(sums),
+        shares=total / np.maximum(total.sum(1, keepdims=True), 1),
+    )
 
 
 def mean(several: Sequence[Draws]) -> Draws:
