@@ -78,16 +78,23 @@ class Run:
         return TITLES[self.cfg.distribution.name]
 
 
-def run_of(base: Config, folder: pathlib.Path, name: str, changes: Mapping[str, Any]) -> Run:
+def run_of(
+    base: Config,
+    folder: pathlib.Path,
+    name: str,
+    changes: Mapping[str, Any],
+    *,
+    cached: bool = True,
+) -> Run:
     """A run with the settings `base` in a folder of its own.
-
-    All runs of `folder` share a cache of SAM's embeddings, which is exact (float32).
 
     Args:
         base: The settings.
         folder: Folder of all runs.
         name: Name of this run's folder in it.
         changes: Settings that differ from `base`, by dotted name.
+        cached: Whether all runs of `folder` share a cache of SAM's embeddings there, which is exact
+            (float32), unless `base` names one.
 
     Raises:
         UserError: `base` sets `prompt.weights`, or a change is not valid.
@@ -98,7 +105,7 @@ def run_of(base: Config, folder: pathlib.Path, name: str, changes: Mapping[str, 
             "start, without parameters of another training"
         )
     shared = {"cache.dir": str(folder / "features"), "cache.dtype": "float32"}
-    shared = {} if base.cache.dir else shared
+    shared = shared if cached and not base.cache.dir else {}
     return Run(replaced(base, {**changes, **shared, **SETTINGS}), folder / name)
 
 
@@ -149,8 +156,10 @@ def results(run: Run, scoring: Scoring = OWN) -> dict[str, Any] | None:
         cfg = recorded(held["config"])
         if changed(cfg, wanted, CHANGES_NO_NUMBER) or held["step"] != _last_step(run.cfg):
             return None
-        if wanted.eval.controls and set(held.get("controls", ())) != set(controls.MEANING):
-            return None  # of another version
+        if wanted.eval.controls and (
+            set(held.get("controls", ())) != set(controls.MEANING) or "prior_threshold" not in held
+        ):  # of another version
+            return None
         if wanted.eval.samples and cfg.eval.samples != wanted.eval.samples:
             return None
         counted(folder, held)

@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from prosam_jax.comparison.methods import OWN, Scoring
 from prosam_jax.evaluation import strategies
 from prosam_jax.evaluation.metrics import COUNTS
 from prosam_jax.evaluation.prediction import RESULT
@@ -42,7 +43,7 @@ class Row:
         backbone: `backbone.name`; "" for the recipe's.
         scored: What of an evaluation the row shows: `RESULT`, or the name of a strategy.
         share: For a share of all pixels instead of the mIoU, its place in `metrics.COUNTS`.
-        evaluation: Settings of the evaluation that differ from the run's.
+        scoring: How the run is scored, if not by its own settings.
         below: Labels of the row that this one is compared with, which is another method's.
     """
 
@@ -55,7 +56,7 @@ class Row:
     backbone: str = ""
     scored: str = RESULT
     share: int | None = None
-    evaluation: tuple[tuple[str, Any], ...] = ()
+    scoring: Scoring = OWN
     below: tuple[str, ...] | None = None
 
 
@@ -75,7 +76,7 @@ class Table:
     title: str
     heads: tuple[str, ...]
     rows: tuple[Row, ...]
-    unit: str = "mIoU, percent"
+    unit: str = "mIoU in percent"
 
 
 TITLES = {
@@ -96,8 +97,8 @@ def _row(
     **more: Any,
 ) -> Row:
     """A row with the values of all folds, and their mean where it is printed."""
-    by_fold = dict(zip(FOLDS, values, strict=False))
-    return Row(labels, benchmark, method, by_fold, *values[len(FOLDS) :], **more)
+    mean = values[len(FOLDS)] if len(values) > len(FOLDS) else None
+    return Row(labels, benchmark, method, dict(zip(FOLDS, values, strict=False)), mean, **more)
 
 
 _TABLE_1: dict[tuple[Benchmark, str, str], tuple[float, ...]] = {
@@ -139,8 +140,11 @@ _TABLE_8 = (
     ("majority vote of binary masks", strategies.VOTE, 75.05),
 )
 
-_SAMPLED = (("eval.samples", 10), ("eval.controls", False))
-_TRANSFER = {"disjoint": "pascal_disjoint", "standard": "pascal_standard"}
+_SAMPLED = Scoring("strategies", (("eval.samples", 10), ("eval.controls", False)))
+_TRANSFER = {
+    name: Scoring(f"pascal_{name}", (("data.test", f"pascal_{name}"),))
+    for name in ("disjoint", "standard")
+}
 _UNKNOWN = (None,) * 5
 
 
@@ -183,10 +187,10 @@ def _tables() -> dict[int, Table]:
                     "coco",
                     method,
                     _UNKNOWN,
-                    evaluation=(("data.test", test),),
+                    scoring=scoring,
                     below=(protocol, vrp) if method != VRP else None,
                 )
-                for protocol, test in _TRANSFER.items()
+                for protocol, scoring in _TRANSFER.items()
                 for method, title in ((VRP, vrp), (STUDENT_T, prosam))
             ),
         ),
@@ -251,7 +255,7 @@ def _tables() -> dict[int, Table]:
                 for called, read_as, count, of_vrp, of_prosam in _TABLE_6
                 for method, title, values in ((VRP, vrp, of_vrp), (STUDENT_T, prosam, of_prosam))
             ),
-            unit="share of all pixels, percent",
+            unit="a share of all pixels in percent",
         ),
         Table(
             7,
@@ -286,7 +290,7 @@ def _tables() -> dict[int, Table]:
                     STUDENT_T,
                     (value,),
                     scored=name,
-                    evaluation=_SAMPLED,
+                    scoring=_SAMPLED,
                     below=(_TABLE_8[0][0],) if name != RESULT else None,
                 )
                 for title, name, value in _TABLE_8
