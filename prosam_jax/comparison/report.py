@@ -6,12 +6,10 @@ The layout is in `report/comparison.html.jinja`.
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from prosam_jax import console
 from prosam_jax.atomic import replacing
@@ -20,23 +18,15 @@ from prosam_jax.data import datasets
 from prosam_jax.data.folds import SPLITS
 from prosam_jax.evaluation import controls, results
 from prosam_jax.evaluation.results import Example
-from prosam_jax.report import html, pictures, scores
+from prosam_jax.report import figures, html, pictures, scores
 from prosam_jax.report.curves import read as read_curves
+from prosam_jax.report.curves import seconds
 
-PREDICTED, TRUTH, WRONG = (0.1, 0.5, 1.0), (0.1, 0.8, 0.3), (1.0, 0.3, 0.3)
-COLOURS = ("#1f77d0", "#d9730d", "#2a9d5c", "#a04bc2", "#c23b5e")
-"""Colours of the methods' curves; they and the grid are visible on light and dark pages."""
-GRID = "#80808050"
+WRONG = (1.0, 0.3, 0.3)
+"""Colour of what is predicted from a reference of a wrong class."""
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 """Lines of `metrics.jsonl`, by the method's title."""
-
-
-class Panel(NamedTuple):
-    """A picture of the page: its data URI and its caption."""
-
-    uri: str
-    caption: str
 
 
 def write(path: pathlib.Path, runs: Sequence[methods.Run], command: str) -> None:
@@ -72,10 +62,7 @@ def write(path: pathlib.Path, runs: Sequence[methods.Run], command: str) -> None
         threshold=one["prior_threshold"],
         heads=heads,
         pictured=pictured,
-        charts={
-            "Loss in training": _chart(curves, "train/loss"),
-            "mIoU in training, %": _chart(curves, "train/miou", 100),
-        },
+        charted=figures.training({title: [lines] for title, lines in curves.items()}),
         facts={"this comparison": command} | _facts(runs, held, curves),
     )
     with replacing(path) as part:
@@ -97,7 +84,7 @@ def _facts(
     }
     for run in runs:
         scored = held[run.title]["seconds"]
-        trained = _seconds(curves[run.title], cfg.train.batch_size)
+        trained = seconds(curves[run.title], cfg.train.batch_size)
         facts[f"time of {run.title}"] = (
             f"{console.clock(trained)} of training, {console.clock(scored)} of evaluation with "
             "controls, including compilation"
@@ -107,19 +94,9 @@ def _facts(
     return facts
 
 
-def _seconds(lines: Sequence[Mapping[str, Any]], batch_size: int) -> float:
-    """Duration of a training in seconds, from its curves."""
-    trained = [line for line in lines if "train/loss" in line]
-    steps = np.diff([0, *(line["step"] for line in trained)])
-    return sum(
-        n * batch_size / line["train/episodes_per_s"]
-        for n, line in zip(steps, trained, strict=True)
-    )
-
-
 def _pictures(
     examples: Mapping[str, Sequence[Example]],
-) -> tuple[list[str], list[list[Panel]]]:
+) -> tuple[list[str], list[list[html.Panel]]]:
     """Column heads and a row of pictures per episode, with the methods side by side."""
     *_, last = examples
     probabilistic = [title for title, of in examples.items() if of[0].uncertainty is not None]
@@ -132,53 +109,35 @@ def _pictures(
     return heads, rows
 
 
-def _row(several: Sequence[Example], brightest: float) -> list[Panel]:
+def _row(several: Sequence[Example], brightest: float) -> list[html.Panel]:
     """The pictures of one episode, with the predictions of all methods."""
     first, at_last = several[0], several[-1]
     episode = first.episode
     shots = len(episode.reference_image) // 2
     right, wrong = (
-        pictures.overlay(episode.reference_image[i], episode.reference_mask[i], pictures.MARK)
+        pictures.annotated(episode.reference_image[i], episode.reference_mask[i])
         for i in (0, shots)
     )
-    truth = pictures.overlay(episode.target_image, episode.target_mask, TRUTH)
+    truth = pictures.overlay(episode.target_image, episode.target_mask, pictures.TRUTH)
     inferno = matplotlib.colormaps["inferno"]
     return [
-        _panel(right, first.class_name),
-        _panel(episode.target_image / 255),
-        _panel(truth),
-        *(_prediction(x, x.prediction, PREDICTED) for x in several),
+        html.panel(right, first.class_name),
+        html.panel(episode.target_image / 255),
+        html.panel(truth),
+        *(_prediction(x, x.prediction, pictures.PREDICTED) for x in several),
         *(
-            _panel(inferno(x.uncertainty / brightest)[..., :3])
+            html.panel(inferno(x.uncertainty / brightest)[..., :3])
             for x in several
             if x.uncertainty is not None
         ),
-        _panel(wrong),
+        html.panel(wrong),
         _prediction(at_last, at_last.controls[controls.WRONG], WRONG),
     ]
 
 
-def _prediction(example: Example, mask: np.ndarray, colour: tuple[float, float, float]) -> Panel:
+def _prediction(
+    example: Example, mask: np.ndarray, colour: tuple[float, float, float]
+) -> html.Panel:
     iou = results.iou_of(example.episode, mask)
     image = pictures.overlay(example.episode.target_image, mask, colour)
-    return _panel(image, f"IoU {100 * iou:.0f}")
-
-
-def _panel(image: np.ndarray, caption: str = "") -> Panel:
-    return Panel(html.data_uri(image), caption)
-
-
-def _chart(curves: Curves, key: str, factor: float = 1) -> Markup:
-    """A chart with a line per method over the training steps."""
-    figure = Figure(figsize=(5.4, 3), layout="constrained")
-    axes = figure.subplots()
-    for colour, (title, lines) in zip(COLOURS, curves.items(), strict=False):
-        points = [(line["step"], factor * line[key]) for line in lines if key in line]
-        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, label=title)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("step")
-    axes.grid(axis="y", color=GRID)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=2, frameon=False)
-    return html.inline_svg(figure)
+    return html.panel(image, f"IoU {100 * iou:.0f}")

@@ -21,6 +21,7 @@ from prosam_jax.config import Config, replaced
 from prosam_jax.errors import UserError
 from prosam_jax.evaluation import intervals
 from prosam_jax.evaluation.intervals import Interval
+from prosam_jax.evaluation.results import Counted
 
 MEAN = "mean"
 """Name of the column after the folds."""
@@ -279,17 +280,14 @@ def _drawn(made: Made, row: Row, fold: int) -> Drawn:
 
 def _of_run(run: Run, row: Row) -> tuple[float, Float[np.ndarray, " k"]]:
     """A run's value in percent, and each draw's."""
-    scoring = next((x for x in run.scorings if x.name == row.scoring.name), OWN)
-    return _percent(run, scoring, row.scored, row.share)
+    return _percent(run, scoring_of(run, row), row.scored, row.share)
 
 
 @functools.lru_cache(maxsize=4096)
 def _percent(
     run: Run, scoring: Scoring, name: str, share: int | None
 ) -> tuple[float, Float[np.ndarray, " k"]]:
-    held = methods.results(run, scoring)
-    assert held is not None, run.workdir
-    lists = methods.counted(run.workdir / scoring.name, held)
+    lists = counted(run, scoring)
     absent = methods.scored_with(run, scoring).eval.absent == "zero"
     scores = [x.scores(name, absent) for x in lists]
     drawn = intervals.mean([x.draws(name, absent) for x in lists])
@@ -297,6 +295,19 @@ def _percent(
         return 100 * float(np.mean([x.miou for x in scores])), 100 * drawn.miou
     value = 100 * float(np.mean([x.shares[share] for x in scores]))
     return value, 100 * drawn.shares[:, share]
+
+
+def scoring_of(run: Run, row: Row) -> Scoring:
+    """How a run is scored for a row."""
+    return next((x for x in run.scorings if x.name == row.scoring.name), OWN)
+
+
+@functools.lru_cache(maxsize=64)
+def counted(run: Run, scoring: Scoring) -> list[Counted]:
+    """The episodes of a finished run."""
+    held = methods.results(run, scoring)
+    assert held is not None, run.workdir
+    return methods.counted(run.workdir / scoring.name, held)
 
 
 def controls_of(made: Made) -> list[tuple[Row, dict[str, float]]]:

@@ -3,10 +3,11 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from prosam_jax.comparison import methods, reproduce
+from prosam_jax.comparison.paper import Row
 from prosam_jax.comparison.reproduce import MEAN, Line, Made, Value
 from prosam_jax.evaluation import controls
 from prosam_jax.evaluation.intervals import LEVEL
@@ -14,76 +15,120 @@ from prosam_jax.evaluation.intervals import LEVEL
 BETWEEN = " over "
 """Between the names of two rows whose difference is shown."""
 
+APART = "Differences on the same episodes, in percentage points"
+CONTROLS = "Controls and baselines of the same runs, mIoU in percent, mean over folds and seeds"
+
 COLUMNS = (
     "table", "row", "over", "fold", "paper", "ours", "low", "high", "less_paper",
     "less_paper_low", "less_paper_high", "seeds",
 )  # fmt: skip
 
 
+class Grid(NamedTuple):
+    """A table as text; the first `labels` cells of a row tell what it is."""
+
+    labels: int
+    head: list[str]
+    rows: list[list[str]]
+
+
 def markdown(made: Made) -> str:
     """The table, differences between its rows, controls, and how it was made."""
-    table, columns = made.table, _columns(made)
-    on = " and ".join(dict.fromkeys(made.preset.data(row.benchmark) for row in made.rows))
-    heads = [*table.heads, "", *(x if x == MEAN else f"fold {x}" for x in columns)]
-    parts = [
-        f"# Table {table.number} of the paper on {on}: {table.title}",
-        f"Each value is {table.unit}, in brackets its {100 * LEVEL:.0f} % interval over test "
-        f"episodes. {_note(made)}",
-        _grid(heads, _rows(reproduce.lines(made), columns, made)),
-    ]
-    if apart := reproduce.differences(made):
+    parts = [f"# {title(made)}", note(made), _shown(value_grid(made))]
+    if (apart := difference_grid(made)).rows:
+        parts += [f"{APART}:", _shown(apart)]
+    if (held := control_grid(made)).rows:
         parts += [
-            "Differences on the same episodes, in percentage points:",
-            _grid(heads, _rows(apart, columns, made, made.by_label)),
+            f"{CONTROLS}:",
+            _shown(held),
+            " ".join(f"*{name}*: {meaning}." for name, meaning in meanings(held).items()),
         ]
-    if held := reproduce.controls_of(made):
-        names = list(dict.fromkeys(name for _, of in held for name in of))
-        parts += [
-            "Controls and baselines of the same runs, mIoU in percent, mean over folds and seeds:",
-            _grid(
-                [*table.heads, *names],
-                [[*row.labels, *(f"{of[x]:.2f}" for x in names)] for row, of in held],
-            ),
-            " ".join(f"*{name}*: {controls.MEANING[name]}." for name in names),
-        ]
-    parts.append(_made_by(made))
+    parts.append(made_by(made))
     return "\n\n".join(parts) + "\n"
 
 
-def _columns(made: Made) -> list[str]:
-    return [*map(str, made.folds), *([MEAN] if len(made.folds) > 1 else [])]
+def title(made: Made) -> str:
+    """The number of the table, what it is made on, and what it shows."""
+    on = " and ".join(dict.fromkeys(made.preset.data(row.benchmark) for row in made.rows))
+    return f"Table {made.table.number} of the paper on {on}: {made.table.title}"
 
 
-def _note(made: Made) -> str:
+def note(made: Made) -> str:
+    """What the values are."""
     first = next(iter(made.runs.values()))
     several = f" Values are means over {len(first)} seeds." if len(first) > 1 else ""
     if made.preset.paper:
-        return f"Less the paper: ours minus the paper's value.{several}"
+        beside = "Less the paper: ours minus the paper's value."
+    else:
+        beside = (
+            "The paper's values are of other data and networks and stand here for the differences "
+            "between rows alone."
+        )
     return (
-        "The paper's values are of other data and networks and stand here for the differences "
-        f"between rows alone.{several}"
+        f"Each value is {made.table.unit}, in brackets its {100 * LEVEL:.0f} % interval over test "
+        f"episodes. {beside}{several}"
     )
 
 
-def _rows(
-    found: Sequence[Line],
-    columns: Sequence[str],
-    made: Made,
-    others: Mapping[tuple[str, ...], Any] | None = None,
-) -> list[list[str]]:
-    cells = []
+def value_grid(made: Made) -> Grid:
+    """The values of all rows, ours and the paper's."""
+    return _grid(made, _rows(reproduce.lines(made), made))
+
+
+def difference_grid(made: Made) -> Grid:
+    """`APART`."""
+    return _grid(made, _rows(reproduce.differences(made), made, apart=True))
+
+
+def _grid(made: Made, rows: list[list[str]]) -> Grid:
+    columns = [f"fold {fold}" for fold in made.folds] + [MEAN] * (len(made.folds) > 1)
+    return Grid(len(made.table.heads) + 1, [*made.table.heads, "", *columns], rows)
+
+
+def control_grid(made: Made) -> Grid:
+    """`CONTROLS`, without labels in which rows of the same runs differ."""
+    held = reproduce.controls_of(made)
+    names = list(dict.fromkeys(name for _, of in held for name in of))
+
+    def runs(row: Row) -> tuple[methods.Run, ...]:
+        return made.runs[row.labels, made.folds[0]]
+
+    kept = [
+        i
+        for i in range(len(made.table.heads))
+        if all(
+            other.labels[i] == row.labels[i]
+            for row, _ in held
+            for other in made.rows
+            if runs(other) == runs(row)
+        )
+    ]
+    return Grid(
+        len(kept),
+        [*(made.table.heads[i] for i in kept), *names],
+        [[*(row.labels[i] for i in kept), *(f"{of[x]:.2f}" for x in names)] for row, of in held],
+    )
+
+
+def meanings(held: Grid) -> dict[str, str]:
+    """What the controls of a grid mean."""
+    return {name: controls.MEANING[name] for name in held.head if name in controls.MEANING}
+
+
+def _rows(found: Sequence[Line], made: Made, apart: bool = False) -> list[list[str]]:
+    """The cells of lines; `apart` for differences of two rows."""
+    cells, sign = [], "+" if apart else ""
     for row, values in found:
         labels = list(row.labels)
-        if others is not None and row.below is not None:
+        if apart and row.below is not None:
             labels = [
                 a if a == b else f"{a}{BETWEEN}{b}" for a, b in zip(labels, row.below, strict=True)
             ]
-        sign = "+" if others is not None else ""
-        shown = [values[name] for name in columns]
+        shown = values.values()
         cells.append([*labels, "ours", *(_ours(x, sign) for x in shown)])
         blank = [""] * len(labels)
         cells.append([*blank, "paper", *(_number(x.paper, sign) for x in shown)])
-        if made.preset.paper and others is None:
+        if made.preset.paper and not apart:
             cells.append([*blank, "less the paper", *map(_less, shown)])
     return cells
 
@@ -104,15 +149,17 @@ def _less(value: Value) -> str:
     return f"{value.ours - value.paper:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-def _made_by(made: Made) -> str:
+def made_by(made: Made) -> str:
+    """The runs, their episodes, versions and device."""
     runs = reproduce.together([made])
     held = [x for run in runs if (x := methods.results(run)) is not None]
     seeds = sorted({run.cfg.seed for run in runs})
     steps = sorted({x["step"] for x in held})
     episodes = sorted({x["episodes"] for x in held})
     return (
-        f"{len(runs)} run{'s' * (len(runs) > 1)} of {_listed(steps)} steps, {_listed(episodes)} test episodes for each "
-        f"fold, the last checkpoint, seed{'s' * (len(seeds) > 1)} {_listed(seeds)}; "
+        f"{len(runs)} run{'s' * (len(runs) > 1)} of {_listed(steps)} steps, {_listed(episodes)} "
+        "test episodes for each fold, the last checkpoint, "
+        f"seed{'s' * (len(seeds) > 1)} {_listed(seeds)}; "
         f"{'; or '.join(dict.fromkeys(map(methods.made_by, held)))}."
     )
 
@@ -121,10 +168,10 @@ def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(f"{x:,}" if x >= 10_000 else str(x) for x in numbers)
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+def _shown(grid: Grid) -> str:
+    """As Markdown."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (grid.head, *grid.rows)]
+    return "\n".join([lines[0], "|---" * len(grid.head) + "|", *lines[1:]])
 
 
 def as_csv(made: Made) -> str:

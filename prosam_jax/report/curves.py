@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prosam_jax.atomic import replacing
@@ -92,3 +92,13 @@ def newest(workdir: pathlib.Path) -> dict[str, Any]:
         OSError: The file cannot be read.
     """
     return next((line for line in reversed(read(workdir)) if "train/loss" in line), {})
+
+
+def seconds(lines: Sequence[Mapping[str, Any]], batch_size: int) -> float:
+    """Duration of a training in seconds, from the lines of `metrics.jsonl`."""
+    before, total = 0, 0.0
+    for line in lines:
+        if "train/loss" in line:
+            total += (line["step"] - before) * batch_size / line["train/episodes_per_s"]
+            before = line["step"]
+    return total

@@ -5,14 +5,17 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, UInt8
 
 from prosam_jax.atomic import replacing
 from prosam_jax.errors import printable
 from prosam_jax.evaluation.results import Example, iou_of
 
-MARK = (1.0, 0.75, 0.0)
-"""Colour of annotations in pictures."""
+Picture = Float[np.ndarray, "h w 3"]
+"""With values in [0, 1]."""
+
+MARK, PREDICTED, TRUTH = (1.0, 0.75, 0.0), (0.1, 0.5, 1.0), (0.1, 0.8, 0.3)
+"""Colours of annotations, predictions and true masks in pictures."""
 
 
 def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
@@ -25,10 +28,10 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
         episode, prediction = example.episode, example.prediction
         target = episode.target_image
         panels = (
-            overlay(episode.reference_image[0], episode.reference_mask[0], MARK),
+            annotated(episode.reference_image[0], episode.reference_mask[0]),
             target,
-            overlay(target, prediction, (0.1, 0.5, 1.0)),
-            overlay(target, episode.target_mask, (0.1, 0.8, 0.3)),
+            overlay(target, prediction, PREDICTED),
+            overlay(target, episode.target_mask, TRUTH),
         )
         iou = f"IoU {100 * iou_of(episode, prediction):.0f} %"
         names = (
@@ -41,8 +44,6 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
             axis.imshow(panel)
             axis.set_title(name, fontsize=9, parse_math=False)  # a "$" is no formula
             axis.set_axis_off()
-        y, x = np.nonzero(_lone(episode.reference_mask[0]))
-        row[0].scatter(x, y, s=14, color=MARK, edgecolors="black", linewidths=0.6)
     with (
         matplotlib.rc_context({"savefig.dpi": 110}),
         warnings.catch_warnings(),
@@ -52,14 +53,21 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
         figure.savefig(part, format="png")
 
 
-def _lone(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Annotated pixels without an annotated neighbour, too small to be seen in a picture."""
+def annotated(image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"]) -> Picture:
+    """The image with its annotation; pixels that are marked alone are enlarged to be seen."""
     padded = np.pad(mask, 1)
     beside = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-    return mask & ~beside
+    shown, reach = mask.copy(), max(1, len(mask) // 64)
+    for y, x in zip(*np.nonzero(mask & ~beside), strict=True):
+        shown[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1] = True
+    return overlay(image, shown, MARK)
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: Bool[np.ndarray, "h w"],
+    colour: tuple[float, float, float],
+) -> Picture:
     """The image, dimmed outside the mask and tinted inside it."""
     image = image.astype(np.float32) / 255
     tinted = 0.35 * image + 0.65 * np.asarray(colour, np.float32).reshape(1, 1, 3)
