@@ -58,15 +58,19 @@ def counts_of(miou, episodes=3):
     return np.tile([hit, 0, 1000 - hit, 5000], (episodes, 1))
 
 
-def finish(run, miou, counts=None, scoring=methods.OWN):
-    """Writes what a finished run leaves; `counts` are its episodes' pixels by name."""
+def finish(run, miou, counts=None, scoring=methods.OWN, classes=(CLASS,)):
+    """Writes what a finished run leaves.
+
+    `counts` are its episodes' pixels by name; `classes` take turns in them.
+    """
     folder = run.workdir / scoring.name
     folder.mkdir(parents=True, exist_ok=True)
     prompt_encoder.write_frozen(run.cfg, run.workdir)
     counts = counts or {RESULT: counts_of(miou)}
     n = len(counts[RESULT])
     digest = "ab" * 31 + f"{run.cfg.data.fold:02x}"  # folds have different episodes
-    one = results.Counted(run.cfg.eval.seed, digest, {1: CLASS}, np.ones(n, int), counts)
+    named, class_id = dict(enumerate(classes, 1)), 1 + np.arange(n) % len(classes)
+    one = results.Counted(run.cfg.eval.seed, digest, named, class_id, counts)
     results.write_episodes(folder / "episodes.csv", results.Result([one], False, 1.0, [], n, 0))
     held = {
         "miou": miou,

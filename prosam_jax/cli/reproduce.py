@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
     command = shlex.join(["prosam", *sys.argv[1:]])
     for made in tables:
         _write(made, workdir, command)
+    for made in tables:  # when all else is written, for it reads the dataset and predicts again
+        _draw(made, workdir, command)
     print(console.clock(time.monotonic() - start))
     return 0
 
@@ -130,7 +132,7 @@ def _show(runs: Any, jobs: int | None) -> None:
 
 def _write(made: Any, workdir: pathlib.Path, command: str) -> None:
     from prosam_jax.atomic import replacing
-    from prosam_jax.comparison import extremes, table_files, table_page
+    from prosam_jax.comparison import table_files
     from prosam_jax.json_files import write_object
 
     stem = f"table{made.table.number}"
@@ -140,7 +142,11 @@ def _write(made: Any, workdir: pathlib.Path, command: str) -> None:
             part.write_text(content, encoding="utf-8")
     write_object(workdir / f"{stem}.json", table_files.as_json(made, command))
     print(text)
-    # After all else, because it reads the dataset and predicts, where something may be amiss.
-    page = workdir / f"{stem}.html"
+
+
+def _draw(made: Any, workdir: pathlib.Path, command: str) -> None:
+    from prosam_jax.comparison import extremes, table_page
+
+    page = workdir / f"table{made.table.number}.html"
     table_page.write(page, made, extremes.found(made), command)
-    print(f"with figures and pictures, for a browser: {page.resolve()}\n")
+    print(f"with figures and pictures, for a browser: {page.resolve()}")

@@ -36,8 +36,6 @@ def write(path: pathlib.Path, made: Made, extremes: Extremes, command: str) -> N
     """
     held = list(reproduce.facts(made))
     controls = table_files.control_grid(made)
-    group = extremes.group
-    names = [f"{name}, IoU %" for name in group.names]
     text = html.render(
         "table.html.jinja",
         title=table_files.title(made),
@@ -51,7 +49,7 @@ def write(path: pathlib.Path, made: Made, extremes: Extremes, command: str) -> N
         meanings=table_files.meanings(controls),
         classes=_classes(made),
         about_episodes=_about(made, extremes),
-        heads=["reference", "target", "truth", *names],
+        heads=["reference", "target", "truth", *extremes.group.names],
         kinds={kind: _rows(extremes, of) for kind, of in extremes.kinds.items()},
         several=any(len(of) > 1 for of in made.runs.values()) or len(made.folds) > 1,
         training=_training(made),
@@ -125,7 +123,7 @@ def _rows(extremes: Extremes, indices: Sequence[int]) -> list[list[html.Panel]]:
         ]
         for example, iou in zip(several, extremes.iou, strict=True):
             image = pictures.overlay(target, example.prediction, pictures.PREDICTED)
-            row.append(html.panel(image, f"{100 * iou[i]:.1f}"))
+            row.append(html.panel(image, f"IoU {100 * iou[i]:.1f}"))
         rows.append(row)
     return rows
 

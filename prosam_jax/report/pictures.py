@@ -54,12 +54,13 @@ def draw_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:
 
 
 def annotated(image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"]) -> Picture:
-    """The image with its annotation; pixels that are marked alone are enlarged to be seen."""
+    """The image with its annotation; marks of a single pixel each are enlarged to be seen."""
     padded = np.pad(mask, 1)
     beside = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-    shown, reach = mask.copy(), max(1, len(mask) // 64)
-    for y, x in zip(*np.nonzero(mask & ~beside), strict=True):
-        shown[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1] = True
+    lone, shown, reach = mask & ~beside, mask.copy(), max(1, len(mask) // 64)
+    if 2 * lone.sum() > mask.sum():  # points, not the ragged edge of an object
+        for y, x in zip(*np.nonzero(lone), strict=True):
+            shown[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1] = True
     return overlay(image, shown, MARK)
 
 
