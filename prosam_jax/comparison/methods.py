@@ -90,7 +90,7 @@ def finish(run: Run) -> dict[str, Any]:
         UserError: The folder has a run with other settings or frozen weights, or a file that the
             settings name is not valid.
         FloatingPointError: A metric is no longer finite.
-        training.signals.Stopped: SIGTERM or SIGINT was received; the state is saved.
+        training.signals.Stopped: A signal was received; the state is saved.
     """
     if (held := results(run)) is not None:
         return held

@@ -55,7 +55,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
             trains there, or the disk is full.
         FloatingPointError: A metric is no longer finite; the message names metric, step and
             the file with the batch.
-        Stopped: SIGTERM or SIGINT was received; the state is saved.
+        Stopped: A signal of `signals.ENDING` was received; the state is saved.
     """
     told = f"another process is training in {workdir}: wait until it ends, or stop it"
     with locked(workdir / LOCK, told):
