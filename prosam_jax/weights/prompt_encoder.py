@@ -95,7 +95,7 @@ SCORES: dict[str, Check] = {
 
 CHECKS: dict[str, Check] = {
     "config": lambda value: isinstance(value, dict),  # `recorded` looks into it
-    "merged_channels": lambda value: _is_count(value) and value > 0,
+    "merged_channels": lambda value: _is_count(value) and 0 < value <= 1 << 16,
     "frozen": _names_frozen,
     "version": _is_name,
     "benchmark": _or_none(_is_name),
