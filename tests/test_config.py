@@ -233,13 +233,17 @@ def test_settings_are_read_from_a_runs_file(tmp_path):
     with pytest.raises(UserError) as error:
         config.read_config(path)
     check_line(error, "evla.seed".partition(".")[0], "eval")
+    path.write_text(json.dumps({"train": "x"}))
+    with pytest.raises(UserError) as error:
+        config.read_config(path)
+    check_line(error, f"{path} is damaged", "(train='x' must be a group of settings); restore it")
     path.write_text('{"seed": 3')
     with pytest.raises(UserError) as error:
         config.read_config(path)
     check_line(error, str(path))
     with pytest.raises(UserError) as error:
         config.read_config(tmp_path / "none.json")
-    check_line(error, str(tmp_path / "none.json"), "--workdir")
+    check_line(error, str(tmp_path / "none.json"), "--workdir", "restore the file")
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -28,7 +28,7 @@ from prosam_jax.data.datasets.pascal import pascal_episodes
 from prosam_jax.data.episodes import EpisodeSource
 from prosam_jax.data.loader import make_loader
 from prosam_jax.errors import UserError
-from prosam_jax.training import loop, signals
+from prosam_jax.training import loop, not_finite, signals
 from prosam_jax.weights.checkpoint import Checkpoints
 
 
@@ -314,10 +314,21 @@ def test_after_a_nan_the_batch_is_kept_and_another_learning_rate_goes_on(tmp_pat
         batch = next(loader)
     with np.load(kept) as held:
         assert held["index"].tolist() == [8, 9]
-        assert set(held) == set(batch._fields)
+        assert set(held) == {*batch._fields, "after", "learning_rate"}
+        assert (held["after"], held["learning_rate"]) == (3, 1e-3)
         for name in batch._fields:
             np.testing.assert_array_equal(held[name], getattr(batch, name))
-    loop.train(replaced(cfg, {"train.learning_rate": 5e-4}), workdir)
+    state = {"after": 3, "learning_rate": 1e-3}
+    assert not_finite.ended(workdir, **state)
+    slower = replaced(cfg, {"train.learning_rate": 5e-4})
+    whole = kept.read_bytes()
+    for other in (whole[:500], whole[500:], b"", None):  # damaged, and of another state
+        kept.write_bytes(other) if other is not None else np.savez(kept, **state | {"after": 2})
+        with pytest.raises(UserError) as refused:
+            loop.train(slower, workdir)
+        check_line(refused, "train.learning_rate: 0.001 -> 0.0005", workdir)
+    kept.write_bytes(whole)
+    loop.train(slower, workdir)
     rates = {
         int(x): y
         for x, y in re.findall(

@@ -24,6 +24,8 @@ from prosam_jax.atomic import PART
 from prosam_jax.errors import UserError
 from prosam_jax.weights.registry import sha256
 
+CHECKPOINTS = "checkpoints"
+"""Folder in a run's."""
 ARRAYS = "arrays"
 """What Orbax writes of a checkpoint: a folder in the checkpoint's."""
 SAVED = "saved.json"
@@ -49,7 +51,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path):
         self._workdir = workdir
-        self._folder = workdir.resolve() / "checkpoints"
+        self._folder = workdir.resolve() / CHECKPOINTS
 
     @property
     def steps(self) -> list[int]:
@@ -85,6 +87,14 @@ class Checkpoints:
         """
         return self._score(step) is not None
 
+    def newest_whole(self) -> int:
+        """The latest step that a training can go on from; nothing is changed.
+
+        Raises:
+            UserError: No checkpoint is whole.
+        """
+        return max(self._found().keys() - self._problems().keys())
+
     def mend(self) -> list[str]:
         """Sets damaged checkpoints aside and removes unfinished ones, for a training to go on.
 
@@ -96,16 +106,8 @@ class Checkpoints:
             OSError: The folder cannot be written to.
         """
         found = self._found()
-        problems = {step: _problem(folder) for step, folder in found.items()}
-        damaged = {step: problem for step, problem in problems.items() if problem}
-        if damaged and damaged.keys() == found.keys():
-            told = "; ".join(f"{found[step]}: {problem}" for step, problem in damaged.items())
-            raise UserError(
-                f"{self._workdir} has no whole checkpoint to go on from ({told}): restore one from "
-                "a copy, or choose another --workdir to begin again"
-            )
         lines = []
-        for step, problem in damaged.items():
+        for step, problem in self._problems().items():
             aside = self._folder / f"damaged-{found[step].name}"
             if aside.exists():
                 aside = aside.with_name(f"{aside.name}-{uuid.uuid4().hex[:8]}")
@@ -204,6 +206,19 @@ class Checkpoints:
                 step, time_saved = int(name[1]), int(name[2] or 1)
                 found[step] = max(found.get(step, (0, path)), (time_saved, path))
         return {step: path for step, (_, path) in found.items()}
+
+    def _problems(self) -> dict[int, str]:
+        """What is wrong with each damaged checkpoint; UserError if there are no others."""
+        found = self._found()
+        problems = {step: _problem(folder) for step, folder in found.items()}
+        damaged = {step: problem for step, problem in problems.items() if problem}
+        if damaged and damaged.keys() == found.keys():
+            told = "; ".join(f"{found[step]}: {problem}" for step, problem in damaged.items())
+            raise UserError(
+                f"{self._workdir} has no whole checkpoint to go on from ({told}): restore one from "
+                "a copy, or choose another --workdir to begin again"
+            )
+        return damaged
 
     def _prune(self) -> None:
         found = self._found()
