@@ -71,7 +71,7 @@ def ended(workdir: pathlib.Path, **state: float) -> bool:
 def _kept(path: pathlib.Path) -> dict[str, float]:
     """The state in a file; empty if it has none that can be read."""
     try:
-        with np.load(path) as held:
+        with path.open("rb") as file, np.load(file) as held:
             return {name: held[name].item() for name in ("after", "learning_rate")}
     except (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, *_DAMAGED):
         return {}
