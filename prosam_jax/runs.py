@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from prosam_jax import console, equations, model, sharding
+from prosam_jax.atomic import check_place
 from prosam_jax.config import (
     CHANGES_NO_NUMBER,
     OF_AN_EVALUATION,
@@ -27,6 +28,8 @@ from prosam_jax.report import pictures, scores
 from prosam_jax.training import state
 from prosam_jax.weights import prompt_encoder
 
+RESULTS = "results.json"
+EXAMPLES = "examples.png"
 SAMPLES = 8
 """Number of prompts drawn for an uncertainty map."""
 
@@ -87,6 +90,7 @@ def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result
     Raises:
         UserError: There is no such checkpoint, or settings and files do not fit.
     """
+    _check_places(cfg, workdir)
     cfg = replaced(cfg, {"prompt.weights": ""})  # where the run started from no longer matters
     source = evaluate.test_episodes(cfg)
     if cfg.data.name == "folder":
@@ -106,6 +110,7 @@ def score_file(cfg: Config, workdir: pathlib.Path) -> results.Result:
     Raises:
         UserError: Settings and files do not fit.
     """
+    _check_places(cfg, workdir)
     file = cfg.prompt.weights
     source = evaluate.test_episodes(cfg)
     trained = prompt_encoder.read(file)
@@ -113,6 +118,11 @@ def score_file(cfg: Config, workdir: pathlib.Path) -> results.Result:
         prompt_encoder.check_unseen(file, trained.classes, source.fold.class_names)
     parts = model.split(model.build(cfg))
     return _score(cfg, workdir, source, parts, trained.step, file)
+
+
+def _check_places(cfg: Config, workdir: pathlib.Path) -> None:
+    for name in (RESULTS, EXAMPLES) if cfg.eval.pictures else (RESULTS,):
+        check_place(workdir / name)
 
 
 def _score(
@@ -138,8 +148,11 @@ def _score(
         console.note(cache.announce(min(len(source), len(source.fold.images))))
     predict = prediction.make_predict_step(parts.graph)
     if cfg.eval.controls:
-        predict = _with_controls(cfg, parts, mesh)
-        source = dataclasses.replace(source, wrong=True)
+        # Of one class alone there is no reference of another.
+        source = dataclasses.replace(source, wrong=len(source.fold.filled) > 1)
+        if not source.wrong:
+            console.note(f"without the control {controls.WRONG!r}: only one class is tested")
+        predict = _with_controls(cfg, parts, mesh, wrong=source.wrong)
     with console.counting("evaluating", len(source)) as count:
         result = evaluate.evaluate(
             predict,
@@ -156,21 +169,35 @@ def _score(
         )
     if cfg.eval.controls:
         result = controls.chosen(result)
-    # First of all: whatever may happen while it is shown, the result is kept.
-    workdir.mkdir(parents=True, exist_ok=True)
-    results.write_results(workdir / "results.json", result, cfg, at)
+    try:
+        # First of all: whatever may happen while it is shown, the result is kept.
+        workdir.mkdir(parents=True, exist_ok=True)
+        results.write_results(workdir / RESULTS, result, cfg, at)
+    except OSError as error:
+        scores.print_scores(result)
+        raise _unwritten(workdir / RESULTS, error) from error
     scores.print_scores(result)
     if cache:
         console.note(cache.summary())
-    print(f"wrote {workdir / 'results.json'}")
+    print(f"wrote {workdir / RESULTS}")
     if cfg.eval.pictures:
-        pictures.draw_examples(workdir / "examples.png", result.examples)
-        print(f"wrote {workdir / 'examples.png'}")
+        try:
+            pictures.draw_examples(workdir / EXAMPLES, result.examples)
+        except OSError as error:
+            raise _unwritten(workdir / EXAMPLES, error) from error
+        print(f"wrote {workdir / EXAMPLES}")
     return result
 
 
-def _with_controls(cfg: Config, parts: model.Parts, mesh: Mesh) -> controls.Predict:
+def _unwritten(path: pathlib.Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be written ({error.strerror or error}); stdout has the scores, and the "
+        "same command, once that is mended, makes the file"
+    )
+
+
+def _with_controls(cfg: Config, parts: model.Parts, mesh: Mesh, *, wrong: bool) -> controls.Predict:
     channels = nnx.merge(*parts).backbone.merged_channels
     fresh = sharding.replicate(controls.untrained(cfg, channels), mesh)
     sampled = cfg.eval.pictures and cfg.distribution.name in equations.SAMPLERS
-    return controls.make_step(parts.graph, fresh, samples=SAMPLES if sampled else 0)
+    return controls.make_step(parts.graph, fresh, samples=SAMPLES if sampled else 0, wrong=wrong)

@@ -81,6 +81,17 @@ def test_each_control_takes_one_thing_away(compiled):
 
 
 @pytest.mark.slow
+def test_where_there_is_no_wrong_class_the_other_controls_stay(compiled):
+    graph, params, frozen, fresh, episode, run = compiled
+    without = controls.make_step(graph, fresh, samples=2, wrong=False)
+    found, whole = without(params, frozen, _plain(episode)), run(params, frozen, episode)
+    assert found.control_masks.keys() == NAMES - {controls.WRONG}
+    np.testing.assert_array_equal(found.mask, whole.mask)
+    for name, mask in found.control_masks.items():
+        np.testing.assert_array_equal(mask, whole.control_masks[name])
+
+
+@pytest.mark.slow
 def test_the_baselines_use_the_prior_alone(compiled):
     graph, params, frozen, _, episode, run = compiled
     found = run(params, frozen, episode)

@@ -90,7 +90,7 @@ def finish(run: Run) -> dict[str, Any]:
         UserError: The folder has a run with other settings or frozen weights, or a file that the
             settings name is not valid.
         FloatingPointError: A metric is no longer finite.
-        training.signals.Stopped: SIGTERM or SIGINT was received; the state is saved.
+        training.signals.Stopped: A signal was received; the state is saved.
     """
     if (held := results(run)) is not None:
         return held
@@ -114,7 +114,7 @@ def results(run: Run) -> dict[str, Any] | None:
         cfg = recorded(held["config"])
         if changed(cfg, run.cfg, CHANGES_NO_NUMBER) or held["step"] != _last_step(run.cfg):
             return None
-        if set(held["controls"]) != set(controls.MEANING):  # of another version
+        if set(held["controls"]) | {controls.WRONG} != set(controls.MEANING):  # another version's
             return None
         if run.cfg.eval.pictures:
             load_examples(run.workdir / "examples.npz")

@@ -55,17 +55,20 @@ def untrained(cfg: Config, merged_channels: int) -> nnx.State:
     return nnx.state(nnx.Dict(prompt_encoder=encoder))
 
 
-def make_step(graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0) -> Predict:
+def make_step(
+    graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0, wrong: bool = True
+) -> Predict:
     """Compiles (params, frozen, episodes, image_embeddings=None) -> predictions with controls.
 
-    The episodes come from a source with `wrong=True`: the right references first, then as many of a
-    wrong class. The frozen networks see each picture once. For `image_embeddings` see
-    `ProSAM.encode`.
+    The episodes come from a source with the same `wrong`; if it is true, as many references of a
+    wrong class follow the right ones. The frozen networks see each picture once. For
+    `image_embeddings` see `ProSAM.encode`.
 
     Args:
         graph: Structure of the model.
         fresh: Parameters from `untrained`.
         samples: Number of prompts drawn for the uncertainty map; 0 for no map.
+        wrong: Whether the reference of a wrong class is among the controls.
     """
 
     @jax.jit
@@ -73,13 +76,16 @@ def make_step(graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0) -> Pre
         model = nnx.merge(graph, params, frozen)
         target, ignore = episode.target_mask, episode.target_ignore
         size = target.shape[1:]
-        right, wrong = _halves(model.encode(episode, image_embeddings), len(target))
+        right = model.encode(episode, image_embeddings)
+        if wrong:
+            right, of_others = _halves(right, len(target))
         posterior = model.posterior(right)
         named = {
             RESULT: posterior.mean,
             UNTRAINED: nnx.merge(graph, fresh, frozen).posterior(right).mean,
-            WRONG: model.posterior(wrong).mean,
         }
+        if wrong:
+            named[WRONG] = model.posterior(of_others).mean
         prompts = jnp.stack(list(named.values()))
         if samples:
             key = stream(0, "uncertainty")
@@ -151,5 +157,5 @@ def chosen(result: Result) -> Result:
     scores = result.controls
     threshold = max(THRESHOLDS, key=lambda t: scores[_above(t)].miou)
     scores = scores | {PRIOR: scores[_above(threshold)]}
-    named = {name: scores[name] for name in MEANING}
+    named = {name: scores[name] for name in MEANING if name in scores}
     return dataclasses.replace(result, controls=named, prior_threshold=threshold)
