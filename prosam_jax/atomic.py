@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import IO
@@ -37,6 +38,26 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         part.unlink(missing_ok=True)
 
 
+def check_place(path: pathlib.Path) -> None:
+    """Raises UserError unless a file can be written there, before hours are spent on what it holds.
+
+    Nothing is made: where its folder is missing, the nearest that is there is tried.
+    """
+    mend = "move it away, or choose another place"
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} must be a file and is a folder: {mend}")
+        folder = next(x for x in path.parents if x.exists())
+        if not folder.is_dir():
+            raise UserError(f"{folder} must be a folder and is a file: {mend}")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): mend that, or choose another place"
+        ) from error
+
+
 @contextlib.contextmanager
 def writing(target: pathlib.Path) -> Iterator[IO[bytes]]:
     """Opens a file, in a folder made if needed, that gets its name when it is complete."""
@@ -54,8 +75,9 @@ def locked(path: pathlib.Path, told: str) -> Iterator[None]:
         told: What to say if another process holds it.
 
     Raises:
-        UserError: Another process holds it.
+        UserError: Another process holds it, or it cannot be written.
     """
+    check_place(path)
     made = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, timeout=0)

@@ -3,6 +3,7 @@
 Names of classes and files may be anything, so text is never markup here.
 """
 
+import errno
 import functools
 import os
 import sys
@@ -31,7 +32,15 @@ class Console(rich.console.Console):
 
 
 class _Stderr(Console):
-    """Shows nothing more when its reader has gone, such as a `tee` that Ctrl-C ended, too."""
+    """Shows nothing more when its reader has gone: a `tee` that Ctrl-C ended, a closed terminal."""
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:  # of a terminal
+                raise
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

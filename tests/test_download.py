@@ -246,7 +246,8 @@ def test_two_fetches_of_one_file_do_no_harm(server, entry, tmp_path):
         assert halfway.wait(20)
         with pytest.raises(UserError) as error:
             download.fetch(entry, tmp_path)
-        told(error, tmp_path / "x.pth", "wait")
+        told(error, f"another process is fetching {tmp_path / 'x.pth'}; wait until it ends")
+        assert "by hand" not in str(error.value)
     finally:
         go_on.set()
         first.join(20)

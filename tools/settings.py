@@ -51,6 +51,7 @@ def values(kind: Any, about: About) -> str:
         return "a path" if about.role is Role.PATH else "text"
     limits = (
         ("at least", about.least),
+        ("at most", about.most),
         ("above", about.above),
         ("below", about.below),
     )

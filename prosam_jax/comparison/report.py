@@ -127,7 +127,8 @@ def _pictures(
     brightest = max((float(x.max()) for x in maps), default=1.0)
     heads = ["reference", "target", "truth", *examples]
     heads += [f"uncertainty of {title}, white is {brightest:.1g}" for title in probabilistic]
-    heads += ["wrong reference", f"{last} with that reference"]
+    if controls.WRONG in examples[last][0].controls:  # not if only one class is tested
+        heads += ["wrong reference", f"{last} with that reference"]
     rows = [_row(of, max(brightest, 1e-6)) for of in zip(*examples.values(), strict=True)]
     return heads, rows
 
@@ -136,15 +137,16 @@ def _row(several: Sequence[Example], brightest: float) -> list[Panel]:
     """The pictures of one episode, with the predictions of all methods."""
     first, at_last = several[0], several[-1]
     episode = first.episode
-    shots = len(episode.reference_image) // 2
-    right, wrong = (
-        pictures.overlay(episode.reference_image[i], episode.reference_mask[i], pictures.MARK)
-        for i in (0, shots)
-    )
+
+    def reference(i: int) -> Panel:
+        image, mask = episode.reference_image[i], episode.reference_mask[i]
+        return _panel(pictures.overlay(image, mask, pictures.MARK), first.class_name * (i == 0))
+
+    wrong = at_last.controls.get(controls.WRONG)
     truth = pictures.overlay(episode.target_image, episode.target_mask, TRUTH)
     inferno = matplotlib.colormaps["inferno"]
     return [
-        _panel(right, first.class_name),
+        reference(0),
         _panel(episode.target_image / 255),
         _panel(truth),
         *(_prediction(x, x.prediction, PREDICTED) for x in several),
@@ -153,8 +155,14 @@ def _row(several: Sequence[Example], brightest: float) -> list[Panel]:
             for x in several
             if x.uncertainty is not None
         ),
-        _panel(wrong),
-        _prediction(at_last, at_last.controls[controls.WRONG], WRONG),
+        *(
+            ()
+            if wrong is None
+            else (
+                reference(len(episode.reference_image) // 2),
+                _prediction(at_last, wrong, WRONG),
+            )
+        ),
     ]
 
 

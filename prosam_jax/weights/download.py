@@ -9,7 +9,6 @@ which the result can be verified.
 
 import contextlib
 import importlib.metadata
-import os
 import pathlib
 import shutil
 import ssl
@@ -19,10 +18,8 @@ from http.client import HTTPException, HTTPResponse
 from typing import NamedTuple
 from urllib.error import HTTPError, URLError
 
-import filelock
-
 from prosam_jax import console
-from prosam_jax.atomic import PART, replacing
+from prosam_jax.atomic import PART, locked, replacing
 from prosam_jax.errors import UserError
 from prosam_jax.weights import hub, registry
 from prosam_jax.weights.registry import Remote
@@ -61,13 +58,13 @@ def fetch(entry: Remote, folder: pathlib.Path) -> Fetched:
     for path in (target, *_beside(target)):
         if path.is_symlink():
             raise UserError(f"{path} is a link, which nothing is fetched through: delete it")
-    try:
-        check = _copy(entry, target) if entry.hub or entry.package else _download(entry, target)
-    except filelock.Timeout as error:
-        raise UserError(f"another process is fetching {target}; wait until it ends") from error
-    except UserError as error:
-        steps = f"{entry.by_hand}; {entry.steps_by_hand(target)}"
-        raise UserError(f"{error}; to get it by hand, {steps}") from error
+    told = f"another process is fetching {target}; wait until it ends"
+    with locked(_beside(target)[1], told):
+        try:
+            check = _copy(entry, target) if entry.hub or entry.package else _download(entry, target)
+        except UserError as error:
+            steps = f"{entry.by_hand}; {entry.steps_by_hand(target)}"
+            raise UserError(f"{error}; to get it by hand, {steps}") from error
     return Fetched(target, check, False)
 
 
@@ -80,7 +77,6 @@ def _beside(target: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 def _copy(entry: Remote, target: pathlib.Path) -> str:
     source = hub.download(*entry.hub) if entry.hub else _packaged(entry)
     check = registry.verify(entry, source)
-    target.parent.mkdir(parents=True, exist_ok=True)
     _check_room(entry, target.parent, source.stat().st_size)
     with replacing(target) as part:
         shutil.copyfile(source, part)
@@ -102,15 +98,9 @@ def _packaged(entry: Remote) -> pathlib.Path:
 def _download(entry: Remote, target: pathlib.Path) -> str:
     if entry.url is None:
         raise UserError(f"{entry.name} cannot be fetched by a program")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part, lock = _beside(target)
-    with filelock.FileLock(lock, timeout=0):
-        try:
-            check = _received(entry, part)
-            part.replace(target)
-        finally:
-            if os.name == "posix":  # on Windows, releasing it removes it
-                lock.unlink(missing_ok=True)
+    part, _ = _beside(target)
+    check = _received(entry, part)
+    part.replace(target)
     return check
 
 
