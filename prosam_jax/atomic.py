@@ -24,18 +24,36 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     time, the last one to finish wins.
 
     Raises:
-        OSError: It cannot be written; the error names `path`.
+        OSError: It cannot be written, or is a folder or a device; the error names `path`.
     """
+    check_file(path)
     part = path.with_name(f".{uuid.uuid4().hex}{PART}")
     try:
-        yield part
-        part.replace(path)
-    except OSError as error:
-        if error.errno and error.filename in (None, str(part)):  # None for a full disk
-            error.filename = str(path)
-        raise
+        with named(path, part):
+            yield part
+            part.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that is read-only refuses this as well
+            part.unlink(missing_ok=True)
+
+
+def check_file(path: pathlib.Path) -> None:
+    """Raises OSError if a path to write to is a folder, a pipe or a device such as /dev/null."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is a folder, a pipe or a device: name a file")
+
+
+@contextlib.contextmanager
+def named(path: pathlib.Path, part: pathlib.Path | None = None) -> Iterator[None]:
+    """Lets an OSError name `path` if it names no file, as of a full disk, or names `part`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and (
+            error.filename is None or str(part or path) in (error.filename, error.filename2)
+        ):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def check_place(path: pathlib.Path) -> None:

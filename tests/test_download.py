@@ -1,7 +1,9 @@
 import dataclasses
+import errno
 import functools
 import hashlib
 import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -187,6 +189,79 @@ def test_what_is_not_the_file_is_refused_and_the_part_stays(
         assert os.listdir(tmp_path) == left
         part.write_bytes(DATA[:CUT])
     assert len(server.ranges) == 2
+
+
+def _circle(handler):
+    handler.server.answers.append(_circle)
+    handler.start(302, Location="/file", Content_Length=0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (_circle, "infinite loop"),
+        (reply(302, Location="http://[::1/file", Content_Length=0), "Invalid IPv6 URL"),
+        (reply(302, Location="file:///etc/passwd", Content_Length=0), "file:///etc/passwd"),
+        (reply(200, Content_Length="9" * 5000), f"0 of {len(DATA):,} bytes"),
+    ],
+    ids=["in circles", "no address", "here", "no number"],
+)
+def test_a_server_that_leads_astray_is_named(server, entry, tmp_path, answer, what):
+    server.answers += [answer] * 4
+    message = _failure(entry, tmp_path, (UserError, OSError))
+    assert server.url in message and what in message
+    assert not any((tmp_path / name).stat().st_size for name in os.listdir(tmp_path))
+
+
+def test_a_body_without_an_end_fills_no_disk(server, entry, tmp_path):
+    sent = []
+
+    def endless(handler):
+        handler.start(200)  # without a length
+        while len(sent) < 300:
+            handler.wfile.write(OTHER[: 1 << 20])
+            sent.append(1 << 20)
+
+    server.answers.append(endless)
+    message = _failure(entry, tmp_path)
+    assert server.url in message and f"{len(DATA):,}" in message
+    assert not os.listdir(tmp_path) and len(sent) < 100
+
+
+def test_a_part_of_a_file_is_not_taken_for_it(server, entry, tmp_path):
+    server.answers.append(reply(206, DATA[:5000], Content_Length=5000))
+    message = _failure(dataclasses.replace(entry, sha256=None, size=None), tmp_path)
+    assert server.url in message and "a part of the file" in message
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.pth.part", "x.pth.lock"])
+def test_a_pipe_in_a_files_place_is_named(entry, tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError) as error:
+        download.fetch(entry, tmp_path)
+    told(error, tmp_path / name, "pipe", "delete it")
+
+
+def test_a_disk_that_fills_up_is_named(entry, tmp_path, part, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(type(part), "open", lambda *_: Full())
+    with pytest.raises(OSError, match="No space left on device: ") as error:
+        download.fetch(entry, tmp_path)
+    assert error.value.filename == str(part)
+
+
+def test_without_a_terminal_a_line_a_minute_tells_how_far_it_is(
+    server, entry, tmp_path, monkeypatch, capfd
+):
+    minutes = itertools.count(step=61)
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(minutes)))
+    _fetch(entry, tmp_path)
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last == f"x.pth, bytes: {len(DATA):,} of {len(DATA):,}"
 
 
 def test_without_a_network_the_steps_by_hand_are_told_at_once(entry, tmp_path):

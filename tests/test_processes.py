@@ -272,6 +272,46 @@ def test_workers_end_when_their_parent_is_killed(source, tmp_path):
     _within(10, lambda: not any(x.is_running() for x in children))
 
 
+_POOL = """
+import concurrent.futures, multiprocessing, os, time
+from prosam_jax.data.processes import begin_worker, starting_workers
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(2, context, begin_worker)
+    with starting_workers():
+        done = pool.submit(time.sleep, 60)
+    print(pool.submit(os.getppid).result(), flush=True)
+    try:
+        done.result()
+    except KeyboardInterrupt:
+        print("heard", flush=True)
+        os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_processes_of_a_pool_end_with_their_parent_alone(tmp_path, number):
+    """Ctrl-C reaches all of them, and only the parent hears it."""
+    script = tmp_path / "pool.py"
+    script.write_text(_POOL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(
+        [sys.executable, script], env=ENVIRONMENT, start_new_session=True, text=True, **pipes
+    )
+    assert process.stdout.readline() == f"{process.pid}\n"
+    children = psutil.Process(process.pid).children()
+    assert len(children) >= 2
+    if number == signal.SIGKILL:
+        process.kill()
+    else:
+        os.killpg(process.pid, number)
+    out, error = process.communicate(timeout=20)
+    assert out == ("" if number == signal.SIGKILL else "heard\n")
+    assert "Traceback" not in error
+    _within(10, lambda: not any(x.is_running() for x in children))
+
+
 @pytest.mark.slow
 def test_a_lost_worker_ends_a_training_that_is_saved(tmp_path, monkeypatch):
     cfg = small_config(tmp_path / "voc", train={"eval_every": -1}, data={"workers": 1})

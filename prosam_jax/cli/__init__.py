@@ -10,6 +10,7 @@ import contextlib
 import gc
 import importlib
 import io
+import logging as python_logging
 import os
 import platform
 import signal
@@ -130,6 +131,8 @@ def _quiet() -> None:
 
     # Of odd EXIF data and of large pictures. What keeps one from being read is an error.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    # Orbax's import gives Python's logging a handler, which would repeat what this client prints.
+    python_logging.getLogger("huggingface_hub").propagate = False
     # Orbax warns about every checkpoint without a metric, and most of ours have none on purpose.
     logging.set_verbosity(logging.ERROR)
 

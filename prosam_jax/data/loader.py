@@ -23,6 +23,7 @@ import numpy as np
 from absl import flags
 
 from prosam_jax.data.episodes import EpisodeSource
+from prosam_jax.data.processes import begin_worker
 from prosam_jax.errors import UserError
 from prosam_jax.types import Episode
 
@@ -283,18 +284,10 @@ def _begin(pulse: _Pulse, worker: int, workers: int) -> None:
     """
     global _worker
     _worker = worker
+    begin_worker()
     for number in _UNHEARD:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     pulse.begin()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    # At once, because nobody is left to take what it has read.
-    os._exit(1)
 
 
 @dataclasses.dataclass(frozen=True)
