@@ -149,6 +149,7 @@ class Predictor:
             class_id=np.ones(b, np.int32),
             index=np.arange(b, dtype=np.int32),
             valid=np.ones(b, bool),
+            target_size=np.full((b, 2), (h, w), np.int32),
         )
         predict = jax.jit(lambda state, episode: nnx.merge(graph, state).predict(episode))
 

@@ -1,8 +1,8 @@
 """Inference as pure functions: masks of the mean prompts, and how far to trust them.
 
 The paper's inference uses the mean prompts alone. Its five ways to merge the masks of sampled
-prompts (Table 8) score below that at K times the cost, so samples only show where the mask is
-uncertain.
+prompts (Table 8, `evaluation.strategies`) score below that at K times the cost, so here samples
+only show where the mask is uncertain.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from prosam_jax import equations
+from prosam_jax import equations, resize
 from prosam_jax.model import ProSAM
 from prosam_jax.types import Features, Posterior, Taps
 
@@ -51,7 +51,7 @@ def predict(
 ) -> Prediction:
     """Segments in every target what the references show, with the mean prompts.
 
-    s references give s times as many prompts, which SAM's decoder takes together (k-shot).
+    s references give s times as many prompts (k-shot), which `eval.join` joins.
 
     Args:
         model: The model.
@@ -62,7 +62,9 @@ def predict(
     b = len(targets.image_embeddings)
     support, mask = jax.tree.map(lambda x: jnp.tile(x, (b, *(1,) * (x.ndim - 1))), references)
     posterior = model.posterior(Features(targets.image_embeddings, targets.taps, support, mask))
-    logits, iou = model.decode_with_iou(targets.image_embeddings, posterior.mean, size)
+    shots = len(references.mask)
+    low_res, iou = model.decode_low_res(targets.image_embeddings, posterior.mean, shots)
+    logits = resize.bilinear_map(low_res, size)
     return Prediction(posterior, logits, confidence(logits), iou)
 
 

@@ -47,6 +47,7 @@ class ProSAM(nnx.Module):
         )
         self.distribution = cfg.distribution
         self.downsample = cfg.data.downsample
+        self.join = cfg.eval.join
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **overrides: Any) -> "ProSAM":
@@ -113,8 +114,7 @@ class ProSAM(nnx.Module):
     def posterior(self, features: Features, dropout_key: PRNGKeyArray | None = None) -> Posterior:
         """q(p | I_r, A_r, I_t) of Eq. 5; with s references s times as many prompts per target."""
         b = len(features.image_embeddings)
-        shots = len(features.reference_mask) // b
-        query = jax.tree.map(lambda x: jnp.repeat(x, shots, axis=0), features.target)
+        query = jax.tree.map(lambda x: jnp.repeat(x, features.shots, axis=0), features.target)
         per_reference = self.prompt_encoder(
             query, features.reference, features.reference_mask, dropout_key
         )
@@ -140,10 +140,32 @@ class ProSAM(nnx.Module):
         size: tuple[int, int],
     ) -> tuple[Float[Array, "b h w"], Float[Array, " b"]]:
         """`decode`, and the IoU that SAM expects of each mask."""
+        low_res, iou = self.decode_low_res(image_embeddings, prompts)
+        return resize.bilinear_map(low_res, size), iou
+
+    def decode_low_res(
+        self,
+        image_embeddings: Float[Array, "b i j c"],
+        prompts: Float[Array, "b q c"],
+        shots: int = 1,
+    ) -> tuple[Float[Array, "b h w"], Float[Array, " b"]]:
+        """Logits in the decoder's own size, and the IoU that SAM expects of each mask.
+
+        Args:
+            image_embeddings: SAM's embeddings of the targets.
+            prompts: The prompts of all references of a target, one reference after the other.
+            shots: Number of references. The decoder takes the prompts of all together, as in
+                VRP-SAM's code; with `eval.join=logits` it takes those of each reference alone, and
+                logits and IoU are the means over the references.
+        """
+        if shots > 1 and self.join == "logits":
+            b, q, c = prompts.shape
+            each = prompts.reshape(b, shots, q // shots, c).swapaxes(0, 1)
+            found = jax.vmap(lambda p: self.decode_low_res(image_embeddings, p))(each)
+            return jax.tree.map(lambda x: x.mean(0), found)
         sparse, dense = self.sam.prompt_encoder(prompts=prompts)
         logits, iou = self.sam.decode(image_embeddings, sparse, dense)
-        logits = resize.bilinear(logits[:, 0, :, :, None], size, align_corners=True)[..., 0]
-        return logits, iou[:, 0]
+        return logits[:, 0], iou[:, 0]
 
     def predict(
         self, episode: Episode, image_embeddings: Float[Array, "b i j e"] | None = None
@@ -155,7 +177,8 @@ class ProSAM(nnx.Module):
     def segment(self, features: Features, size: tuple[int, int]) -> Float[Array, "b h w"]:
         """`predict` for features already computed."""
         mean = self.posterior(features).mean
-        return self.decode(features.image_embeddings, mean, size)
+        low_res, _ = self.decode_low_res(features.image_embeddings, mean, features.shots)
+        return resize.bilinear_map(low_res, size)
 
     def objective(
         self, features: Features, target: Bool[Array, "b h w"], key: PRNGKeyArray

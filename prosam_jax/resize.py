@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 # ImageNet's, for pixels in [0, 1]; times 255 they are SAM's pixel_mean and pixel_std.
 MEAN = (0.485, 0.456, 0.406)
@@ -37,6 +37,39 @@ def bilinear(
     rows = bilinear_weights(x.shape[1], size[0], align_corners)
     cols = bilinear_weights(x.shape[2], size[1], align_corners)
     return _weigh(x, rows, cols)
+
+
+def bilinear_map(x: Float[Array, "b h w"], size: tuple[int, int]) -> Float[Array, "b H W"]:
+    """`bilinear` with aligned corners, which is how VRP-SAM resizes a decoder's logits."""
+    return bilinear(x[..., None], size, align_corners=True)[..., 0]
+
+
+def bilinear_to_each(
+    x: Float[Array, "b h w"], sizes: Int[Array, "b 2"], canvas: tuple[int, int]
+) -> Float[Array, "b H W"]:
+    """`bilinear_map` to a size of its own for each map, which need not be known at compilation.
+
+    Args:
+        x: Maps.
+        sizes: (height, width) of each result, at most `canvas`.
+        canvas: (H, W) of the array that holds any of them at its top left; 0 elsewhere.
+    """
+    each = (sizes[:, 0], x.shape[1], canvas[0]), (sizes[:, 1], x.shape[2], canvas[1])
+    rows, cols = (_aligned_weights(n_out, n_in, room) for n_out, n_in, room in each)
+    x = jnp.einsum("bHh,bhw->bHw", rows, x.astype(jnp.float32), precision=HIGHEST)
+    return jnp.einsum("bWw,bHw->bHW", cols, x, precision=HIGHEST)
+
+
+def _aligned_weights(n_out: Int[Array, " b"], n_in: int, room: int) -> Float[Array, "b o i"]:
+    """`bilinear_weights` with aligned corners for each `n_out`, and rows of zeros up to `room`."""
+    i, n_out = jnp.arange(room)[None], n_out[:, None]
+    # Whole numbers as far as possible: in float32 the division alone would round a share by 1e-5.
+    scaled, last = i * (n_in - 1), jnp.maximum(n_out - 1, 1)
+    low, share = scaled // last, (scaled % last) / last
+    columns = jnp.arange(n_in)[None, None]
+    weights = jnp.where(columns == low[..., None], 1 - share[..., None], 0)
+    weights += jnp.where(columns == low[..., None] + 1, share[..., None], 0)
+    return jnp.where((i < n_out)[..., None], weights, 0)
 
 
 def bicubic(x: Float[Array, "b h w c"], scale: tuple[float, float]) -> Float[Array, "b H W c"]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import nnx
@@ -29,6 +29,7 @@ from prosam_jax.training import state
 from prosam_jax.weights import prompt_encoder
 
 RESULTS = "results.json"
+EPISODES = "episodes.csv"
 EXAMPLES = "examples.png"
 SAMPLES = 8
 """Number of prompts drawn for an uncertainty map."""
@@ -79,56 +80,73 @@ def settings_of_file(file: pathlib.Path, overrides: Mapping[str, Any]) -> Config
     return replaced(settings(trained.config, overrides, may), {"prompt.weights": str(file)})
 
 
-def score(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> results.Result:
+def score(
+    cfg: Config, workdir: pathlib.Path, checkpoint: str, out: pathlib.Path | None = None
+) -> results.Result:
     """Evaluates a checkpoint of a run; see `score_file` for the output.
 
     Args:
         cfg: Settings of the run (`config.read_config`).
         workdir: Folder of the run.
         checkpoint: "best" (by validation mIoU), "latest" or a step.
+        out: Folder for the output, `workdir` if it is None.
 
     Raises:
         UserError: There is no such checkpoint, or settings and files do not fit.
     """
-    _check_places(cfg, workdir)
+    _check_places(cfg, out or workdir)
     cfg = replaced(cfg, {"prompt.weights": ""})  # where the run started from no longer matters
-    source = evaluate.test_episodes(cfg)
+    sources = _sources(cfg)
     if cfg.data.name == "folder":
         dataset = prompt_encoder.read_dataset(workdir)
         seen = dataset.classes if dataset else None
-        prompt_encoder.check_unseen(workdir, seen, source.fold.class_names)
+        prompt_encoder.check_unseen(workdir, seen, sources[0].fold.class_names)
     parts, at = model.restored(cfg, workdir, checkpoint)
-    return _score(cfg, workdir, source, parts, at, f"step {at} of {workdir}")
+    return _score(cfg, out or workdir, sources, parts, at, f"step {at} of {workdir}")
 
 
 def score_file(cfg: Config, workdir: pathlib.Path) -> results.Result:
-    """Evaluates the file `prompt.weights` on the fold's fixed list of test episodes.
+    """Evaluates the file `prompt.weights` on the fold's fixed lists of test episodes.
 
-    Prints mIoU, FB-IoU and the IoU of each class; writes `results.json` and, if `eval.pictures` is
-    above 0, `examples.png` to `workdir`.
+    Prints mIoU, FB-IoU and the IoU of each class; writes `results.json`, `episodes.csv` and, if
+    `eval.pictures` is above 0, `examples.png` to `workdir`.
 
     Raises:
         UserError: Settings and files do not fit.
     """
     _check_places(cfg, workdir)
     file = cfg.prompt.weights
-    source = evaluate.test_episodes(cfg)
+    sources = _sources(cfg)
     trained = prompt_encoder.read(file)
     if cfg.data.name == "folder":
-        prompt_encoder.check_unseen(file, trained.classes, source.fold.class_names)
+        prompt_encoder.check_unseen(file, trained.classes, sources[0].fold.class_names)
     parts = model.split(model.build(cfg))
-    return _score(cfg, workdir, source, parts, trained.step, file)
+    return _score(cfg, workdir, sources, parts, trained.step, file)
+
+
+def _sources(cfg: Config) -> list[EpisodeSource]:
+    """The lists of test episodes.
+
+    Raises:
+        UserError: The dataset is not valid, or strategies are asked for and nothing can be sampled.
+    """
+    if cfg.eval.samples and cfg.distribution.name not in equations.SAMPLERS:
+        raise UserError(
+            f"eval.samples={cfg.eval.samples} draws prompts, and distribution.name="
+            f"{cfg.distribution.name} has none to draw: pass --config.eval.samples=0"
+        )
+    return [evaluate.test_episodes(cfg, which=i) for i in range(cfg.eval.seeds)]
 
 
 def _check_places(cfg: Config, workdir: pathlib.Path) -> None:
-    for name in (RESULTS, EXAMPLES) if cfg.eval.pictures else (RESULTS,):
+    for name in (RESULTS, EPISODES, *((EXAMPLES,) if cfg.eval.pictures else ())):
         check_place(workdir / name)
 
 
 def _score(
     cfg: Config,
     workdir: pathlib.Path,
-    source: EpisodeSource,
+    sources: Sequence[EpisodeSource],
     parts: model.Parts,
     at: int | None,
     name: str,
@@ -139,47 +157,55 @@ def _score(
         f"devices: {mesh.size} of {results.device_line()}",
         f"frozen: {scores.frozen_line(cfg)}",
         f"learned: {state.parameters(params):,} parameters, {cfg.distribution.name}, {name}",
-        describe(source.fold),
+        describe(sources[0].fold),
     ):
         console.note(line)
     sam = nnx.merge(parts.graph, params, frozen).sam
     cache = opened(cfg.cache, sam, lambda x: sharding.split_batch(x, mesh))
     if cache:
-        console.note(cache.announce(min(len(source), len(source.fold.images))))
-    predict = prediction.make_predict_step(parts.graph)
-    if cfg.eval.controls:
-        # Of one class alone there is no reference of another.
-        source = dataclasses.replace(source, wrong=len(source.fold.filled) > 1)
-        if not source.wrong:
-            console.note(f"without the control {controls.WRONG!r}: only one class is tested")
-        predict = _with_controls(cfg, parts, mesh, wrong=source.wrong)
-    with console.counting("evaluating", len(source)) as count:
-        result = evaluate.evaluate(
-            predict,
-            params,
-            frozen,
-            source,
-            batch_size=cfg.eval.batch_size,
-            mesh=mesh,
-            cache=cache,
-            workers=cfg.data.workers,
-            patience=cfg.data.patience,
-            examples=cfg.eval.pictures,
-            on_batch=count,
-        )
+        episodes = sum(map(len, sources))
+        console.note(cache.announce(min(episodes, len(sources[0].fold.images))))
+    # Of one class alone there is no reference of another.
+    wrong = cfg.eval.controls and len(sources[0].fold.filled) > 1
+    if cfg.eval.controls and not wrong:
+        console.note(f"without the control {controls.WRONG!r}: only one class is tested")
+    predict = _compiled(cfg, parts, mesh, wrong=wrong)
+    found: list[results.Result] = []
+    with console.counting("evaluating", sum(map(len, sources))) as count:
+        for source in sources:
+            before = sum(x.episodes for x in found)
+            one = evaluate.evaluate(
+                predict,
+                params,
+                frozen,
+                dataclasses.replace(source, wrong=wrong),
+                batch_size=cfg.eval.batch_size,
+                mesh=mesh,
+                absent=cfg.eval.absent == "zero",
+                cache=cache,
+                workers=cfg.data.workers,
+                patience=cfg.data.patience,
+                examples=0 if found else cfg.eval.pictures,
+                on_batch=lambda done, before=before: count(before + done),
+            )
+            found.append(one)
+    result = results.joined(found)
     if cfg.eval.controls:
         result = controls.chosen(result)
+    path = workdir / RESULTS
     try:
         # First of all: whatever may happen while it is shown, the result is kept.
         workdir.mkdir(parents=True, exist_ok=True)
-        results.write_results(workdir / RESULTS, result, cfg, at)
+        results.write_results(path, result, cfg, at)
+        path = workdir / EPISODES
+        results.write_episodes(path, result)
     except OSError as error:
         scores.print_scores(result)
-        raise _unwritten(workdir / RESULTS, error) from error
+        raise _unwritten(path, error) from error
     scores.print_scores(result)
     if cache:
         console.note(cache.summary())
-    print(f"wrote {workdir / RESULTS}")
+    print(f"wrote {workdir / RESULTS}\nwrote {path}")
     if cfg.eval.pictures:
         try:
             pictures.draw_examples(workdir / EXAMPLES, result.examples)
@@ -196,8 +222,18 @@ def _unwritten(path: pathlib.Path, error: OSError) -> UserError:
     )
 
 
-def _with_controls(cfg: Config, parts: model.Parts, mesh: Mesh, *, wrong: bool) -> controls.Predict:
+def _compiled(cfg: Config, parts: model.Parts, mesh: Mesh, *, wrong: bool) -> controls.Predict:
+    original, samples = cfg.eval.resolution == "original", cfg.eval.samples
+    if not cfg.eval.controls:
+        return prediction.make_predict_step(parts.graph, samples=samples, original=original)
     channels = nnx.merge(*parts).backbone.merged_channels
     fresh = sharding.replicate(controls.untrained(cfg, channels), mesh)
     sampled = cfg.eval.pictures and cfg.distribution.name in equations.SAMPLERS
-    return controls.make_step(parts.graph, fresh, samples=SAMPLES if sampled else 0, wrong=wrong)
+    return controls.make_step(
+        parts.graph,
+        fresh,
+        samples=samples,
+        mapped=SAMPLES if sampled else 0,
+        original=original,
+        wrong=wrong,
+    )

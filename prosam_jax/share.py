@@ -154,7 +154,7 @@ def card(trained: Trained, repo: str) -> str:
         f"| {name} | {_in_a_cell(value)} |" for name, value in prompt_encoder.facts(trained).items()
     )
     flags = " --config.data.fold=FOLD" if trained.fold is None else ""
-    roots = {"pascal": "VOC2012", "coco": "COCO2014"}
+    roots = {"pascal": "VOC2012", "coco": "COCO2014", "fss": "FSS-1000"}
     if root := roots.get(trained.config.data.name):
         flags += f" --config.data.root={root}"
     return f"""---

@@ -20,16 +20,20 @@ class Episode(NamedTuple):
         class_id: Class of the episode, numbered as in the dataset.
         index: Index of the episode in its list or stream.
         valid: False for the repeated episodes that pad a short last batch.
+        target_size: (height, width) of the target's own pixels. If metrics count those
+            (`EpisodeSource.canvas`), the true mask has them, padded at the bottom and right with
+            pixels to ignore.
     """
 
     reference_image: UInt8[Any, "b s h w 3"]
     reference_mask: Bool[Any, "b s h w"]
     target_image: UInt8[Any, "b h w 3"]
-    target_mask: Bool[Any, "b h w"]
-    target_ignore: Bool[Any, "b h w"]
+    target_mask: Bool[Any, "b H W"]
+    target_ignore: Bool[Any, "b H W"]
     class_id: Int32[Any, " b"]
     index: Int32[Any, " b"]
     valid: Bool[Any, " b"]
+    target_size: Int32[Any, "b 2"]
 
 
 class Taps(NamedTuple):
@@ -71,6 +75,11 @@ class Features(NamedTuple):
     target: Taps
     reference: Taps
     reference_mask: Float[Any, "r h w"]
+
+    @property
+    def shots(self) -> int:
+        """References of each target."""
+        return len(self.reference_mask) // len(self.image_embeddings)
 
     @property
     def empty_annotations(self) -> Bool[Any, " r"]:

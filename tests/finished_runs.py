@@ -7,6 +7,7 @@ import numpy as np
 from prosam_jax.comparison import methods
 from prosam_jax.config import Config, to_dict
 from prosam_jax.evaluation import controls, results
+from prosam_jax.evaluation.prediction import RESULT
 from prosam_jax.evaluation.results import Example
 from prosam_jax.types import Episode
 from prosam_jax.weights import prompt_encoder
@@ -37,6 +38,7 @@ def example(seed, *, uncertain):
         class_id=np.int32(1),
         index=np.int32(seed),
         valid=np.bool_(True),
+        target_size=np.array([32, 32], np.int32),
     )
     masks = {controls.WRONG: mask(32, 32), controls.EMPTY: mask(32, 32)}
     uncertainty = rng.random((32, 32), np.float32) if uncertain else None
@@ -46,30 +48,48 @@ def example(seed, *, uncertain):
 def finished(workdir, method, miou, base=BASE):
     """A folder as a finished run leaves it."""
     run = methods.run_of(base, workdir, method, {"distribution.name": method})
-    run.workdir.mkdir(parents=True)
+    finish(run, miou)
+    return run
+
+
+def counts_of(miou, episodes=3):
+    """Pixels of episodes that have this IoU, in percent, each of 1,000 object pixels."""
+    hit = round(10 * miou)
+    return np.tile([hit, 0, 1000 - hit, 5000], (episodes, 1))
+
+
+def finish(run, miou, counts=None, scoring=methods.OWN):
+    """Writes what a finished run leaves; `counts` are its episodes' pixels by name."""
+    folder = run.workdir / scoring.name
+    folder.mkdir(parents=True, exist_ok=True)
     prompt_encoder.write_frozen(run.cfg, run.workdir)
+    counts = counts or {RESULT: counts_of(miou)}
+    n = len(counts[RESULT])
+    digest = "ab" * 31 + f"{run.cfg.data.fold:02x}"  # folds have different episodes
+    one = results.Counted(run.cfg.eval.seed, digest, {1: CLASS}, np.ones(n, int), counts)
+    results.write_episodes(folder / "episodes.csv", results.Result([one], False, 1.0, [], n, 0))
     held = {
         "miou": miou,
         "fb_iou": miou / 2,
         "per_class": {CLASS: miou},
-        "episodes": 3,
-        "episode_list_sha256": "ab" * 32,
+        "episodes": n,
+        "episode_list_sha256": digest,
         "seconds": 12.0,
         "step": run.cfg.train.steps,
         "versions": {"prosam_jax": "0.0.9"},
         "device": "1 x abacus",
-        "config": to_dict(run.cfg),
+        "config": to_dict(methods.scored_with(run, scoring)),
         "controls": {
             name: {"miou": miou - i, "fb_iou": 1.0 + i} for i, name in enumerate(controls.MEANING)
         },
         "prior_threshold": 0.44,
     }
-    (run.workdir / "results.json").write_text(json.dumps(held))
+    (folder / "results.json").write_text(json.dumps(held))
     lines = [
         {"step": 20 * i, "train/loss": 1 / i, "train/miou": 0.1 * i, "train/episodes_per_s": 2.0}
         for i in (1, 2, 3)
     ]
     (run.workdir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    examples = [example(i, uncertain=method != "vrp") for i in range(3)]
-    results.save_examples(run.workdir / "examples.npz", examples)
-    return run
+    uncertain = run.cfg.distribution.name != "vrp"
+    examples = [example(i, uncertain=uncertain) for i in range(3)]
+    results.save_examples(folder / "examples.npz", examples)

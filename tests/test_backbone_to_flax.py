@@ -123,6 +123,7 @@ TWINS = {
     "vgg16_bn": lambda: vgg.VGG(batch_norm=True),
     "dinov2_vits14": lambda: dinov2.DINOv2(384, 12, 6),
     "dinov2_vitb14": lambda: dinov2.DINOv2(768, 12, 12),
+    "dinov2_vitl14": lambda: dinov2.DINOv2(1024, 24, 16),
     "efficientnet_lite0": lambda: EfficientNet.from_name("efficientnet-lite0"),
 }
 

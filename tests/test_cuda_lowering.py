@@ -61,6 +61,7 @@ def episode(shots: int = 1) -> Episode:
         class_id=spec(2, dtype=jnp.int32),
         index=spec(2, dtype=jnp.int32),
         valid=spec(2, dtype=jnp.bool_),
+        target_size=spec(2, 2, dtype=jnp.int32),
     )
 
 

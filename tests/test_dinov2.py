@@ -13,9 +13,11 @@ from transformers import Dinov2Config, Dinov2Model
 
 from prosam_jax import backbone
 from prosam_jax.backbone import dinov2
+from prosam_jax.config import DistributionConfig, PromptConfig
 from prosam_jax.convert import engine
 from prosam_jax.convert.rules.dinov2 import IGNORED, RULES
 from prosam_jax.errors import UserError
+from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.weights import files
 from torch_models import dinov2 as torch_dinov2
 
@@ -34,11 +36,11 @@ GRIDS = ((3, 8), (5, 7), (1, 9), (6, 5), (11, 1), (5, 5))
 
 
 @functools.cache
-def _pair(seed):
-    twin = torch_dinov2.random(DIM, DEPTH, HEADS, seed, GRID)
+def _pair(seed, depth=DEPTH):
+    twin = torch_dinov2.random(DIM, depth, HEADS, seed, GRID)
 
     def build(*, rngs):
-        return dinov2.DINOv2(DIM, DEPTH, HEADS, grid=GRID, rngs=rngs)
+        return dinov2.DINOv2(DIM, depth, HEADS, grid=GRID, rngs=rngs)
 
     return backbone_pairs.of_twin(build, twin, RULES, IGNORED), twin
 
@@ -126,6 +128,21 @@ def test_features_of_any_size_match_torch(pixels, patches, seed):
     backbone_pairs.check_support(model, twin, images, annotation)
 
 
+@pytest.mark.parametrize(("depth", "ends"), [(12, (6, 9, 12)), (24, (12, 18, 24))])
+def test_the_features_are_the_ends_of_the_last_three_quarters(depth, ends):
+    model, twin = _pair(0, depth)
+    images = image(0, 1, 42, 70)
+    taps = backbone_pairs.check_query(model, twin, images)
+    blocks = twin.tokens(torch.from_numpy(images))
+    second, third, last = (
+        twin.norm(blocks[end - 1])[:, 1:].numpy().reshape(1, 3, 5, DIM) for end in ends
+    )
+    merged = np.concatenate([second, third], axis=-1)
+    for found, expected in ((taps.merged, merged), (taps.prior, last)):
+        atol = 2e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("pixels", "patches"),
@@ -148,18 +165,29 @@ def test_vits14_matches_torch(pixels, patches):
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "count"), [("vits14", 384, 22_056_576), ("vitb14", 768, 86_580_480)]
+    ("name", "width", "taps", "count"),
+    [
+        ("vits14", 384, (5, 8, 11), 22_056_576),
+        ("vitb14", 768, (5, 8, 11), 86_580_480),
+        ("vitl14", 1024, (11, 17, 23), 304_368_640),
+    ],
 )
-def test_published_sizes(name, width, count):
-    """As published, less the mask token."""
+def test_published_sizes(name, width, taps, count):
+    """As published, less the mask token; the prompt encoder takes both middle blocks."""
     model = files.abstract(lambda rngs: getattr(dinov2, name)(rngs=rngs))
     assert model.pos_embed.shape == (1, 1370, width)
-    assert model.taps == (5, 8, 11)
-    assert model.merged_channels == 2 * width
+    assert model.taps == taps
+    assert {block.attn.num_heads for block in model.blocks} == {width // 64}
     assert sum(x.size for x in jax.tree.leaves(nnx.state(model))) == count - width
     with torch.device("meta"):
-        twin = torch_dinov2.DINOv2(width, 12, width // 64)
+        twin = torch_dinov2.DINOv2(width, taps[-1] + 1, width // 64)
     assert sum(x.numel() for x in twin.state_dict().values()) == count
+    encoder = files.abstract(
+        lambda rngs: ReferencePromptEncoder(
+            PromptConfig(), DistributionConfig(), model.merged_channels, rngs=rngs
+        )
+    )
+    assert encoder.features.reduce.kernel.shape[-2:] == (2 * width, 256)
 
 
 def test_checkpoints_with_registers_are_refused():

@@ -198,8 +198,29 @@ def test_source_reads_the_images_of_its_episodes(shots):
         np.testing.assert_array_equal(episode.target_ignore, ~left)
         np.testing.assert_array_equal(episode.reference_mask, np.tile(left, (shots, 1, 1)))
     assert [x.dtype.name for x in source[0]] == [
-        *("uint8", "bool", "uint8", "bool", "bool", "int32", "int32", "bool")
+        *("uint8", "bool", "uint8", "bool", "bool", "int32", "int32", "bool", "int32")
     ]
+    assert source[0].target_size.tolist() == [6, 10]
+
+
+class _Wide(_Painted):
+    """Labels of 16 bits, as benchmarks of more than 254 classes have them."""
+
+    def labels(self, image_id):
+        labels = super().labels(image_id).astype(np.uint16)
+        return np.where(labels == 255, 65535, labels).astype(np.uint16)
+
+
+@pytest.mark.parametrize("images", [_Painted(), _Wide()])
+def test_truth_in_its_own_pixels_lies_at_the_canvas_top_left(images):
+    source = dataclasses.replace(_source(1), images=images, canvas=(9, 12))
+    episode, squares = source[0], _source(1)[0]
+    inside = np.zeros((9, 12), bool)
+    inside[:6, :5] = True
+    np.testing.assert_array_equal(episode.target_mask, inside)
+    np.testing.assert_array_equal(episode.target_ignore, ~inside)  # the right half is ignored, too
+    np.testing.assert_array_equal(episode.target_image, squares.target_image)
+    np.testing.assert_array_equal(episode.reference_mask, squares.reference_mask)
 
 
 def test_source_appends_wrong_references():

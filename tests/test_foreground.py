@@ -16,7 +16,8 @@ from prosam_jax import SamPredictor, Segmenter, equations, inference, model
 from prosam_jax.config import Config
 from prosam_jax.data import datasets
 from prosam_jax.data.loader import make_loader
-from prosam_jax.evaluation import controls, prediction
+from prosam_jax.evaluation import controls, prediction, strategies
+from prosam_jax.evaluation.prediction import RESULT
 from prosam_jax.types import Posterior
 from torch_models import sam as torch_sam
 
@@ -29,10 +30,9 @@ ABOVE = LOGITS == 1
 class Given(model.ProSAM):
     """A model of the masks above, whatever it is shown."""
 
-    def decode_with_iou(self, image_embeddings, prompts, size):
-        assert size == LOGITS.shape
+    def decode_low_res(self, image_embeddings, prompts, shots=1):
         b = len(image_embeddings)
-        return jnp.broadcast_to(jnp.asarray(LOGITS), (b, *size)), jnp.ones(b)
+        return jnp.broadcast_to(jnp.asarray(LOGITS), (b, *LOGITS.shape)), jnp.ones(b)
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +75,20 @@ def test_zeros_are_background_in_scores(given, episode):
         reference_image=episode.reference_image[:, :1], reference_mask=episode.reference_mask[:, :1]
     )
     found = prediction.make_predict_step(graph)(params, frozen, plain)
-    np.testing.assert_array_equal(found.mask, [ABOVE, ABOVE])
+    np.testing.assert_array_equal(found.masks[RESULT], [ABOVE, ABOVE])
     hits = (ABOVE & episode.target_mask).sum((1, 2))
-    np.testing.assert_array_equal(found.areas.intersection[:, 1], hits)
-    np.testing.assert_array_equal(
-        found.areas.union[:, 1], ABOVE.sum() + episode.target_mask.sum((1, 2)) - hits
-    )
+    missed = episode.target_mask.sum((1, 2)) - hits
+    np.testing.assert_array_equal(found.counts[RESULT][:, 0], hits)
+    np.testing.assert_array_equal(found.counts[RESULT][:, 1], ABOVE.sum() - hits)
+    np.testing.assert_array_equal(found.counts[RESULT][:, 2], missed)
 
 
 def test_zeros_are_background_in_controls(cfg, given, episode):
     graph, params, frozen = model.split(given)
-    found = controls.make_step(graph, params)(params, frozen, episode)
-    masks = {controls.RESULT: found.mask, **found.control_masks}
-    assert masks.keys() == {controls.RESULT, *controls.MEANING} - {controls.PRIOR}
+    found = controls.make_step(graph, params, samples=3)(params, frozen, episode)
+    masks = dict(found.masks)
+    expected = {RESULT, *controls.MEANING, *strategies.NAMES} - {controls.PRIOR}
+    assert masks.keys() == expected
     del masks[controls.EVERYTHING]
     for name in masks:
         np.testing.assert_array_equal(masks[name], [ABOVE, ABOVE], err_msg=name)

@@ -150,6 +150,7 @@ def _episode(seed, b=2, s=1, size=32):
         class_id=np.full(b, 3, np.int32),
         index=np.arange(b, dtype=np.int32),
         valid=np.ones(b, bool),
+        target_size=np.full((b, 2), size, np.int32),
     )
 
 

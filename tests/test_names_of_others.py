@@ -16,8 +16,7 @@ from finished_runs import BASE, example
 from prosam_jax import cli, console, runs, share
 from prosam_jax.config import Config, replaced
 from prosam_jax.errors import UserError
-from prosam_jax.evaluation import results
-from prosam_jax.evaluation.metrics import Scores
+from prosam_jax.evaluation import prediction, results
 from prosam_jax.report import pictures, scores
 from prosam_jax.weights import files, prompt_encoder
 from prosam_jax.weights.prompt_encoder import Trained
@@ -26,15 +25,20 @@ NAMES = ["[/b]", "[red]", ":cat:", "$x^{2$", "a\x1b[2Jb\nc", "\u202egnp", "\u732
 SHOWN = ["[/b]", "[red]", ":cat:", "$x^{2$", r"a\x1b[2Jb\nc", r"\u202egnp", "\u732b"]
 
 RESULT = results.Result(
-    scores=Scores(miou=0.5, fb_iou=0.6, per_class={c: c / 10 for c in range(1, 8)}),
-    classes=dict(enumerate(NAMES, 1)),
-    episodes=6,
-    digest="d" * 64,
+    lists=[
+        results.Counted(
+            seed=321,
+            digest="d" * 64,
+            classes=dict(enumerate(NAMES, 1)),
+            class_id=np.arange(1, 8),
+            counts={prediction.RESULT: np.array([[c, 10 - c, 0, 5] for c in range(1, 8)])},
+        )
+    ],
+    absent=False,
     seconds=1.0,
     examples=[],
     references=6,
     empty_annotations=0,
-    controls={},
 )
 
 
@@ -107,7 +111,7 @@ def test_results_are_written_before_anything_is_shown(tmp_path, monkeypatch):
         runs._score(
             cfg,
             tmp_path / "out",
-            runs.evaluate.test_episodes(cfg),
+            [runs.evaluate.test_episodes(cfg)],
             runs.model.split(runs.model.build(cfg)),
             None,
             "x",

@@ -36,6 +36,7 @@ VRP_SAM = {
 HEADS = {"mask_decoder.hf_token.weight": (1, 256)}
 SAM_B = published_shapes("vit_b")
 VITB = _shapes(lambda: dinov2.DINOv2(768, 12, 12))
+VITL = _shapes(lambda: dinov2.DINOv2(1024, 24, 16))
 LITE = {"_conv_stem.weight": (32, 3, 3, 3)} | {
     f"_blocks.{i}._depthwise_conv.weight": (32, 1, 3, 3) for i in range(16)
 }
@@ -65,6 +66,7 @@ KNOWN = [
     ("VGG-16 with batch norm", _shapes(lambda: vgg.VGG(True)), "backbone", "vgg16_bn"),
     ("dinov2_vits14", _shapes(lambda: dinov2.DINOv2(384, 12, 6)), "backbone", "dinov2_vits14"),
     ("dinov2_vitb14", VITB, "backbone", "dinov2_vitb14"),
+    ("dinov2_vitl14", VITL, "backbone", "dinov2_vitl14"),
     ("EfficientNet-Lite0", LITE, "backbone", "efficientnet_lite0"),
 ]
 UNKNOWN = [
@@ -85,7 +87,8 @@ UNKNOWN = [
      _resnet() | {"layer1.0.conv2.weight": (128, 128, 3, 3)}),
     ("VGG-19 without batch norm", {f"features.{i}.weight": (64, 64, 3, 3) for i in range(16)}),
     ("dinov2_vitb14 with registers", VITB | {"register_tokens": (1, 4, 768)}),
-    ("dinov2_vitl14", VITB | {"blocks.0.ls1.gamma": (1024,)}),
+    ("dinov2_vitl14 with registers", VITL | {"register_tokens": (1, 4, 1024)}),
+    ("dinov2_vitg14", VITB | {"blocks.0.ls1.gamma": (1536,)}),
     ("DINOv2 in Hugging Face's layout", {"encoder.layer.0.layer_scale1.lambda1": (768,)}),
     ("a ViT without layer scale, such as DINO's or MAE's",
      {"blocks.0.attn.qkv.weight": (2304, 768)}),

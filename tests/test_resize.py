@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,6 +41,21 @@ def test_bilinear_is_torchs(align_corners, size, seed):
     )
     found = resize.bilinear(jnp.asarray(x), size, align_corners=align_corners)
     np.testing.assert_allclose(found, np.moveaxis(expected.numpy(), 1, -1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_map_has_torchs_bilinear_of_its_own_size(seed):
+    x = np.random.default_rng(seed).standard_normal((6, 16, 17)).astype(np.float32)
+    sizes = np.array([(12, 9), (1, 1), (375, 500), (500, 333), (16, 17), (2, 31)], np.int32)
+    found = np.asarray(jax.jit(resize.bilinear_to_each, static_argnums=2)(x, sizes, (512, 500)))
+    assert found.shape == (6, 512, 500)
+    for one, image, (h, w) in zip(found, x, sizes.tolist(), strict=True):
+        expected = torch.nn.functional.interpolate(
+            torch.from_numpy(image)[None, None], (h, w), mode="bilinear", align_corners=True
+        )
+        # torch computes the source positions in float32
+        np.testing.assert_allclose(one[:h, :w], expected[0, 0].numpy(), rtol=0, atol=1e-5)
+        assert not one[h:].any() and not one[:, w:].any()
 
 
 @pytest.mark.parametrize("scale", [(12.1 / 5, 9.1 / 7), (3.1 / 5, 4.1 / 7), (1.1 / 5, 7.9 / 7)])

@@ -88,6 +88,7 @@ def test_masks_are_the_models(seg, found):
         episode = Episode(
             np.stack([shown] * b), np.stack([marked] * b), query, none, none,
             np.zeros(b, np.int32), np.arange(b, dtype=np.int32), np.ones(b, np.bool_),
+            np.full((b, 2), SIDE, np.int32),
         )  # fmt: skip
         low.append(predict(seg.model, episode))
     low = jnp.stack(low)  # classes, images

@@ -50,6 +50,7 @@ TWINS: dict[str, Callable[[int], torch.nn.Module]] = {
     "vgg16_bn": vgg.vgg16_bn,
     "dinov2_vits14": dinov2.vits14,
     "dinov2_vitb14": dinov2.vitb14,
+    "dinov2_vitl14": dinov2.vitl14,
     "efficientnet_lite0": efficientnet_lite.dilated_lite0,
 }
 
@@ -243,13 +244,15 @@ Hugging Face's layout, with `transformers`.
 |---|---|---|---|
 | ResNet | layers 2 and 3, 1,536 channels | layer 4 of the masked layer 3 | 8 |
 | VGG-16 | layers 2 (resized) and 3, 768 channels | layer 4 of the masked layer 3 | 16 |
-| DINOv2 | blocks 6 and 9 of 12, normalised, 768 or 1,536 channels | block 12, masked | 14 |
+| DINOv2 S, B | blocks 6 and 9 of 12, normalised, 768 or 1,536 channels | block 12, masked | 14 |
+| DINOv2 L | blocks 12 and 18 of 24, normalised, 2,048 channels | block 24, masked | 14 |
 | EfficientNet-Lite0 | stages 3 and 5, 152 channels | stage 7 of the masked stage 5 | 8 |
 
 Images for DINOv2 are resized to the nearest whole number of patches: 512 x 512 becomes 518 x 518,
-the size of its own training. The paper's Table 5 does not say which features it uses. Blocks 6, 9
-and 12 end the second, third and last quarter, as in DINOv2's own dense heads. With ViT-B the two
-merged ones have exactly ResNet-50's 1,536 channels, so the learned part keeps its size.
+the size of its own training. The paper's Table 5 does not say which features it uses, and VRP-SAM's
+code has no DINOv2. The blocks named here end the second, third and last quarter, as in DINOv2's own
+depth heads. With ViT-B the two merged ones have exactly ResNet-50's 1,536 channels, so the learned
+part keeps its size.
 
 ## Wrong files
 

@@ -161,3 +161,8 @@ def vits14(seed: int) -> DINOv2:
 def vitb14(seed: int) -> DINOv2:
     """The network of dinov2_vitb14_pretrain.pth; random weights."""
     return random(768, 12, 12, seed)
+
+
+def vitl14(seed: int) -> DINOv2:
+    """The network of dinov2_vitl14_pretrain.pth; random weights."""
+    return random(1024, 24, 16, seed)

@@ -43,6 +43,7 @@ def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:
         "vgg16_bn": vgg.vgg16_bn,
         "dinov2_vits14": dinov2.vits14,
         "dinov2_vitb14": dinov2.vitb14,
+        "dinov2_vitl14": dinov2.vitl14,
         "efficientnet_lite0": efficientnet_lite.lite0,
         "shapes": resnet.shapes,
         "tiny": resnet.tiny,

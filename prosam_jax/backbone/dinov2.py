@@ -84,12 +84,13 @@ class Block(nnx.Module):
 
 
 class DINOv2(nnx.Module):
-    """A ViT whose second, third and last quarter of blocks give the features.
+    """A ViT; the ends of its second, third and last quarter of blocks give the features.
 
-    DINOv2's own dense heads read the ends of all four quarters, blocks 2, 5, 8 and 11 of 12
-    (counted from 0). Here the middle two are merged, like layers 2 and 3 of a ResNet. With ViT-B
-    they have 1,536 channels, exactly ResNet-50's, so the learned part keeps its size. The last one
-    makes the prior. All go through the final norm, the default of the original's
+    DINOv2's own depth heads read them too: blocks 5, 8 and 11 of 12, or 11, 17 and 23 of 24
+    (counted from 0), and one in the first quarter. Here the two in the middle are merged, like
+    layers 2 and 3 of a ResNet, and the last one makes the prior. With ViT-B the merged ones have
+    1,536 channels, exactly ResNet-50's, so the learned part keeps its size; ViT-L's 2,048 widen
+    only its first layer. All go through the final norm, the default of the original's
     `get_intermediate_layers`, and drop the class token.
 
     `tail` is the identity, because attention mixes the whole picture from the first block on:
@@ -166,3 +167,8 @@ def vits14(*, rngs: nnx.Rngs) -> DINOv2:
 def vitb14(*, rngs: nnx.Rngs) -> DINOv2:
     """ViT-B/14 of dinov2_vitb14_pretrain.pth; 1,536 merged channels."""
     return DINOv2(768, 12, 12, rngs=rngs)
+
+
+def vitl14(*, rngs: nnx.Rngs) -> DINOv2:
+    """ViT-L/14 of dinov2_vitl14_pretrain.pth; 2,048 merged channels."""
+    return DINOv2(1024, 24, 16, rngs=rngs)

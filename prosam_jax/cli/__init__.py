@@ -35,6 +35,7 @@ VERBS = {
     "cache": "compute SAM's embeddings of a run's target images in advance",
     "episodes": "print a benchmark's episodes",
     "demo": "train and compare methods on generated pictures",
+    "reproduce": "make tables of the paper again",
 }
 
 EXAMPLES = """examples:

@@ -44,9 +44,12 @@ def fill(cfg: Config) -> None:
     if not cfg.cache.dir:
         raise UserError("cache.dir is not set: pass --config.cache.dir=DIR")
     train = datasets.episodes(cfg.data, "train", seed=cfg.seed)
-    test = evaluate.test_episodes(cfg)
-    queries = dict.fromkeys(test.spec(i).target_id for i in range(len(test)))
-    of = [(train, train.fold.images), (test, tuple(queries))]  # these may be two datasets
+    of = [(train, train.fold.images)]
+    for split in datasets.scored(cfg.data):
+        lists = [evaluate.test_episodes(cfg, split, which) for which in range(cfg.eval.seeds)]
+        queries = dict.fromkeys(one.spec(i).target_id for one in lists for i in range(len(one)))
+        test = lists[0]
+        of.append((test, tuple(queries)))  # it may be another dataset
     mesh = sharding.make_mesh(cfg.eval.batch_size)
     sam = sharding.replicate(build_sam(cfg.sam, cfg.seed), mesh)
     cache = FeatureCache(cfg.cache, sam, lambda x: sharding.split_batch(x, mesh))
@@ -54,8 +57,7 @@ def fill(cfg: Config) -> None:
     for line in (
         f"devices: {mesh.size} of {results.device_line()}",
         f"frozen: {scores.frozen_line(cfg)}",
-        folds.describe(train.fold),
-        folds.describe(test.fold),
+        *(folds.describe(source.fold) for source, _ in of),
         f"feature cache: {entries.folder}",
     ):
         console.note(line)

@@ -85,8 +85,8 @@ def demo(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
         methods.run_of(base, workdir, method, {"distribution.name": method}) for method in METHODS
     ]
     _check_heeded(args, runs)
-    todo = [run for run in runs if methods.results(run) is None]
-    jobs = _jobs(args, runs)
+    todo = [run for run in runs if not methods.is_finished(run)]
+    jobs = args.jobs or sweep.default_jobs(runs)
     if todo and jobs > 1:
         titles = " and ".join(run.title for run in todo)
         console.note(f"training {titles}, {jobs} at a time")
@@ -112,8 +112,8 @@ def full(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
     start = time.monotonic()
     runs = sweep.runs(base, workdir, args.seeds, args.annotation or ANNOTATIONS)
     _check_heeded(args, runs)
-    todo = [run for run in runs if methods.results(run) is None]
-    jobs = _jobs(args, runs)
+    todo = [run for run in runs if not methods.is_finished(run)]
+    jobs = args.jobs or sweep.default_jobs(runs)
     console.note(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time")
     sweep.finish(todo, jobs=jobs)
     path = args.results or workdir / "results.md"
@@ -140,14 +140,3 @@ def _check_heeded(args: argparse.Namespace, runs: Sequence[Any]) -> None:
             f"{', '.join(sorted(ignored))}: the comparison sets this itself; for a single run with "
             "your own settings use prosam train"
         )
-
-
-def _jobs(args: argparse.Namespace, runs: Sequence[Any]) -> int:
-    """How many runs to do at a time."""
-    import jax
-
-    from prosam_jax.comparison import sweep
-
-    if args.jobs:
-        return args.jobs
-    return min(len(runs), len(sweep.cores()) or 1) if jax.default_backend() == "cpu" else 1

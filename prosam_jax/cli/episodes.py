@@ -4,7 +4,8 @@
     prosam episodes --config shapes --split train --list
 
 For the test split these are the `eval.episodes` episodes that `prosam evaluate` scores, whose
-SHA-256 is in results.json; for the training split those of the first pass over the images. With
+SHA-256 is in results.json (the first of `eval.seeds` lists; the others follow with
+--config.eval.seed); for the training split those of the first pass over the images. With
 --list each episode is a line "index class target references..."; otherwise only their number and
 SHA-256 are printed.
 """

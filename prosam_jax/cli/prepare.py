@@ -2,6 +2,7 @@
 
     prosam prepare pascal --root data/pascal --download
     prosam prepare coco --root data/coco --download
+    prosam prepare fss --root data/fss
     prosam prepare folder --root my_data --annotations my_data/labels.csv
     prosam prepare folder --root my_data --check
     prosam prepare tfds pascal --root data/pascal/VOC2012 --data-dir ~/tensorflow_datasets
@@ -25,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         one.add_argument("--download", action="store_true", help="fetch what is missing")
         one.set_defaults(run=benchmark, name=name)
+    pairs = what.add_parser("fss", help="FSS-1000", description="FSS-1000, from its archive")
+    pairs.add_argument(
+        "--root", type=as_path, required=True, help="where the classes' folders or the archive are"
+    )
+    pairs.set_defaults(run=fss)
     own = what.add_parser("folder", help="pictures and masks of your own")
     own.add_argument("--root", type=as_path, required=True, help="your folder")
     own.add_argument(
@@ -63,6 +69,13 @@ def benchmark(args: argparse.Namespace) -> int:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
+
+
+def fss(args: argparse.Namespace) -> int:
+    """Prepares and checks FSS-1000; returns status 1 if it contains bad files."""
+    from prosam_jax.data.prepare import fss
+
+    return int(fss.prepare(args.root) > 0)
 
 
 def folder(args: argparse.Namespace) -> int:

@@ -14,7 +14,12 @@ from prosam_jax.config import CHANGES_NO_NUMBER, Config, changed, recorded, repl
 from prosam_jax.data import datasets
 from prosam_jax.errors import UserError
 from prosam_jax.evaluation import controls
-from prosam_jax.evaluation.results import load_examples, save_examples
+from prosam_jax.evaluation.results import (
+    Counted,
+    load_examples,
+    read_episodes,
+    save_examples,
+)
 from prosam_jax.json_files import read_object
 from prosam_jax.training import loop, state
 from prosam_jax.weights import prompt_encoder
@@ -38,17 +43,34 @@ its score on the test list and the last one counts."""
 
 NEEDED = (
     "config", "step", "miou", "fb_iou", "per_class", "episodes", "episode_list_sha256", "seconds",
-    "versions", "device", "controls", "prior_threshold",
+    "versions", "device",
 )  # fmt: skip
 """What tables and reports read of `results.json`."""
 
 
 @dataclasses.dataclass(frozen=True)
+class Scoring:
+    """One way to score a trained run.
+
+    Attributes:
+        name: Folder of its results in that of the run; "" for the run's own, which is always done.
+        changes: Settings that differ from the run's, by dotted name.
+    """
+
+    name: str
+    changes: tuple[tuple[str, Any], ...] = ()
+
+
+OWN = Scoring("")
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
-    """The settings of a run and its folder."""
+    """The settings of a run, its folder, and how it is scored beside its own settings."""
 
     cfg: Config
     workdir: pathlib.Path
+    scorings: tuple[Scoring, ...] = ()
 
     @property
     def title(self) -> str:
@@ -56,16 +78,23 @@ class Run:
         return TITLES[self.cfg.distribution.name]
 
 
-def run_of(base: Config, folder: pathlib.Path, name: str, changes: Mapping[str, Any]) -> Run:
+def run_of(
+    base: Config,
+    folder: pathlib.Path,
+    name: str,
+    changes: Mapping[str, Any],
+    *,
+    cached: bool = True,
+) -> Run:
     """A run with the settings `base` in a folder of its own.
-
-    All runs of `folder` share a cache of SAM's embeddings, which is exact (float32).
 
     Args:
         base: The settings.
         folder: Folder of all runs.
         name: Name of this run's folder in it.
         changes: Settings that differ from `base`, by dotted name.
+        cached: Whether all runs of `folder` share a cache of SAM's embeddings there, which is exact
+            (float32), unless `base` names one.
 
     Raises:
         UserError: `base` sets `prompt.weights`, or a change is not valid.
@@ -76,15 +105,20 @@ def run_of(base: Config, folder: pathlib.Path, name: str, changes: Mapping[str, 
             "start, without parameters of another training"
         )
     shared = {"cache.dir": str(folder / "features"), "cache.dtype": "float32"}
-    shared = {} if base.cache.dir else shared
+    shared = shared if cached and not base.cache.dir else {}
     return Run(replaced(base, {**changes, **shared, **SETTINGS}), folder / name)
 
 
+def is_finished(run: Run) -> bool:
+    """Whether the run is trained and scored in every way."""
+    return all(results(run, scoring) is not None for scoring in (OWN, *run.scorings))
+
+
 def finish(run: Run) -> dict[str, Any]:
-    """Trains and scores a run, unless that is done already.
+    """Trains a run and scores it in every way, unless that is done already.
 
     Returns:
-        The contents of its `results.json`.
+        The contents of its own `results.json`.
 
     Raises:
         UserError: The folder has a run with other settings or frozen weights, or a file that the
@@ -92,36 +126,63 @@ def finish(run: Run) -> dict[str, Any]:
         FloatingPointError: A metric is no longer finite.
         training.signals.Stopped: A signal was received; the state is saved.
     """
-    if (held := results(run)) is not None:
-        return held
-    loop.train(run.cfg, run.workdir)
-    scored = runs.score(run.cfg, run.workdir, "latest")
-    if run.cfg.eval.pictures:
-        save_examples(run.workdir / "examples.npz", scored.examples)
+    todo = [scoring for scoring in (OWN, *run.scorings) if results(run, scoring) is None]
+    if OWN in todo:
+        loop.train(run.cfg, run.workdir)
+    for scoring in todo:
+        cfg, folder = scored_with(run, scoring), run.workdir / scoring.name
+        scored = runs.score(cfg, run.workdir, "latest", folder)
+        if cfg.eval.pictures:
+            save_examples(folder / "examples.npz", scored.examples)
     held = results(run)
     assert held is not None, run.workdir
     return held
 
 
-def results(run: Run) -> dict[str, Any] | None:
-    """The contents of `results.json` if the run is finished with these settings, else None.
+def scored_with(run: Run, scoring: Scoring) -> Config:
+    """The settings with which a run is scored in this way."""
+    return replaced(run.cfg, dict(scoring.changes))
+
+
+def results(run: Run, scoring: Scoring = OWN) -> dict[str, Any] | None:
+    """The contents of `results.json` if the run is scored with these settings, else None.
 
     Raises:
         UserError: A weight file is missing, or `frozen.json` of the run is damaged.
     """
+    wanted, folder = scored_with(run, scoring), run.workdir / scoring.name
     try:
-        held = read_object(run.workdir / "results.json", NEEDED, "")
+        held = read_object(folder / "results.json", NEEDED, "")
         cfg = recorded(held["config"])
-        if changed(cfg, run.cfg, CHANGES_NO_NUMBER) or held["step"] != _last_step(run.cfg):
+        if changed(cfg, wanted, CHANGES_NO_NUMBER) or held["step"] != _last_step(run.cfg):
             return None
-        if set(held["controls"]) | {controls.WRONG} != set(controls.MEANING):  # another version's
+        if wanted.eval.controls and (
+            # The wrong reference cannot be had of one class alone; else, of another version.
+            set(held.get("controls", ())) | {controls.WRONG} != set(controls.MEANING)
+            or "prior_threshold" not in held
+        ):
             return None
-        if run.cfg.eval.pictures:
-            load_examples(run.workdir / "examples.npz")
+        if wanted.eval.samples and cfg.eval.samples != wanted.eval.samples:
+            return None
+        counted(folder, held)
+        if wanted.eval.pictures:
+            load_examples(folder / "examples.npz")
     except (OSError, UserError):  # scored again, these files are as they must be
         return None
     frozen = prompt_encoder.frozen_weights(run.cfg)
     return held if prompt_encoder.read_frozen(run.workdir) == frozen else None
+
+
+def counted(folder: pathlib.Path, held: Mapping[str, Any]) -> list[Counted]:
+    """The episodes of a scoring, from the folder with its `results.json`, whose contents are given.
+
+    Raises:
+        UserError: `episodes.csv` is damaged, or of other lists.
+        OSError: It cannot be read.
+    """
+    lists = held.get("lists") or [held]
+    digests = [x["episode_list_sha256"] for x in lists]
+    return read_episodes(folder / "episodes.csv", digests)
 
 
 def _last_step(cfg: Config) -> int:

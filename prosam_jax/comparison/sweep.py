@@ -135,6 +135,25 @@ def finish(todo: Sequence[Run], *, jobs: int) -> None:
         raise UserError(f"{run.workdir}: {error}{more}")
 
 
+def default_jobs(runs: Sequence[Run]) -> int:
+    """How many runs to do at a time: one on each device, or on each core of a CPU."""
+    import jax
+
+    if jax.default_backend() == "cpu":
+        return max(1, min(len(runs), len(cores())))
+    return max(1, min(len(runs), jax.local_device_count()))
+
+
+def devices() -> list[str]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    import jax
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if jax.default_backend() != "gpu":
+        return []
+    return given.split(",") if given else [str(x.local_hardware_id) for x in jax.local_devices()]
+
+
 def cores() -> list[int]:
     """The CPU cores that this process may use; empty if the system does not tell."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -196,13 +215,13 @@ def _ended(
 
 @contextlib.contextmanager
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes, each with its share of the cores; an error tells them to stop."""
-    if jobs > 1:  # they share a GPU, most of whose memory JAX would give to the first one
+    """A pool of processes, each with its share of cores and GPUs; an error tells them to stop."""
+    if jobs > 1:  # where they share a GPU, JAX would give most of its memory to the first one
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     spawn = multiprocessing.get_context("spawn")
-    known, shares = cores(), spawn.SimpleQueue()
+    known, shares = (cores(), devices()) if jobs > 1 else ([], []), spawn.SimpleQueue()
     for job in range(jobs):
-        shares.put(known[job::jobs] if jobs > 1 else [])
+        shares.put(_share(*known, job, jobs))
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(jobs, spawn, _begin, (shares,)) as pool:
         try:
@@ -227,14 +246,25 @@ class _Told(Exception):
     """A process was told to stop while it had a run; the run is saved."""
 
 
-def _begin(shares: "SimpleQueue[list[int]]") -> None:
-    """Prepares a process of the pool."""
+def _share(
+    cores: Sequence[int], devices: Sequence[str], job: int, jobs: int
+) -> tuple[list[int], str]:
+    """Cores and GPUs of one of several processes; with fewer GPUs than processes they share."""
+    own = devices[job::jobs] or [devices[job % len(devices)]] if devices else []
+    return list(cores[job::jobs]), ",".join(own)
+
+
+def _begin(shares: "SimpleQueue[tuple[list[int], str]]") -> None:
+    """Prepares a process of the pool, before it uses JAX."""
     signal.signal(signal.SIGTERM, _stop)
     for number in set(signals.ENDING) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)  # they also reach the main process, which tells us
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    if share := shares.get():
-        os.sched_setaffinity(0, share)
+    own_cores, own_devices = shares.get()
+    if own_cores:
+        os.sched_setaffinity(0, own_cores)
+    if own_devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = own_devices
     logging.set_verbosity(logging.ERROR)  # as `prosam_jax.cli` does
 
 

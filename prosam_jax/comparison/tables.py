@@ -52,8 +52,12 @@ def rows(held: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     for title, found in held.items():
         lines.append(Row(title, title, found["miou"], found["fb_iou"]))
         common = found["controls"]
-        lines += [Row(name, title, **common[name]) for name in OF_THE_METHOD if name in common]
-    return lines + [Row(name, "", **x) for name, x in common.items() if name not in OF_THE_METHOD]
+        lines += [_row(name, title, common[name]) for name in OF_THE_METHOD if name in common]
+    return lines + [_row(name, "", x) for name, x in common.items() if name not in OF_THE_METHOD]
+
+
+def _row(name: str, method: str, scores: Mapping[str, float]) -> Row:
+    return Row(name, method, scores["miou"], scores["fb_iou"])
 
 
 def print_table(lines: Sequence[Row], title: str) -> None:

@@ -15,12 +15,13 @@ Backbone = Literal[
     "vgg16_bn",
     "dinov2_vits14",
     "dinov2_vitb14",
+    "dinov2_vitl14",
     "efficientnet_lite0",
     "shapes",
     "tiny",
 ]
 Distribution = Literal["vrp", "vrp_2linear", "gaussian", "student_t", "t3vae"]
-Dataset = Literal["pascal", "coco", "shapes", "folder"]
+Dataset = Literal["pascal", "coco", "fss", "shapes", "folder"]
 Annotation = Literal["mask", "box", "scribble", "point"]
 CacheDType = Literal["float32", "bfloat16", "int8"]
 

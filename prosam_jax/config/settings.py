@@ -24,7 +24,9 @@ from prosam_jax.errors import UserError, cut, short
 
 _SAMPLED = ("distribution.name", ("gaussian", "student_t", "t3vae"))
 _HEAVY_TAILED = ("distribution.name", ("student_t", "t3vae"))
-_FROM_FILES = ("data.name", ("pascal", "coco", "folder"))
+_FROM_FILES = ("data.name", ("pascal", "coco", "fss", "folder"))
+_LISTED = ("data.name", ("pascal", "coco", "folder"))
+_FOLDED = ("data.name", ("pascal", "coco", "shapes", "folder"))
 _OWN_FOLDER = ("data.name", ("folder",))
 
 
@@ -187,10 +189,11 @@ class DataConfig(Group):
     """The benchmark and how its files are read.
 
     Attributes:
-        name: "pascal" (Pascal-5i), "coco" (COCO-20i), "shapes" (the generated Shapes-5i) or
-            "folder" (a folder of your own).
+        name: "pascal" (Pascal-5i), "coco" (COCO-20i), "fss" (FSS-1000), "shapes" (the generated
+            Shapes-5i) or "folder" (a folder of your own).
         root: Folder of the dataset: for Pascal the one that contains `JPEGImages`, for COCO the
-            one that contains `train2014`, or a TFDS data directory made by `prosam prepare tfds`.
+            one that contains `train2014`, for these two also a TFDS data directory made by `prosam
+            prepare tfds`; for FSS-1000 the one that contains the folders of the classes.
         fold: The fold whose classes are kept for testing.
         shots: Reference images per episode.
         image_size: Side in pixels of the square that images are resized to.
@@ -226,11 +229,11 @@ class DataConfig(Group):
 
     name: Dataset = setting("pascal", Role.BENCHMARK)
     root: str = setting("", Role.PATH, read_with=_FROM_FILES)
-    fold: Literal[0, 1, 2, 3] = setting(0, Role.BENCHMARK)
+    fold: Literal[0, 1, 2, 3] = setting(0, Role.BENCHMARK, read_with=_FOLDED)
     shots: int = setting(1, Role.PROTOCOL, least=1, most=1000)
     image_size: int = setting(512, Role.BENCHMARK, least=32, most=4096)
-    train_list: str = setting("", Role.BENCHMARK, read_with=_FROM_FILES)
-    val_list: str = setting("", Role.PROTOCOL, read_with=_FROM_FILES)
+    train_list: str = setting("", Role.BENCHMARK, read_with=_LISTED)
+    val_list: str = setting("", Role.PROTOCOL, read_with=_LISTED)
     test: Literal["own", "pascal_disjoint", "pascal_standard"] = setting(
         "own", Role.PROTOCOL, read_with=("data.name", ("coco",))
     )
@@ -241,7 +244,7 @@ class DataConfig(Group):
     bad_files: Literal["stop", "skip"] = setting("stop", Role.PROTOCOL, read_with=_OWN_FOLDER)
     workers: int = setting(0, Role.SPEED, least=0, most=256)
     patience: int = setting(50, Role.SPEED, least=1, most=86_400)
-    decode: Literal["exact", "fast"] = setting("exact", Role.PROTOCOL, read_with=_FROM_FILES)
+    decode: Literal["exact", "fast"] = setting("exact", Role.PROTOCOL, read_with=_LISTED)
     annotation: Annotation = setting("mask", Role.PROTOCOL)
     downsample: Literal["nearest", "coverage"] = setting("nearest", Role.PROTOCOL)
     empty_annotation: Literal["redraw", "report"] = setting("redraw", Role.PROTOCOL)
@@ -296,6 +299,16 @@ class EvalConfig(Group):
         pictures: How many episodes `examples.png` shows.
         controls: Whether an evaluation also scores the controls and baselines that a result is
             compared with (`prosam_jax.evaluation.controls`).
+        samples: K of the strategies that merge the masks of sampled prompts (Table 8,
+            `prosam_jax.evaluation.strategies`), which are then scored as well; 0 for none.
+        seeds: Number of lists of episodes; the first has the seed `eval.seed`, the next that seed
+            plus 1, and so on. Scores are means over the lists.
+        join: How several references are joined: "prompts" gives SAM's decoder the prompts of all
+            of them (VRP-SAM), "logits" takes the mean of the logits of each.
+        resolution: Where pixels are counted: "square" in the square of `data.image_size`
+            (VRP-SAM), "original" in each target's own pixels.
+        absent: What a class without an episode counts as: "left_out" of the mean, or "zero"
+            (VRP-SAM's code).
     """
 
     PREFIX: ClassVar[str] = "eval."
@@ -305,6 +318,11 @@ class EvalConfig(Group):
     batch_size: int = setting(2, Role.SPEED, least=1, most=1024)
     pictures: int = setting(6, Role.REPORT, least=0, most=200)
     controls: bool = setting(False, Role.REPORT)
+    samples: int = setting(0, Role.REPORT, least=0, most=1000)
+    seeds: int = setting(1, Role.PROTOCOL, least=1, most=1000)
+    join: Literal["prompts", "logits"] = setting("prompts", Role.PROTOCOL)
+    resolution: Literal["square", "original"] = setting("square", Role.PROTOCOL)
+    absent: Literal["left_out", "zero"] = setting("left_out", Role.PROTOCOL)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,7 @@ TABLES = {
     "vgg16_bn": Table(vgg.RULES["vgg16_bn"], vgg.IGNORED),
     "dinov2_vits14": DINOV2,
     "dinov2_vitb14": DINOV2,
+    "dinov2_vitl14": DINOV2,
     "efficientnet_lite0": Table(efficientnet_lite.RULES, efficientnet_lite.IGNORED),
 }
 MODELS = tuple(TABLES)

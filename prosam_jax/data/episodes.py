@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt, UInt8
 from PIL import Image
 
 from prosam_jax.config import DataConfig
 from prosam_jax.data.annotation import drawn_annotation
 from prosam_jax.data.folds import FoldIndex
 from prosam_jax.data.rng import Rng
-from prosam_jax.data.transforms import class_mask, resize_image, resize_mask
+from prosam_jax.data.transforms import class_mask, ignored, resize_image, resize_mask
 from prosam_jax.errors import UserError
 from prosam_jax.types import Episode
 
@@ -163,8 +163,8 @@ class Images(Protocol):
         """The image, RGB."""
         ...
 
-    def labels(self, image_id: str) -> UInt8[np.ndarray, "h w"]:
-        """Its class numbers, 0 for background and 255 for pixels to ignore."""
+    def labels(self, image_id: str) -> UInt[np.ndarray, "h w"]:
+        """Its class numbers, 0 for background; pixels to ignore are as `IGNORE` has them."""
         ...
 
     def class_name(self, class_id: int) -> str:
@@ -188,6 +188,8 @@ class EpisodeSource:
         empty_annotation: What happens to a reference without an annotated pixel, see
             `data.empty_annotation`.
         wrong: Whether the references are followed by as many of a wrong class (`draw_wrong`).
+        canvas: (height, width) into which the true masks fit in their own pixels; None to resize
+            them to the square as well.
     """
 
     images: Images
@@ -200,6 +202,7 @@ class EpisodeSource:
     annotation: str = "mask"
     empty_annotation: str = "redraw"
     wrong: bool = False
+    canvas: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -214,7 +217,14 @@ class EpisodeSource:
 
     def __getitem__(self, index: int) -> Episode:
         spec = self.spec(index)
-        target_image, target_mask, target_ignore = self._read(spec.target_id, spec.class_id)
+        labels = self.images.labels(spec.target_id)
+        if self.canvas:
+            below, beside = (room - n for room, n in zip(self.canvas, labels.shape, strict=True))
+            none = ignored(labels.dtype)
+            shown = np.pad(labels, ((0, below), (0, beside)), constant_values=none)
+        else:
+            shown = resize_mask(labels, self.size)
+        target_mask, target_ignore = class_mask(shown, spec.class_id)
         specs = [spec]
         if self.wrong:
             specs.append(draw_wrong(self.fold, self.seed, spec))
@@ -223,12 +233,13 @@ class EpisodeSource:
         return Episode(
             reference_image=reference_image,
             reference_mask=reference_mask,
-            target_image=target_image,
+            target_image=self.image(spec.target_id),
             target_mask=target_mask,
             target_ignore=target_ignore,
             class_id=np.int32(spec.class_id),
             index=np.int32(spec.index),
             valid=np.bool_(True),
+            target_size=np.array(labels.shape, np.int32),
         )
 
     def _reference(self, spec: EpisodeSpec, shot: int) -> tuple[np.ndarray, np.ndarray]:
@@ -262,7 +273,7 @@ def episode_source(
 ) -> EpisodeSource:
     """Episodes of one split of a fold; with `length` None, one pass over its images."""
     by_target = draw_train if split == "train" else draw_test
-    if cfg.name == "folder" and split == "test":
+    if cfg.name in ("folder", "fss") and split != "train":
         by_target = draw_shuffled
     return EpisodeSource(
         images=images,

@@ -92,7 +92,8 @@ class FoldIndex:
     Attributes:
         rule: The benchmark.
         fold: 0-3.
-        split: "train" (base classes) or "test" (novel classes).
+        split: "train" (base classes), "test" (novel classes), or "val" where a benchmark has other
+            classes for validation.
         entries: The sorted ids of the images of each class of the split; classes are ascending.
     """
 
@@ -103,9 +104,10 @@ class FoldIndex:
 
     @property
     def label(self) -> str:
-        """Benchmark, fold and split, or of a user's own classes those that are held out."""
+        """Benchmark, fold (where it has several) and split, or own classes that are held out."""
         if not self.rule.own:
-            return f"{self.rule.name} fold {self.fold} {self.split}"
+            fold = f" fold {self.fold}" if len(self.rule.novel) > 1 else ""
+            return f"{self.rule.name}{fold} {self.split}"
         novel = [self.rule.class_names[c - 1] for c in self.rule.novel[self.fold]]
         return f"{self.rule.name} {self.split} (held out for testing: {named(novel)})"
 
@@ -254,8 +256,8 @@ _IN_COCO = {
 
 
 def in_coco(names: Iterable[str]) -> list[str]:
-    """The names with those of VOC as COCO has them: "airplane" for "aeroplane"."""
-    return [_IN_COCO.get(name, name) for name in names]
+    """The names as COCO has them: "airplane" for VOC's "aeroplane", with blanks for "_"."""
+    return [_IN_COCO.get(name, name).replace("_", " ") for name in names]
 
 
 def _novel_in_coco(fold: int) -> tuple[int, ...]:

@@ -1,11 +1,14 @@
 """Resizing of images and masks to the model's squares, as the benchmarks' protocol has it."""
 
 import numpy as np
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt, UInt8
 from PIL import Image
 
 IGNORE = 255
-"""Label of pixels that belong to no class, such as the borders of objects."""
+"""Label of pixels that belong to no class, such as the borders of objects.
+
+Of labels with more than 8 bits it is their type's largest number.
+"""
 
 
 def resize_image(
@@ -29,7 +32,12 @@ def resize_mask(mask: Shaped[np.ndarray, "h w"], size: int) -> Shaped[np.ndarray
 
 
 def class_mask(
-    labels: UInt8[np.ndarray, "h w"], class_id: int
+    labels: UInt[np.ndarray, "h w"], class_id: int
 ) -> tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
-    """Pixels of the class, and pixels to ignore (label 255), which belong to no class."""
-    return labels == class_id, labels == IGNORE
+    """Pixels of the class, and pixels to ignore (see `IGNORE`), which belong to no class."""
+    return labels == class_id, labels == ignored(labels.dtype)
+
+
+def ignored(dtype: np.dtype) -> int:
+    """The label of pixels to ignore, see `IGNORE`."""
+    return np.iinfo(dtype).max

@@ -17,13 +17,13 @@ from jaxtyping import Array, Float
 from prosam_jax import inference, resize
 from prosam_jax.config import Config
 from prosam_jax.equations import foreground
-from prosam_jax.evaluation import metrics, prediction
-from prosam_jax.evaluation.results import Result
+from prosam_jax.evaluation import prediction, strategies
+from prosam_jax.evaluation.prediction import RESULT, Prediction, at_targets, counted, low_res
+from prosam_jax.evaluation.results import Counted, Result
 from prosam_jax.model import ProSAM, stream
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.types import Features
 
-RESULT = "result"
 EMPTY = "empty prompt"
 UNTRAINED = "untrained prompt encoder"
 WRONG = "reference of a wrong class"
@@ -41,7 +41,7 @@ MEANING = {
 }
 """What each name means, in the order of tables."""
 
-Predict = Callable[..., prediction.Prediction]
+Predict = Callable[..., Prediction]
 
 THRESHOLDS = tuple(round(0.02 * i, 2) for i in range(1, 50))
 """Thresholds for the prior. The best one is chosen on the test list, so it is an upper bound."""
@@ -56,7 +56,13 @@ def untrained(cfg: Config, merged_channels: int) -> nnx.State:
 
 
 def make_step(
-    graph: nnx.GraphDef, fresh: nnx.State, *, samples: int = 0, wrong: bool = True
+    graph: nnx.GraphDef,
+    fresh: nnx.State,
+    *,
+    samples: int = 0,
+    mapped: int = 0,
+    original: bool = False,
+    wrong: bool = True,
 ) -> Predict:
     """Compiles (params, frozen, episodes, image_embeddings=None) -> predictions with controls.
 
@@ -67,18 +73,20 @@ def make_step(
     Args:
         graph: Structure of the model.
         fresh: Parameters from `untrained`.
-        samples: Number of prompts drawn for the uncertainty map; 0 for no map.
+        samples: As for `prediction.make_predict_step`.
+        mapped: Number of prompts drawn for the uncertainty map; 0 for no map.
+        original: As for `prediction.make_predict_step`.
         wrong: Whether the reference of a wrong class is among the controls.
     """
 
     @jax.jit
     def control_step(fresh, params, frozen, episode, image_embeddings=None):
         model = nnx.merge(graph, params, frozen)
-        target, ignore = episode.target_mask, episode.target_ignore
-        size = target.shape[1:]
+        shown, square = at_targets(episode, original), episode.target_image.shape[1:3]
+        b = len(episode.target_image)
         right = model.encode(episode, image_embeddings)
         if wrong:
-            right, of_others = _halves(right, len(target))
+            right, of_others = _halves(right, b)
         posterior = model.posterior(right)
         named = {
             RESULT: posterior.mean,
@@ -87,41 +95,42 @@ def make_step(
         if wrong:
             named[WRONG] = model.posterior(of_others).mean
         prompts = jnp.stack(list(named.values()))
-        if samples:
+        if mapped:
             key = stream(0, "uncertainty")
-            drawn = inference.sampled_prompts(model, posterior, samples, key)
+            drawn = inference.sampled_prompts(model, posterior, mapped, key)
             prompts = jnp.concatenate([prompts, drawn])
-        embeddings = right.image_embeddings
-        logits = jax.vmap(lambda p: model.decode(embeddings, p, size))(prompts)
+        logits = jax.vmap(lambda p: shown(low_res(model, right, p)))(prompts)
         masks = {name: foreground(logits[i]) for i, name in enumerate(named)}
-        likeness = prior(model, right, size)
-        none = jnp.zeros((len(target), 0, prompts.shape[-1]))
-        masks[EMPTY] = foreground(model.decode(embeddings, none, size))
-        masks[CLICK] = foreground(model.decode(embeddings, _click(model, likeness), size))
-        masks[EVERYTHING] = jnp.ones_like(target)
-        areas = {name: metrics.areas(mask, target, ignore) for name, mask in masks.items()}
-        cut = jax.vmap(lambda t: metrics.areas(likeness > t, target, ignore))(jnp.array(THRESHOLDS))
-        areas |= {_above(t): metrics.Areas(*(x[i] for x in cut)) for i, t in enumerate(THRESHOLDS)}
-        return prediction.Prediction(
-            areas=areas.pop(RESULT),
-            mask=masks.pop(RESULT),
-            empty_annotations=right.empty_annotations.reshape(len(target), -1),
-            controls=areas,
-            control_masks=masks,
-            uncertainty=inference.disagreement(logits[len(named) :]) if samples else None,
+        if samples:
+            drawn = prediction.sampled_low_res(model, right, posterior, samples)
+            masks |= strategies.merged(drawn, shown)
+        likeness = prior(model, right)
+        alone = {
+            EMPTY: jnp.zeros((b, 0, prompts.shape[-1])),
+            CLICK: _click(model, resize.bilinear_map(likeness, square)),
+        }
+        for name, tokens in alone.items():  # which do not depend on the number of references
+            masks[name] = foreground(shown(model.decode_low_res(right.image_embeddings, tokens)[0]))
+        masks[EVERYTHING] = jnp.ones_like(episode.target_mask)
+        counts = {name: counted(mask, episode) for name, mask in masks.items()}
+        likeness = shown(likeness)
+        cut = jax.vmap(lambda t: counted(likeness > t, episode))(jnp.array(THRESHOLDS))
+        return Prediction(
+            counts=counts | {_above(t): cut[i] for i, t in enumerate(THRESHOLDS)},
+            masks=masks,
+            empty_annotations=right.empty_annotations.reshape(b, -1),
+            uncertainty=inference.disagreement(logits[len(named) :]) if mapped else None,
         )
 
     return functools.partial(control_step, fresh)
 
 
-def prior(model: ProSAM, features: Features, size: tuple[int, int]) -> Float[Array, "b h w"]:
-    """The pseudo mask of section 8.1 at the targets' size, averaged over the references."""
-    b, r = len(features.image_embeddings), len(features.reference_mask)
-    query = jax.tree.map(lambda x: jnp.repeat(x, r // b, axis=0), features.target)
+def prior(model: ProSAM, features: Features) -> Float[Array, "b i j"]:
+    """The pseudo mask of section 8.1 at the features' size, averaged over the references."""
+    query = jax.tree.map(lambda x: jnp.repeat(x, features.shots, axis=0), features.target)
     augmentation = model.prompt_encoder.features
     found = augmentation.pseudo_mask(query, features.reference, features.reference_mask)
-    found = found.reshape(b, r // b, *found.shape[1:]).mean(1)
-    return resize.bilinear(found[..., None], size, align_corners=True)[..., 0]
+    return found.reshape(-1, features.shots, *found.shape[1:]).mean(1)
 
 
 def _click(model: ProSAM, likeness: Float[Array, "b h w"]) -> Float[Array, "b 2 c"]:
@@ -153,9 +162,16 @@ def _above(threshold: float) -> str:
 
 
 def chosen(result: Result) -> Result:
-    """The result with the prior only at its best threshold, in the order of `MEANING`."""
-    scores = result.controls
-    threshold = max(THRESHOLDS, key=lambda t: scores[_above(t)].miou)
-    scores = scores | {PRIOR: scores[_above(threshold)]}
-    named = {name: scores[name] for name in MEANING if name in scores}
-    return dataclasses.replace(result, controls=named, prior_threshold=threshold)
+    """The result with the prior only at its best threshold, and controls in `MEANING`'s order."""
+    best = max(THRESHOLDS, key=lambda t: result.scores_of(_above(t)).miou)
+    cut = {_above(t) for t in THRESHOLDS}
+
+    def named(one: Counted) -> Counted:
+        held = one.counts | {PRIOR: one.counts[_above(best)]}
+        counts = {name: x for name, x in held.items() if name not in cut | MEANING.keys()}
+        counts |= {name: held[name] for name in MEANING if name in held}
+        return dataclasses.replace(one, counts=counts)
+
+    return dataclasses.replace(
+        result, lists=[named(one) for one in result.lists], prior_threshold=best
+    )

@@ -1,23 +1,28 @@
 """Results of an evaluation, and the files they are saved in."""
 
+import csv
 import dataclasses
+import functools
 import pathlib
 import platform
 import zipfile
 import zlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 
 import prosam_jax
 from prosam_jax.atomic import replacing
 from prosam_jax.config import Config, to_dict
 from prosam_jax.errors import UserError
-from prosam_jax.evaluation.metrics import Scores
+from prosam_jax.evaluation import intervals, metrics, strategies
+from prosam_jax.evaluation.intervals import Draws, Interval
+from prosam_jax.evaluation.metrics import COUNTS, Scores
+from prosam_jax.evaluation.prediction import RESULT
 from prosam_jax.json_files import write_object
 from prosam_jax.types import Episode
 
@@ -42,32 +47,97 @@ class Example(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Counted:
+    """What was counted on one list of episodes.
+
+    Attributes:
+        seed: Seed of the list.
+        digest: SHA-256 of the list (`data.episodes.episode_list_digest`).
+        classes: Names of the fold's test classes, including those without an episode.
+        class_id: Class of each episode.
+        counts: Pixels of each episode (`metrics.confusion`) for the result (`RESULT`), the
+            strategies, controls and baselines, by name.
+    """
+
+    seed: int
+    digest: str
+    classes: dict[int, str]
+    class_id: Integer[np.ndarray, " n"]
+    counts: dict[str, Integer[np.ndarray, "n 4"]]
+
+    def scores(self, name: str, absent: bool) -> Scores:
+        """The scores of one name; with `absent` classes without an episode count as 0."""
+        return metrics.scores(self.counts[name], self.class_id, self.classes if absent else ())
+
+    def draws(self, name: str, absent: bool) -> Draws:
+        """`scores` of each draw of the bootstrap."""
+        absent_classes = self.classes if absent else ()
+        return intervals.draws(self.counts[name], self.class_id, self.digest, absent_classes)
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
     """Result of an evaluation.
 
     Attributes:
-        scores: The metrics.
-        classes: Names of the fold's test classes, including those without an episode.
-        episodes: Number of episodes that were scored.
-        digest: SHA-256 of the list of episodes (`data.episodes.episode_list_digest`).
+        lists: What was counted on each list of episodes, `eval.seeds` of them.
+        absent: Whether classes without an episode count as 0.
         seconds: Wall time, including compilation.
         examples: The first episodes, for pictures.
         references: Number of references in all episodes.
         empty_annotations: How many of them had no annotated cell left at the size of the features.
-        controls: Scores of the controls and baselines, by name (`evaluation.controls`).
-        prior_threshold: Threshold of the cosine prior among them; None without controls.
+        prior_threshold: Threshold of the cosine prior among the controls; None without controls.
     """
 
-    scores: Scores
-    classes: dict[int, str]
-    episodes: int
-    digest: str
+    lists: Sequence[Counted]
+    absent: bool
     seconds: float
     examples: list[Example]
     references: int
     empty_annotations: int
-    controls: dict[str, Scores]
     prior_threshold: float | None = None
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """Names of the fold's test classes, including those without an episode."""
+        return self.lists[0].classes
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes that were scored."""
+        return sum(len(x.class_id) for x in self.lists)
+
+    @property
+    def others(self) -> list[str]:
+        """Names of what was scored beside the result, in the order of tables."""
+        held = self.lists[0].counts
+        merged = [name for name in strategies.NAMES if name in held]
+        return merged + [name for name in held if name not in (RESULT, *merged)]
+
+    @functools.cached_property
+    def scores(self) -> Scores:
+        """The scores of the result."""
+        return self.scores_of(RESULT)
+
+    def scores_of(self, name: str) -> Scores:
+        """The scores of one name, means over the lists."""
+        return metrics.mean([x.scores(name, self.absent) for x in self.lists])
+
+    def draws(self, name: str = RESULT) -> Draws:
+        """`scores_of` in each draw of the bootstrap."""
+        return intervals.mean([x.draws(name, self.absent) for x in self.lists])
+
+
+def joined(several: Sequence[Result]) -> Result:
+    """One result of several evaluations of the same model, each on a list of its own."""
+    return Result(
+        lists=[one for x in several for one in x.lists],
+        absent=several[0].absent,
+        seconds=sum(x.seconds for x in several),
+        examples=several[0].examples,
+        references=sum(x.references for x in several),
+        empty_annotations=sum(x.empty_annotations for x in several),
+    )
 
 
 def versions() -> dict[str, str]:
@@ -87,29 +157,142 @@ def device_line() -> str:
 
 
 def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int | None) -> None:
-    """Writes scores (in percent), the digest of the episodes and the settings, as JSON."""
-    scores = result.scores
+    """Writes scores (in percent), the digests of the episodes and the settings, as JSON.
+
+    Intervals are over episodes (`evaluation.intervals`); "difference" is how far the result lies
+    above another score on the same episodes.
+    """
+    drawn, per_class = result.draws(), result.scores.per_class
     results = {
-        "miou": 100 * scores.miou,
-        "fb_iou": 100 * scores.fb_iou,
-        "per_class": {result.classes[c]: 100 * iou for c, iou in scores.per_class.items()},
+        **_percent(result.scores, drawn),
+        "per_class": {result.classes[c]: 100 * iou for c, iou in per_class.items()},
+        "rates": {name: 100 * x for name, x in result.scores.rates._asdict().items()},
+        "shares_of_pixels": {
+            name: 100 * x for name, x in zip(COUNTS, result.scores.shares, strict=True)
+        },
         "episodes": result.episodes,
         "references": result.references,
         "empty_annotations": result.empty_annotations,
-        "episode_list_sha256": result.digest,
+        "episode_list_sha256": result.lists[0].digest,
         "seconds": round(result.seconds, 2),
         "step": step,
         "versions": versions(),
         "device": device_line(),
         "config": to_dict(cfg),
     }
-    if result.controls:
-        results["controls"] = {
-            name: {"miou": 100 * scores.miou, "fb_iou": 100 * scores.fb_iou}
-            for name, scores in result.controls.items()
-        }
+    if len(result.lists) > 1:
+        results["lists"] = [
+            {"seed": x.seed, "episode_list_sha256": x.digest}
+            | {"miou": 100 * of.miou, "fb_iou": 100 * of.fb_iou}
+            for x in result.lists
+            for of in [x.scores(RESULT, result.absent)]
+        ]
+    for name in result.others:
+        kind = "strategies" if name in strategies.NAMES else "controls"
+        results.setdefault(kind, {})[name] = _beside(result, name, drawn)
+    if result.prior_threshold is not None:
         results["prior_threshold"] = result.prior_threshold
     write_object(path, results)
+
+
+def _percent(scores: Scores, drawn: Draws) -> dict[str, Any]:
+    """The two scores with their intervals, in percent."""
+    return {
+        "miou": 100 * scores.miou,
+        "fb_iou": 100 * scores.fb_iou,
+        "miou_interval": percent(intervals.interval(drawn.miou)),
+        "fb_iou_interval": percent(intervals.interval(drawn.fb_iou)),
+    }
+
+
+def _beside(result: Result, name: str, of_result: Draws) -> dict[str, Any]:
+    scores, drawn = result.scores_of(name), result.draws(name)
+    between = intervals.interval(of_result.miou - drawn.miou)
+    return {
+        **_percent(scores, drawn),
+        "difference": 100 * (result.scores.miou - scores.miou),
+        "difference_interval": percent(between),
+    }
+
+
+def percent(interval: Interval) -> list[float]:
+    """The bounds in percent, for JSON."""
+    return [100 * x for x in interval]
+
+
+EPISODE_COLUMNS = ("seed", "episode", "class_id", "class", "scored", "iou", *COUNTS)
+
+
+def write_episodes(path: pathlib.Path, result: Result) -> None:
+    """Writes the pixels of each episode, for each name that was scored, as CSV.
+
+    `iou` is that of the object, from 0 to 1; `COUNTS` are numbers of pixels. From them any score
+    and interval follows.
+    """
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(EPISODE_COLUMNS)
+        for one in result.lists:
+            for name, counts in one.counts.items():
+                iou = metrics.foreground_iou(counts)
+                for i, c in enumerate(one.class_id.tolist()):
+                    pixels = counts[i].tolist()
+                    writer.writerow(
+                        [one.seed, i, c, one.classes[c], name, f"{iou[i]:.6f}", *pixels]
+                    )
+
+
+def read_episodes(path: pathlib.Path, digests: Sequence[str]) -> list[Counted]:
+    """The lists that `write_episodes` wrote.
+
+    Args:
+        path: The file.
+        digests: SHA-256 of each list, from `results.json`.
+
+    Raises:
+        UserError: The file is damaged, or has other lists.
+        OSError: It cannot be read.
+    """
+    found: dict[int, dict[str, dict[int, list[int]]]] = {}
+    classes: dict[int, dict[int, tuple[int, str]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            if tuple(next(reader, ())) != EPISODE_COLUMNS:
+                raise ValueError("its first line is not that of this version")
+            for seed, episode, class_id, class_name, name, _, *pixels in reader:
+                one, i = int(seed), int(episode)
+                tp, fp, fn, tn = map(int, pixels)
+                found.setdefault(one, {}).setdefault(name, {})[i] = [tp, fp, fn, tn]
+                classes.setdefault(one, {})[i] = int(class_id), class_name
+        if len(found) != len(digests):
+            raise ValueError(f"{len(found)} lists instead of {len(digests)}")
+        return [
+            _counted(seed, digest, found[seed], classes[seed])
+            for seed, digest in zip(found, digests, strict=True)
+        ]
+    except (ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); delete it, and score the run again"
+        ) from None
+
+
+def _counted(
+    seed: int,
+    digest: str,
+    rows: Mapping[str, Mapping[int, list[int]]],
+    classes: Mapping[int, tuple[int, str]],
+) -> Counted:
+    episodes = range(len(classes))
+    if any(sorted(of) != list(episodes) for of in rows.values()):
+        raise ValueError(f"an episode of list {seed} is missing")
+    return Counted(
+        seed,
+        digest,
+        dict(sorted(set(classes.values()))),
+        np.array([classes[i][0] for i in episodes]),
+        {name: np.array([of[i] for i in episodes]) for name, of in rows.items()},
+    )
 
 
 def save_examples(path: pathlib.Path, examples: Sequence[Example]) -> None:

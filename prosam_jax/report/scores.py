@@ -5,6 +5,7 @@ import rich.table
 from prosam_jax.config import RANDOM, Config
 from prosam_jax.console import Console, clock
 from prosam_jax.errors import printable
+from prosam_jax.evaluation import intervals
 from prosam_jax.evaluation.results import Result
 
 
@@ -34,6 +35,7 @@ def print_scores(result: Result) -> None:
     table = rich.table.Table(title=f"{result.episodes} episodes of novel classes")
     table.add_column("class")
     table.add_column("IoU %", justify="right")
+    interval = intervals.interval(result.draws().miou)
     for c, name in result.classes.items():
         iou = result.scores.per_class.get(c)
         table.add_row(printable(name), "no episode" if iou is None else f"{100 * iou:.2f}")
@@ -41,11 +43,13 @@ def print_scores(result: Result) -> None:
     n, of = len(result.scores.per_class), len(result.classes)
     over = "" if n == of else f" (over {n} of {of} classes)"
     table.add_row(f"mIoU{over}", f"{100 * result.scores.miou:.2f}")
+    low, high = (100 * x for x in interval)
+    table.add_row("  95 % interval over episodes", f"{low:.2f} to {high:.2f}")
     table.add_row("FB-IoU", f"{100 * result.scores.fb_iou:.2f}")
-    if result.controls:
+    if result.others:
         table.add_section()
-    for name, scores in result.controls.items():
-        table.add_row(f"mIoU of {name}", f"{100 * scores.miou:.2f}")
+    for name in result.others:
+        table.add_row(f"mIoU of {name}", f"{100 * result.scores_of(name).miou:.2f}")
     Console().print(table)
     if result.empty_annotations:
         print(

@@ -27,8 +27,7 @@ from prosam_jax.config import (
 from prosam_jax.data import datasets, folds
 from prosam_jax.data.loader import make_loader
 from prosam_jax.errors import UserError
-from prosam_jax.evaluation import evaluate, prediction, results
-from prosam_jax.evaluation.metrics import Areas, IoU
+from prosam_jax.evaluation import evaluate, metrics, prediction, results
 from prosam_jax.feature_cache.cache import opened
 from prosam_jax.report import scores
 from prosam_jax.report.curves import BOARD, METRICS, Curves, newest
@@ -190,12 +189,12 @@ class Trainer:
         self.source = dataclasses.replace(source, length=self.total * cfg.train.batch_size)
         fold = source.fold
         self.dataset = Dataset(cfg.data.name, list(fold.class_names), folds.digest(fold))
-        self.test = evaluate.test_episodes(cfg)
+        self.test = evaluate.test_episodes(cfg, datasets.scored(cfg.data)[0])
         if file := cfg.prompt.weights:
             prompt_encoder.check_fold(file, cfg)
             begun = prompt_encoder.read(file)
             if cfg.data.name == "folder" or cfg.data.name != begun.benchmark:
-                seen, tested = begun.classes or (), self.test.fold.class_names
+                seen, tested = begun.classes or (), evaluate.test_episodes(cfg).fold.class_names
                 prompt_encoder.check_unseen(file, folds.in_coco(seen), folds.in_coco(tested))
         self.mesh = sharding.make_mesh(cfg.train.batch_size)
         self.learning_rate = state.schedule(cfg.train, images)
@@ -204,7 +203,9 @@ class Trainer:
         self.frozen = sharding.replicate(frozen, self.mesh)
         self.state = sharding.replicate(state.create(params, tx), self.mesh)
         self.train_step = step.make_train_step(graph, tx, cfg.seed, self.mesh)
-        self.predict = prediction.make_predict_step(graph)
+        self.predict = prediction.make_predict_step(
+            graph, original=cfg.eval.resolution == "original"
+        )
         sam = nnx.merge(graph, self.state.params, self.frozen).sam
         self.cache = opened(cfg.cache, sam, lambda x: sharding.split_batch(x, self.mesh))
 
@@ -320,7 +321,7 @@ class Trainer:
         not_finite.check(jax.device_get(logs), i, "after")
 
     def validate(self, on_batch: Callable[[int], None]) -> results.Result:
-        """Scores the current state on the fold's test episodes."""
+        """Scores the current state on the episodes of the fold's split for validation."""
         return evaluate.evaluate(
             self.predict,
             self.state.params,
@@ -328,6 +329,7 @@ class Trainer:
             self.test,
             batch_size=self.cfg.eval.batch_size,
             mesh=self.mesh,
+            absent=self.cfg.eval.absent == "zero",
             cache=self.cache,
             workers=self.cfg.data.workers,
             patience=self.cfg.data.patience,
@@ -395,12 +397,12 @@ class Window:
             NotFinite: A metric is not finite; the message names it and its step.
         """
         logs = jax.device_get(self.logs)
-        iou = IoU()
-        for i, (log, class_id) in enumerate(zip(logs, self.classes, strict=True), self.start + 1):
+        counts = []
+        for i, log in enumerate(logs, self.start + 1):
             not_finite.check(log, i, "at")
             inter, union = log.pop("intersection"), log.pop("union")
-            both = (np.stack([0 * x, x], axis=1) for x in (inter, union))
-            iou.add(Areas(*both), class_id)
+            counts.append(np.stack([inter, union - inter, 0 * union, 0 * union], axis=1))
         means = {name: float(np.mean([log[name] for log in logs])) for name in logs[0]}
         rate = len(logs) * self.batch_size / (time.monotonic() - self.began)
-        return means | {"miou": iou.scores().miou, "episodes_per_s": rate}
+        miou = metrics.scores(np.concatenate(counts), np.concatenate(self.classes)).miou
+        return means | {"miou": miou, "episodes_per_s": rate}

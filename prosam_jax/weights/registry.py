@@ -19,6 +19,7 @@ DINOV2 = "https://github.com/facebookresearch/dinov2#pretrained-models"
 TORCHVISION = "https://docs.pytorch.org/vision/stable/models.html"
 SEMSEG = "https://github.com/hszhao/semseg"
 IMAGENET = "trained on ImageNet, whose terms allow non-commercial research only"
+RECORDED = "the checksum is not Meta's: several independent users recorded it"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,12 +181,18 @@ PUBLISHED = (
         "dinov2_vits14",
         "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
         88_283_115,
-        note="the checksum is not Meta's: several independent users recorded it",
+        note=RECORDED,
     ),
     _dinov2(
         "dinov2_vitb14",
         "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
         346_378_731,
+    ),
+    _dinov2(
+        "dinov2_vitl14",
+        "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+        1_217_586_395,
+        note=RECORDED,
     ),
     Published(
         name="efficientnet_lite0",

@@ -1,0 +1,142 @@
+r"""Makes tables of the paper again: trains and scores what they need, and prints them.
+
+    prosam reproduce --table 4
+    prosam reproduce --table 1 --table 7 --preset paper --pascal VOC2012 --coco COCO2014 --dry-run
+    prosam reproduce --table 8 --preset photos --pascal VOC2012
+
+Every value has an interval over test episodes and stands beside the paper's; methods are compared
+on the same episodes; controls are scored with every run. A run is trained once for all tables that
+show it. What is finished is not done again, and what was stopped goes on. Writes tableN.md, .csv,
+.json and .html to the workdir.
+
+Presets: "small" has generated pictures and the packaged networks, minutes for each run; "photos"
+has photographs in VOC's form and the same small networks, whose figures are no results to quote;
+"paper" has the paper's settings, which take days of a GPU and need the published weights. --dry-run
+shows the runs and about how long they take, and does nothing.
+"""
+
+import argparse
+import pathlib
+import shlex
+import sys
+import time
+from typing import Any
+
+from prosam_jax.cli import settings
+from prosam_jax.cli.arguments import as_path
+from prosam_jax.config import Config, check_at_least, replaced
+from prosam_jax.errors import UserError
+
+RECIPES = {
+    "small": {"pascal": "shapes", "coco": "shapes"},
+    "photos": {"pascal": "photos", "coco": "photos"},
+    "paper": {"pascal": "pascal", "coco": "coco"},
+}
+"""The recipes that stand for the paper's benchmarks, by preset."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this verb."""
+    parser.add_argument(
+        "--table",
+        action="append",
+        type=int,
+        required=True,
+        metavar="N",
+        help="number of a table of the paper, 1 to 9; may be repeated",
+    )
+    parser.add_argument("--preset", choices=RECIPES, default="small", help="default: small")
+    parser.add_argument(
+        "--pascal", type=as_path, metavar="DIR", help="folder of Pascal VOC, or of photos like it"
+    )
+    parser.add_argument("--coco", type=as_path, metavar="DIR", help="folder of COCO")
+    parser.add_argument(
+        "--workdir", type=as_path, help="folder of the runs (default: runs/reproduce/PRESET)"
+    )
+    parser.add_argument(
+        "--fold",
+        action="append",
+        type=int,
+        choices=range(4),
+        metavar="F",
+        help="fold to make, may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="runs of each kind (default: 1)"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="how many runs at a time")
+    parser.add_argument("--dry-run", action="store_true", help="show the runs, and do nothing")
+    settings.add_arguments(parser, "not for this verb, which has --preset")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes the tables; returns the exit status."""
+    from prosam_jax import console
+    from prosam_jax.comparison import methods, reproduce, sweep
+
+    for flag in ("jobs", "seeds"):
+        if getattr(args, flag) is not None:
+            check_at_least(f"--{flag}", getattr(args, flag), 1)
+    if args.config is not None:
+        raise UserError(f"--config={args.config}: choose with --preset, and change single settings")
+    preset = reproduce.Preset(args.preset, _bases(args), paper=args.preset == "paper")
+    workdir = args.workdir or pathlib.Path("runs/reproduce", args.preset)
+    folds = args.fold or reproduce.FOLDS
+    tables = [
+        reproduce.plan(number, preset, workdir, seeds=args.seeds, folds=folds)
+        for number in dict.fromkeys(args.table)
+    ]
+    start = time.monotonic()
+    runs = reproduce.together(tables)
+    if args.dry_run:
+        _show(runs, args.jobs)
+        return 0
+    todo = [one for one in runs if not methods.is_finished(one)]
+    jobs = args.jobs or sweep.default_jobs(todo)
+    console.note(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time")
+    try:
+        sweep.finish(todo, jobs=jobs)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to resume", file=sys.stderr)
+        return 130
+    command = shlex.join(["prosam", *sys.argv[1:]])
+    for made in tables:
+        _write(made, workdir, command)
+    print(console.clock(time.monotonic() - start))
+    return 0
+
+
+def _bases(args: argparse.Namespace) -> dict[Any, Config]:
+    """The settings that stand for each of the paper's benchmarks.
+
+    Raises:
+        UserError: A setting is not valid, or a folder is given that nothing is read from.
+    """
+    recipes, roots = RECIPES[args.preset], {"pascal": args.pascal, "coco": args.coco}
+    found = {}
+    for benchmark, name in recipes.items():
+        values = settings.recipe(name) | args.overrides
+        root = roots["pascal" if name == "photos" else benchmark]
+        found[benchmark] = replaced(
+            Config(), values | ({} if root is None else {"data.root": str(root)})
+        )
+    return found
+
+
+def _show(runs: Any, jobs: int | None) -> None:
+    raise NotImplementedError
+
+
+def _write(made: Any, workdir: pathlib.Path, command: str) -> None:
+    from prosam_jax.atomic import replacing
+    from prosam_jax.comparison import table_files
+    from prosam_jax.json_files import write_object
+
+    stem = f"table{made.table.number}"
+    text = table_files.markdown(made)
+    for suffix, content in ((".md", text), (".csv", table_files.as_csv(made))):
+        with replacing(workdir / f"{stem}{suffix}") as part:
+            part.write_text(content, encoding="utf-8")
+    write_object(workdir / f"{stem}.json", table_files.as_json(made, command))
+    print(text)

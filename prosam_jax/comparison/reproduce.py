@@ -1,0 +1,332 @@
+"""The paper's tables made again: which runs a table needs, and what they gave.
+
+A run is trained once, whatever tables show it. Every value has an interval over the test episodes
+(`evaluation.intervals`), and every comparison of two methods is made on the same episodes.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from prosam_jax.comparison import methods
+from prosam_jax.comparison.methods import OWN, Run, Scoring
+from prosam_jax.comparison.paper import BENCHMARKS, FOLDS, TABLES, Benchmark, Row, Table
+from prosam_jax.comparison.sweep import DOWNSAMPLE
+from prosam_jax.config import Config, replaced
+from prosam_jax.errors import UserError
+from prosam_jax.evaluation import intervals
+from prosam_jax.evaluation.intervals import Interval
+
+MEAN = "mean"
+"""Name of the column after the folds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """With what the tables are made.
+
+    Attributes:
+        name: Its name on the command line.
+        bases: The settings that the rows of each of the paper's benchmarks change. Where both are
+            the same, one stands for both.
+        paper: Whether the paper's values are of the same data and networks, so that a difference
+            to them means something.
+    """
+
+    name: str
+    bases: Mapping[Benchmark, Config]
+    paper: bool
+
+    @property
+    def single(self) -> bool:
+        """Whether one benchmark stands for both of the paper's."""
+        return self.bases["coco"] == self.bases["pascal"]
+
+    def data(self, benchmark: Benchmark) -> str:
+        """The name of what stands for a benchmark."""
+        name = self.bases[benchmark].data.name
+        return {"shapes": "Shapes-5i", "pascal": "Pascal-5i", "coco": "COCO-20i"}.get(name, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A table as it is made: its rows, and the runs of each.
+
+    Attributes:
+        table: The paper's table.
+        preset: With what it is made.
+        folds: The folds that are made.
+        rows: The rows that are made, with the labels that they have here.
+        runs: By the labels of a row and the fold its runs, one for each seed.
+    """
+
+    table: Table
+    preset: Preset
+    folds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    runs: Mapping[tuple[tuple[str, ...], int], tuple[Run, ...]]
+
+    @property
+    def by_label(self) -> dict[tuple[str, ...], Row]:
+        """The rows by their labels."""
+        return {row.labels: row for row in self.rows}
+
+
+def plan(
+    number: int,
+    preset: Preset,
+    workdir: pathlib.Path,
+    *,
+    seeds: int = 1,
+    folds: Collection[int] = FOLDS,
+) -> Made:
+    """The rows and runs of a table.
+
+    Args:
+        number: Its number in the paper.
+        preset: With what it is made.
+        workdir: Folder of all runs.
+        seeds: Number of runs of each kind; the first has the seed of the preset's settings.
+        folds: The folds to make.
+
+    Raises:
+        UserError: There is no such table, it cannot be made with this preset, or settings are not
+            valid.
+    """
+    if number not in TABLES:
+        known = ", ".join(map(str, TABLES))
+        raise UserError(f"--table={number}: the paper has tables {known}")
+    table = TABLES[number]
+    rows = table.rows
+    if preset.single and any(row.benchmark == "pascal" for row in rows):
+        rows = tuple(row for row in rows if row.benchmark == "pascal")
+    rows = tuple(_relabelled(row, preset) for row in rows)
+    runs = {}
+    for row in rows:
+        for fold in folds:
+            if fold in row.values:
+                of = [_run(row, fold, preset, workdir, seed) for seed in range(seeds)]
+                runs[row.labels, fold] = tuple(of)
+    if not runs:
+        shown = sorted({fold for row in rows for fold in row.values})
+        raise UserError(
+            f"--fold={', '.join(map(str, sorted(folds)))}: table {number} has only fold "
+            f"{', '.join(map(str, shown))}"
+        )
+    kept = tuple(fold for fold in FOLDS if any((row.labels, fold) in runs for row in rows))
+    return Made(table, preset, kept, rows, runs)
+
+
+def _relabelled(row: Row, preset: Preset) -> Row:
+    """The row with the names of what stands for the paper's data and backbone."""
+    names = {title: preset.data(benchmark) for benchmark, title in BENCHMARKS.items()}
+    if not row.backbone:
+        own = preset.bases[row.benchmark].backbone.name
+        names["ResNet-50"] = "ResNet-50" if own == "resnet50" else own
+    labels, below = row.labels, row.below
+    return dataclasses.replace(
+        row,
+        labels=tuple(names.get(x, x) for x in labels),
+        below=below and tuple(names.get(x, x) for x in below),
+    )
+
+
+def _run(row: Row, fold: int, preset: Preset, workdir: pathlib.Path, seed: int) -> Run:
+    base = preset.bases[row.benchmark]
+    changes: dict[str, Any] = {
+        "seed": base.seed + seed,
+        "data.fold": fold,
+        "data.annotation": row.annotation,
+        "distribution.name": row.method,
+        "eval.pictures": 0,
+    }
+    name = f"{base.data.name}-fold{fold}-{row.annotation}-{row.method}"
+    if not preset.paper and (rule := DOWNSAMPLE.get(row.annotation)):
+        changes["data.downsample"] = rule
+    if row.backbone:
+        name += f"-{row.backbone}"
+        weights = Config().backbone.weights
+        changes |= {"backbone.name": row.backbone, "backbone.weights": weights}
+    run = methods.run_of(
+        base, workdir, f"{name}-seed{base.seed + seed}", changes, cached=not preset.paper
+    )
+    return dataclasses.replace(run, scorings=_scorings(row, run, preset))
+
+
+def _scorings(row: Row, run: Run, preset: Preset) -> tuple[Scoring, ...]:
+    if row.scoring == OWN:
+        return ()
+    changes = dict(row.scoring.changes)
+    if "data.test" in changes:
+        if preset.bases["coco"].data.name != "coco":
+            raise UserError(
+                "table 3 is trained on COCO and tested on Pascal, and there is no other benchmark "
+                f"to go to from {preset.data('coco')}: use --preset paper"
+            )
+        changes["data.test_root"] = preset.bases["pascal"].data.root
+    scoring = Scoring(row.scoring.name, tuple(changes.items()))
+    replaced(run.cfg, changes)  # so that what is not valid is told before anything is done
+    return (scoring,)
+
+
+def together(tables: Sequence[Made]) -> list[Run]:
+    """All runs of some tables, each once, with all its ways to be scored; fold by fold."""
+    found: dict[pathlib.Path, Run] = {}
+    order: dict[pathlib.Path, tuple[int, str]] = {}
+    for made in tables:
+        for (_, fold), runs in made.runs.items():
+            for run in runs:
+                held = found.get(run.workdir, run)
+                scorings = dict.fromkeys((*held.scorings, *run.scorings))
+                found[run.workdir] = dataclasses.replace(held, scorings=tuple(scorings))
+                order.setdefault(run.workdir, (fold, run.cfg.data.name))
+    return [found[x] for x in sorted(found, key=lambda x: order[x])]
+
+
+class Value(NamedTuple):
+    """A cell, in the unit of the table (percent).
+
+    Attributes:
+        paper: The paper's value; None if it has none.
+        ours: The mean over the seeds.
+        interval: Over episodes.
+        seeds: The value of each seed.
+    """
+
+    paper: float | None
+    ours: float
+    interval: Interval
+    seeds: tuple[float, ...]
+
+
+class Drawn(NamedTuple):
+    """A value by seed, and the mean over the seeds in each draw of the bootstrap."""
+
+    seeds: Float[np.ndarray, " s"]
+    draws: Float[np.ndarray, " k"]
+
+
+class Line(NamedTuple):
+    """A row that is made, or the difference of two, by fold (as text) and `MEAN`."""
+
+    row: Row
+    values: dict[str, Value]
+
+
+def lines(made: Made) -> list[Line]:
+    """The values of all rows, whose runs are finished."""
+    found = []
+    for row in made.rows:
+        drawn = {str(fold): _drawn(made, row, fold) for fold in made.folds}
+        printed = {str(fold): row.values.get(fold) for fold in made.folds}
+        found.append(Line(row, _values(made, drawn, printed, row.mean)))
+    return found
+
+
+def differences(made: Made) -> list[Line]:
+    """How far each row lies above the row that it is compared with, on the same episodes."""
+    found = []
+    for row in made.rows:
+        if row.below is None:
+            continue
+        other = made.by_label[row.below]
+        drawn, printed = {}, {}
+        for fold in made.folds:
+            one, two = _drawn(made, row, fold), _drawn(made, other, fold)
+            drawn[str(fold)] = Drawn(one.seeds - two.seeds, one.draws - two.draws)
+            printed[str(fold)] = _less(row.values.get(fold), other.values.get(fold))
+        found.append(Line(row, _values(made, drawn, printed, _less(row.mean, other.mean))))
+    return found
+
+
+def _less(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _values(
+    made: Made,
+    drawn: Mapping[str, Drawn],
+    printed: Mapping[str, float | None],
+    mean: float | None,
+) -> dict[str, Value]:
+    """The values of a line, with a mean if there are several folds."""
+    found = {name: _value(printed[name], of) for name, of in drawn.items()}
+    if len(drawn) > 1:
+        over = Drawn(*(np.mean(x, axis=0) for x in zip(*drawn.values(), strict=True)))
+        found[MEAN] = _value(mean if made.folds == FOLDS else None, over)
+    return found
+
+
+def _value(paper: float | None, drawn: Drawn) -> Value:
+    return Value(
+        paper,
+        float(drawn.seeds.mean()),
+        intervals.interval(drawn.draws),
+        tuple(drawn.seeds.tolist()),
+    )
+
+
+def _drawn(made: Made, row: Row, fold: int) -> Drawn:
+    several = [_of_run(run, row) for run in made.runs[row.labels, fold]]
+    seeds, draws = zip(*several, strict=True)
+    return Drawn(np.array(seeds), np.mean(draws, axis=0))
+
+
+def _of_run(run: Run, row: Row) -> tuple[float, Float[np.ndarray, " k"]]:
+    """A run's value in percent, and each draw's."""
+    scoring = next((x for x in run.scorings if x.name == row.scoring.name), OWN)
+    return _percent(run, scoring, row.scored, row.share)
+
+
+@functools.lru_cache(maxsize=4096)
+def _percent(
+    run: Run, scoring: Scoring, name: str, share: int | None
+) -> tuple[float, Float[np.ndarray, " k"]]:
+    held = methods.results(run, scoring)
+    assert held is not None, run.workdir
+    lists = methods.counted(run.workdir / scoring.name, held)
+    absent = methods.scored_with(run, scoring).eval.absent == "zero"
+    scores = [x.scores(name, absent) for x in lists]
+    drawn = intervals.mean([x.draws(name, absent) for x in lists])
+    if share is None:
+        return 100 * float(np.mean([x.miou for x in scores])), 100 * drawn.miou
+    value = 100 * float(np.mean([x.shares[share] for x in scores]))
+    return value, 100 * drawn.shares[:, share]
+
+
+def controls_of(made: Made) -> list[tuple[Row, dict[str, float]]]:
+    """Means over folds and seeds of the controls, in mIoU percent, of each kind of run once."""
+    found, seen = [], set()
+    for row in made.rows:
+        runs = [run for fold in made.folds for run in made.runs[row.labels, fold]]
+        if row.scoring != OWN or runs[0].workdir in seen:
+            continue
+        seen.add(runs[0].workdir)
+        held = [methods.results(run) for run in runs]
+        names = held[0]["controls"] if held[0] else {}
+        mean = {
+            name: float(np.mean([x["controls"][name]["miou"] for x in held if x])) for name in names
+        }
+        found.append((row, mean))
+    return found
+
+
+def facts(made: Made) -> Iterator[dict[str, Any]]:
+    """For each run what its values rest on: settings, weights, versions, device and episodes."""
+    from prosam_jax.weights import prompt_encoder
+
+    for run in together([made]):
+        for scoring in (OWN, *run.scorings):
+            held = methods.results(run, scoring)
+            assert held is not None, run.workdir
+            yield {
+                "run": run.workdir.name,
+                "scoring": scoring.name,
+                "frozen": prompt_encoder.read_frozen(run.workdir),
+                **held,
+            }

@@ -1,0 +1,73 @@
+"""Confidence intervals over episodes, by the bootstrap.
+
+The episodes of a list are drawn again with repetition, `DRAWS` times, and scored each time (Efron
+1979; percentiles). An interval shows how far a score depends on which episodes were drawn, not on
+the seed of the training. Draws depend on the list alone, so scores of two methods on one list are
+drawn together and their difference has an interval of its own.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from prosam_jax.evaluation import metrics
+
+DRAWS = 2000
+LEVEL = 0.95
+
+
+class Draws(NamedTuple):
+    """Scores of each draw, in [0, 1]; see `metrics.Scores`."""
+
+    miou: Float[np.ndarray, " k"]
+    fb_iou: Float[np.ndarray, " k"]
+    shares: Float[np.ndarray, "k 4"]
+
+
+class Interval(NamedTuple):
+    """The bounds of a `LEVEL` interval."""
+
+    low: float
+    high: float
+
+
+def draws(
+    counts: Integer[np.ndarray, "n 4"],
+    class_id: Integer[np.ndarray, " n"],
+    digest: str,
+    absent: Collection[int] = (),
+) -> Draws:
+    """Scores of n episodes, each time drawn again.
+
+    A class that no episode of a draw has does not count in it.
+
+    Args:
+        counts: Pixels of each episode, from `metrics.confusion`.
+        class_id: Their classes.
+        digest: Hexadecimal digest of the list, the seed of the draws.
+        absent: As for `metrics.scores`.
+    """
+    n = len(counts)
+    times = np.random.default_rng(int(digest, 16)).multinomial(n, np.full(n, 1 / n), DRAWS)
+    classes, sums = metrics.by_class(counts, class_id, times)
+    drawn = np.stack([times[:, class_id == c].any(1) for c in classes], axis=1)
+    count = drawn.sum(1) + len({*absent} - {*classes})
+    total = sums.sum(1)
+    return Draws(
+        miou=metrics.foreground_iou(sums).sum(1) / count,
+        fb_iou=metrics.fb_iou(sums),
+        shares=total / np.maximum(total.sum(1, keepdims=True), 1),
+    )
+
+
+def mean(several: Sequence[Draws]) -> Draws:
+    """Draws of the mean over several lists of episodes, which are drawn independently."""
+    return Draws(*(np.mean(x, axis=0) for x in zip(*several, strict=True)))
+
+
+def interval(values: Float[np.ndarray, " k"]) -> Interval:
+    """The interval between the percentiles that leave (1 - `LEVEL`) / 2 of the draws outside."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))

@@ -1,0 +1,79 @@
+"""The bootstrap, against closed forms and simulations."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from prosam_jax.evaluation import intervals, metrics
+
+
+def _digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _episodes(rng, n, classes=1, mean=0.6, spread=0.25):
+    """Episodes of 100 object pixels each, of which a random share is found."""
+    tp = np.round(100 * np.clip(rng.normal(mean, spread, n), 0, 1)).astype(int)
+    counts = np.stack([tp, np.zeros_like(tp), 100 - tp, np.full(n, 300)], axis=1)
+    return counts, rng.integers(1, 1 + classes, n)
+
+
+def test_one_class_has_the_standard_error_of_a_mean():
+    """With unions of one size the IoU is a mean, whose bootstrap error is s / sqrt(n)."""
+    counts, class_id = _episodes(np.random.default_rng(0), 400)
+    drawn = intervals.draws(counts, class_id, _digest("a")).miou
+    assert drawn.mean() == pytest.approx(metrics.scores(counts, class_id).miou, abs=0.002)
+    error = (counts[:, 0] / 100).std() / 400**0.5
+    assert drawn.std() == pytest.approx(error, rel=0.06)
+    low, high = intervals.interval(drawn)
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.08)
+
+
+def test_draws_are_scores_of_episodes_drawn_again():
+    counts, class_id = _episodes(np.random.default_rng(1), 12, classes=3)
+    digest = _digest("b")
+    drawn = intervals.draws(counts, class_id, digest, absent=[2, 9])
+    times = np.random.default_rng(int(digest, 16)).multinomial(12, [1 / 12] * 12, intervals.DRAWS)
+    for k in (0, 5, 1999):
+        again = np.repeat(np.arange(12), times[k])
+        kept = set(class_id[again].tolist()) | {9}  # a class that a draw lacks does not count in it
+        one = metrics.scores(counts[again], class_id[again], absent=kept)
+        assert drawn.miou[k] == pytest.approx(one.miou)
+        assert drawn.fb_iou[k] == pytest.approx(one.fb_iou)
+        assert drawn.shares[k] == pytest.approx(one.shares)
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth():
+    """Of 300 lists of 200 episodes, about 95 % have the mean of the whole population inside."""
+    rng = np.random.default_rng(2)
+    pool, class_id = _episodes(rng, 200_000, classes=5)
+    truth = metrics.scores(pool, class_id).miou
+    inside = 0
+    for i in range(300):
+        chosen = rng.integers(0, len(pool), 200)
+        low, high = intervals.interval(
+            intervals.draws(pool[chosen], class_id[chosen], _digest(str(i))).miou
+        )
+        inside += low <= truth <= high
+    assert 0.91 <= inside / 300 <= 0.98
+
+
+def test_two_methods_on_one_list_are_drawn_together():
+    rng = np.random.default_rng(3)
+    counts, class_id = _episodes(rng, 300, classes=4, mean=0.5, spread=0.2)
+    better = counts + np.array([2, 0, -2, 0]) * (counts[:, :1] <= 98) * (counts[:, 2:3] >= 2)
+    one, other = (intervals.draws(x, class_id, _digest("c")).miou for x in (better, counts))
+    apart = intervals.draws(counts, class_id, _digest("d")).miou
+    low, high = intervals.interval(one - other)
+    assert 0.015 < low < high < 0.021  # 0.02 everywhere but at the ends
+    assert np.ptp(intervals.interval(one - apart)) > 10 * (high - low)
+
+
+def test_lists_are_averaged():
+    rng = np.random.default_rng(4)
+    several = [intervals.draws(*_episodes(rng, 200), _digest(str(i))) for i in range(4)]
+    mean = intervals.mean(several)
+    np.testing.assert_allclose(mean.miou, np.mean([x.miou for x in several], axis=0))
+    assert mean.miou.std() == pytest.approx(np.mean([x.miou.std() for x in several]) / 2, rel=0.1)
