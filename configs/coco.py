@@ -6,7 +6,7 @@ r"""ProSAM on COCO-20i, as in section 5.1 of the paper.
 The paper reports mIoU 48.74, 55.55, 60.72 and 53.49 for folds 0-3 (Table 1, masks), mean 54.63,
 trained on four RTX 4090 with batch size 2 on each. A step of theirs had only two different
 episodes, since every GPU drew the same ones; here all eight differ. Not reproduced with this
-library yet. One H200 would take 17 to 35 hours a fold in bfloat16, 1.8 to 3.6 with a feature cache
+library yet. One H200 would take 17 to 34 hours a fold in bfloat16, 1.8 to 3.6 with a feature cache
 (`docs/train.md`): computed, not measured.
 """
 

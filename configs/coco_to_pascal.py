@@ -5,7 +5,7 @@ r"""COCO to Pascal: trained on a fold of COCO-20i, tested on VOC's images (Table
 
 Tests the VOC classes that are novel in the fold of COCO-20i; with
 `--config.data.test=pascal_standard`, those of the fold of Pascal-5i. Which classes the paper's
-table tested is not known; `docs/data.md` describes both readings. One H200 would take 17 to 35
+table tested is not known; `docs/data.md` describes both readings. One H200 would take 17 to 34
 hours a fold in bfloat16, 1.8 to 3.6 with a feature cache (`docs/train.md`): computed, not measured.
 
 A run of the recipe `coco` need not be trained again:

@@ -4,7 +4,7 @@ r"""ProSAM on Pascal-5i with VRP-SAM's VGG-16, which has batch norm.
         --config.data.fold=0 --config.data.annotation=mask --workdir runs/pascal_vgg160
 
 The paper reports mIoU 70.53, 75.3, 68.25 and 62.99 for folds 0-3 (Table 9), mean 69.27. Not
-reproduced with this library yet. One H200 would take 2.8 to 4.0 hours a fold in bfloat16, 0.20 to
+reproduced with this library yet. One H200 would take 2.7 to 4.0 hours a fold in bfloat16, 0.20 to
 0.29 with a feature cache (`docs/train.md`): computed, not measured.
 """
 

@@ -162,7 +162,9 @@ def of_the_paper(name):
 
 
 def test_every_method_of_the_tables_has_a_recipe():
-    trained = {(row.benchmark, row.method) for x in settings.recipes() for _, row in of_the_paper(x)}
+    trained = {
+        (row.benchmark, row.method) for x in settings.recipes() for _, row in of_the_paper(x)
+    }
     assert trained == {(r.benchmark, r.method) for t in paper.TABLES.values() for r in t.rows}
 
 
@@ -170,7 +172,9 @@ def test_every_method_of_the_tables_has_a_recipe():
 def test_the_papers_values_in_a_recipe_are_the_papers(name):
     text = " ".join(ast.get_docstring(ast.parse(settings.recipes()[name].read_text())).split())
     rows = of_the_paper(name)
-    claim = re.search(r"The paper reports mIoU (.*?) for folds 0-3 \(Table (\d)\S*( masks\))?", text)
+    claim = re.search(
+        r"The paper reports mIoU (.*?) for folds 0-3 \(Table (\d)\S*( masks\))?", text
+    )
     assert bool(claim) == bool(rows)
     if not claim:
         return
