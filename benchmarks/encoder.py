@@ -27,31 +27,6 @@ def architecture(args: argparse.Namespace, attention: str = "plain") -> SAMConfi
     )
 
 
-def flops(cfg: SAMConfig, *, padded: bool) -> int:
-    """Matrix product and convolution operations for one image; a multiplication and addition are 2.
-
-    Args:
-        cfg: The encoder.
-        padded: Whether the windows' padding goes through the projections, as it does in
-            `segment_anything`. It is attended to in any case.
-    """
-    h, w = cfg.embedding_size
-    dim, out_dim, hidden = cfg.embed_dim, cfg.prompt_embed_dim, int(cfg.mlp_ratio * cfg.embed_dim)
-    positions = h * w
-    total = positions * dim * 3 * cfg.patch_size**2
-    for index in range(cfg.depth):
-        size = 0 if index in cfg.global_attn_indexes else cfg.window_size
-        rows, cols = (size, size) if size else (h, w)
-        attended = -(-h // rows) * -(-w // cols) * rows * cols
-        total += (attended if padded else positions) * 4 * dim * dim
-        total += attended * 2 * rows * cols * dim
-        if cfg.use_rel_pos:
-            total += attended * (rows + cols) * dim
-        total += positions * 2 * dim * hidden
-    total += positions * (dim * out_dim + 9 * out_dim * out_dim)
-    return 2 * total
-
-
 @functools.cache
 def twin(cfg: SAMConfig) -> Any:
     """`segment_anything`'s SAM; drawing ViT-H takes 8 s."""
@@ -111,8 +86,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         our_side,
         write,
         args.attention,
-        torch_flops=flops(cfg, padded=True),
-        our_flops=flops(cfg, padded=False),
+        torch_flops=cfg.encoder_operations(padded=True),
+        our_flops=cfg.encoder_operations(),
     )
     return forward.run(network, args)
 

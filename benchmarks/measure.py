@@ -7,7 +7,6 @@ Ratios are taken within each turn.
 import argparse
 import concurrent.futures
 import datetime
-import functools
 import importlib.metadata
 import json
 import multiprocessing
@@ -197,25 +196,10 @@ def matmul(dtype: str, size: int = 4096, count: int = 1) -> Callable[[], float]:
         size: Their side.
         count: Products in a row; more than one if launching takes long compared with a product.
     """
-    import jax
-    import jax.numpy as jnp
+    from prosam_jax import platforms
 
     precision, dtype = ("tensorfloat32", "float32") if dtype == "tf32" else ("highest", dtype)
-
-    @jax.jit
-    def products(a, b):
-        return functools.reduce(lambda x, _: jnp.matmul(x, b, precision=precision), range(count), a)
-
-    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    b = a / size**0.5  # keeps the scale of the products
-
-    def rate() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(products(a, b))
-        return 2 * count * size**3 / (time.perf_counter() - start)
-
-    rate()  # compiles
-    return rate
+    return platforms.matmul(dtype, size, count, precision)
 
 
 def cpu_seconds() -> float:

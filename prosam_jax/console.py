@@ -3,6 +3,7 @@
 Names of classes and files may be anything, so text is never markup here.
 """
 
+import errno
 import functools
 import os
 import sys
@@ -31,7 +32,15 @@ class Console(rich.console.Console):
 
 
 class _Stderr(Console):
-    """Shows nothing more when its reader has gone, such as a `tee` that Ctrl-C ended, too."""
+    """Shows nothing more when its reader has gone: a `tee` that Ctrl-C ended, a closed terminal."""
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:  # of a terminal
+                raise
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -59,7 +68,10 @@ def track(items: Iterable[_T], total: int, what: str) -> Iterable[_T]:
 
 @contextmanager
 def byte_bar(what: str, total: int | None, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes if stderr is a terminal; call the result with the number of new bytes."""
+    """A bar of bytes; call the result with the number of new bytes.
+
+    Without a terminal it prints a line every minute.
+    """
     console = stderr()
     with rich.progress.Progress(
         _column("{task.description}"),
@@ -71,7 +83,14 @@ def byte_bar(what: str, total: int | None, done: int) -> Iterator[Callable[[int]
         disable=not console.is_terminal,
     ) as bar:
         task = bar.add_task(what, total=total, completed=done)
-        yield lambda added: bar.advance(task, added)
+        tell = _minutely(f"{what}, bytes", total)
+
+        def advance(added: int) -> None:
+            bar.advance(task, added)
+            if not console.is_terminal:
+                tell(int(bar.tasks[0].completed))
+
+        yield advance
 
 
 def training_bars(
@@ -156,14 +175,15 @@ def counting(name: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def _minutely(name: str, total: int) -> Callable[[int], None]:
+def _minutely(name: str, total: int | None) -> Callable[[int], None]:
     told = time.monotonic()
+    of = "" if total is None else f" of {total:,}"
 
     def tell(done: int) -> None:
         nonlocal told
         if time.monotonic() - told >= 60:
             told = time.monotonic()
-            note(f"{name}: {done:,} of {total:,}")
+            note(f"{name}: {done:,}{of}")
 
     return tell
 

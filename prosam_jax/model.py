@@ -327,9 +327,10 @@ def restored(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> tuple["Part
     trained_on = prompt_encoder.read_frozen(workdir)
     prompt_encoder.check_frozen(workdir, trained_on, prompt_encoder.frozen_weights(cfg))
     checkpoints = Checkpoints(workdir)
-    step = checkpoints.find(checkpoint)
+    checkpoints.find(checkpoint)  # before the minutes that large networks take
     parts = split(build(cfg))
-    return parts._replace(params=checkpoints.restore_params(step, parts.params)), step
+    step, params = checkpoints.restore_params(checkpoint, parts.params)
+    return parts._replace(params=params), step
 
 
 class Parts(NamedTuple):

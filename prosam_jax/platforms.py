@@ -1,5 +1,7 @@
 """What differs between processors, in one place: nothing else asks which one there is."""
 
+import functools
+import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -50,3 +52,34 @@ def has_fused_attention(dtype: DTypeLike) -> bool:
         return False
     capability = getattr(jax.local_devices()[0], "compute_capability", "0")
     return "." in capability and float(capability) >= 9.0  # AMD's are names
+
+
+def matmul(
+    dtype: str, size: int = 4096, count: int = 1, precision: str | None = None
+) -> Callable[[], float]:
+    """What measures the operations per second of products of square matrices, a practical peak.
+
+    Args:
+        dtype: Type of the matrices and of the result.
+        size: Their side.
+        count: Products in a row; more than one if launching takes long compared with a product.
+        precision: As of `jax.numpy.matmul`; None is the default, which is TF32 for float32 on an
+            NVIDIA GPU.
+    """
+
+    @jax.jit
+    def products(a, b):
+        return functools.reduce(
+            lambda x, _: jax.numpy.matmul(x, b, precision=precision), range(count), a
+        )
+
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    b = a / size**0.5  # keeps the scale of the products
+
+    def rate() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(products(a, b))
+        return 2 * count * size**3 / (time.perf_counter() - start)
+
+    rate()  # compiles
+    return rate

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from prosam_jax import console, equations, model, sharding
+from prosam_jax.atomic import check_place
 from prosam_jax.config import (
     CHANGES_NO_NUMBER,
     OF_AN_EVALUATION,
@@ -27,6 +28,9 @@ from prosam_jax.report import pictures, scores
 from prosam_jax.training import state
 from prosam_jax.weights import prompt_encoder
 
+RESULTS = "results.json"
+EPISODES = "episodes.csv"
+EXAMPLES = "examples.png"
 SAMPLES = 8
 """Number of prompts drawn for an uncertainty map."""
 
@@ -90,6 +94,7 @@ def score(
     Raises:
         UserError: There is no such checkpoint, or settings and files do not fit.
     """
+    _check_places(cfg, out or workdir)
     cfg = replaced(cfg, {"prompt.weights": ""})  # where the run started from no longer matters
     sources = _sources(cfg)
     if cfg.data.name == "folder":
@@ -109,6 +114,7 @@ def score_file(cfg: Config, workdir: pathlib.Path) -> results.Result:
     Raises:
         UserError: Settings and files do not fit.
     """
+    _check_places(cfg, workdir)
     file = cfg.prompt.weights
     sources = _sources(cfg)
     trained = prompt_encoder.read(file)
@@ -130,6 +136,11 @@ def _sources(cfg: Config) -> list[EpisodeSource]:
             f"{cfg.distribution.name} has none to draw: pass --config.eval.samples=0"
         )
     return [evaluate.test_episodes(cfg, which=i) for i in range(cfg.eval.seeds)]
+
+
+def _check_places(cfg: Config, workdir: pathlib.Path) -> None:
+    for name in (RESULTS, EPISODES, *((EXAMPLES,) if cfg.eval.pictures else ())):
+        check_place(workdir / name)
 
 
 def _score(
@@ -154,7 +165,11 @@ def _score(
     if cache:
         episodes = sum(map(len, sources))
         console.note(cache.announce(min(episodes, len(sources[0].fold.images))))
-    predict = _compiled(cfg, parts, mesh)
+    # Of one class alone there is no reference of another.
+    wrong = cfg.eval.controls and len(sources[0].fold.filled) > 1
+    if cfg.eval.controls and not wrong:
+        console.note(f"without the control {controls.WRONG!r}: only one class is tested")
+    predict = _compiled(cfg, parts, mesh, wrong=wrong)
     found: list[results.Result] = []
     with console.counting("evaluating", sum(map(len, sources))) as count:
         for source in sources:
@@ -163,7 +178,7 @@ def _score(
                 predict,
                 params,
                 frozen,
-                dataclasses.replace(source, wrong=cfg.eval.controls),
+                dataclasses.replace(source, wrong=wrong),
                 batch_size=cfg.eval.batch_size,
                 mesh=mesh,
                 absent=cfg.eval.absent == "zero",
@@ -177,21 +192,37 @@ def _score(
     result = results.joined(found)
     if cfg.eval.controls:
         result = controls.chosen(result)
-    # First of all: whatever may happen while it is shown, the result is kept.
-    workdir.mkdir(parents=True, exist_ok=True)
-    results.write_episodes(workdir / "episodes.csv", result)
-    results.write_results(workdir / "results.json", result, cfg, at)
+    path = workdir / RESULTS
+    try:
+        # First of all: whatever may happen while it is shown, the result is kept.
+        workdir.mkdir(parents=True, exist_ok=True)
+        results.write_results(path, result, cfg, at)
+        path = workdir / EPISODES
+        results.write_episodes(path, result)
+    except OSError as error:
+        scores.print_scores(result)
+        raise _unwritten(path, error) from error
     scores.print_scores(result)
     if cache:
         console.note(cache.summary())
-    print(f"wrote {workdir / 'results.json'} and episodes.csv")
+    print(f"wrote {workdir / RESULTS}\nwrote {path}")
     if cfg.eval.pictures:
-        pictures.draw_examples(workdir / "examples.png", result.examples)
-        print(f"wrote {workdir / 'examples.png'}")
+        try:
+            pictures.draw_examples(workdir / EXAMPLES, result.examples)
+        except OSError as error:
+            raise _unwritten(workdir / EXAMPLES, error) from error
+        print(f"wrote {workdir / EXAMPLES}")
     return result
 
 
-def _compiled(cfg: Config, parts: model.Parts, mesh: Mesh) -> controls.Predict:
+def _unwritten(path: pathlib.Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be written ({error.strerror or error}); stdout has the scores, and the "
+        "same command, once that is mended, makes the file"
+    )
+
+
+def _compiled(cfg: Config, parts: model.Parts, mesh: Mesh, *, wrong: bool) -> controls.Predict:
     original, samples = cfg.eval.resolution == "original", cfg.eval.samples
     if not cfg.eval.controls:
         return prediction.make_predict_step(parts.graph, samples=samples, original=original)
@@ -199,5 +230,10 @@ def _compiled(cfg: Config, parts: model.Parts, mesh: Mesh) -> controls.Predict:
     fresh = sharding.replicate(controls.untrained(cfg, channels), mesh)
     sampled = cfg.eval.pictures and cfg.distribution.name in equations.SAMPLERS
     return controls.make_step(
-        parts.graph, fresh, samples=samples, mapped=SAMPLES if sampled else 0, original=original
+        parts.graph,
+        fresh,
+        samples=samples,
+        mapped=SAMPLES if sampled else 0,
+        original=original,
+        wrong=wrong,
     )

@@ -15,7 +15,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from prosam_jax import console
-from prosam_jax.atomic import replacing
+from prosam_jax.atomic import check_file, replacing
 from prosam_jax.errors import UserError
 from prosam_jax.images import read
 from prosam_jax.picture_files import is_picture, listed, nfc
@@ -67,6 +67,7 @@ def plan(
 
     Raises:
         UserError: There is no target, an input is missing, or a file is in the way.
+        OSError: A folder or a device is in the way.
     """
     for path in inputs:
         if not path.is_file():
@@ -91,12 +92,15 @@ def plan(
     made = Plan(outputs, lengths if as_json else None)
     wanted = [path for paths in outputs.values() for path in paths.values()]
     wanted += [made.json] if made.json else []
-    read = {(x.stat().st_dev, x.stat().st_ino) for x in (*files, *inputs)}
+    # A target may be a link to nothing, which is told when it is its turn.
+    read = {(x.stat().st_dev, x.stat().st_ino) for x in (*files, *inputs) if x.exists()}
     there = [path for path in wanted if path.exists()]
     if clash := [x for x in there if (x.stat().st_dev, x.stat().st_ino) in read]:
         raise UserError(
             f"{_few(clash)} would be overwritten while needed as input: pass another --out"
         )
+    for path in there:
+        check_file(path)
     if there and not force:
         verb = "exists" if len(there) == 1 else "exist"
         raise UserError(f"{_few(there)} {verb} already: pass --force, or another --out")

@@ -54,8 +54,8 @@ def export(workdir: pathlib.Path, checkpoint: str, out: pathlib.Path) -> Trained
     encoder = ReferencePromptEncoder(cfg.prompt, cfg.distribution, channels, rngs=nnx.Rngs(0))
     learned = nnx.Dict(prompt_encoder=encoder)
     checkpoints = Checkpoints(workdir)
-    at = checkpoints.find(checkpoint)
-    nnx.update(learned, checkpoints.restore_params(at, nnx.state(learned)))
+    at, params = checkpoints.restore_params(checkpoint, nnx.state(learned))
+    nnx.update(learned, params)
     dataset = prompt_encoder.read_dataset(workdir)
     trained = Trained(
         config=without_paths(cfg),

@@ -1,5 +1,6 @@
 """Archives that are not what was published, or that somebody made to do harm."""
 
+import gzip
 import hashlib
 import io
 import os
@@ -113,6 +114,15 @@ def test_a_sparse_file_fills_no_disk(tmp_path):
     (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
     _fails(_archive("a.tar", content=1 << 32), tmp_path, "4,294,967,296 bytes")
     assert _files(tmp_path) == ["a.tar"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_long_name_fills_no_memory(tmp_path, kind):
+    """Python reads it as a whole: a gigabyte in a megabyte."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, 1 << 30
+    (tmp_path / "a.tgz").write_bytes(gzip.compress(info.tobuf() + bytes(1 << 24)))
+    _fails(_archive("a.tgz"), tmp_path, "1,073,741,824 bytes")
 
 
 @pytest.mark.parametrize("file", ["a.tar", "a.zip"])

@@ -28,7 +28,7 @@ def quick(monkeypatch):
 
 @pytest.mark.parametrize(("model", "giga"), [("vit_b", 972), ("vit_l", 2986), ("vit_h", 5961)])
 def test_operations_of_published_encoders(model, giga):
-    assert round(encoder.flops(SAMConfig.named(model), padded=True) / 1e9) == giga
+    assert round(SAMConfig.named(model).encoder_operations(padded=True) / 1e9) == giga
 
 
 @pytest.mark.parametrize("window_size", [5, 0])
@@ -37,7 +37,7 @@ def test_operations_are_those_that_pytorch_counts(window_size):
     twin = sam.build(cfg, 0).image_encoder
     with FlopCounterMode(display=False) as counter:
         twin(torch.zeros(1, 3, *cfg.image_size))
-    assert encoder.flops(cfg, padded=True) == counter.get_total_flops()
+    assert cfg.encoder_operations(padded=True) == counter.get_total_flops()
 
 
 def test_encoder_benchmark_runs(quick, tmp_path, capsys):

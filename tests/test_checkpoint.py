@@ -82,6 +82,29 @@ def test_another_tree_is_refused_by_name(tmp_path):
             assert text in str(error.value)
 
 
+@pytest.mark.parametrize("at", ["_verified", "_check_arrays"])
+def test_a_checkpoint_that_goes_while_it_is_read_is_followed_by_the_next(tmp_path, monkeypatch, at):
+    """As beside a training, which keeps only the latest."""
+    checkpoints, of = Checkpoints(tmp_path), getattr(Checkpoints, at)
+    checkpoints.save(2, {"params": {"w": jnp.full(3, 2.0)}})
+
+    def go_on(self, *given):
+        if checkpoints.latest == 2:
+            checkpoints.save(4, {"params": {"w": jnp.full(3, 4.0)}})
+        return of(self, *given)
+
+    monkeypatch.setattr(Checkpoints, at, go_on)
+    with pytest.raises(UserError) as error:
+        checkpoints.restore_params("5", {})
+    check_line(error, "--checkpoint=5", "steps kept: 2")
+    step, found = checkpoints.restore_params("latest", {"w": jnp.zeros(3)})
+    assert step == 4
+    np.testing.assert_array_equal(found["w"], np.full(3, 4.0))
+    with pytest.raises(UserError) as error:
+        checkpoints.restore_params("2", {"w": jnp.zeros(3)})
+    check_line(error, "--checkpoint=2", "steps kept: 4")
+
+
 def test_parameters_are_read_without_the_rest(tmp_path):
     """Onto one device, whatever the optimiser was and on however many the run was."""
     checkpoints = Checkpoints(tmp_path)
@@ -90,11 +113,11 @@ def test_parameters_are_read_without_the_rest(tmp_path):
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     held = {"params": params, "opt_state": {"mu": params}, "step": jnp.asarray(2)}
     checkpoints.save(2, jax.device_put(held, everywhere))
-    found = checkpoints.restore_params(2, jax.tree.map(jnp.zeros_like, params))
+    _, found = checkpoints.restore_params("2", jax.tree.map(jnp.zeros_like, params))
     jax.tree.map(np.testing.assert_array_equal, found, params)
     assert all(len(x.devices()) == 1 for x in jax.tree.leaves(found))
     with pytest.raises(UserError) as error:
-        checkpoints.restore_params(2, params | {"bias": jnp.zeros(4)})
+        checkpoints.restore_params("2", params | {"bias": jnp.zeros(4)})
     assert "params.bias" in str(error.value) and "kernel" not in str(error.value)
 
 
@@ -166,7 +189,7 @@ def test_each_damaged_file_is_named_and_the_older_one_is_gone_on_from(two, tmp_p
             checkpoints.restore(4, _state(0))
         check_line(error, folder, file.as_posix(), "--checkpoint=2")
         with pytest.raises(UserError) as error:
-            checkpoints.restore_params(4, {})
+            checkpoints.restore_params("4", {})
         check_line(error, folder, file.as_posix())
         if file.name == checkpoint.SEAL:  # which has the scores
             with pytest.raises(UserError) as error:

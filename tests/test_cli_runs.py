@@ -12,6 +12,8 @@ import pytest
 from commands import ENVIRONMENT, PROSAM, ROOT, one_line, run
 from small import flags, small_config
 
+from prosam_jax import runs
+
 pytestmark = pytest.mark.slow
 
 
@@ -144,3 +146,28 @@ def test_a_file_is_scored_as_its_run(tmp_path):
     found = json.loads((tmp_path / "scored" / "results.json").read_text())
     for name in ("miou", "fb_iou", "per_class", "episodes", "episode_list_sha256", "step"):
         assert found[name] == results[name]
+
+
+def test_evaluations_beside_a_training_are_whole(tmp_path):
+    """It saves every few steps, so that a checkpoint goes while it is read."""
+    cfg = small_config(
+        tmp_path / "voc", train={"steps": 100000, "checkpoint_every": 10, "eval_every": -1}
+    )
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    process = _started(log, *PROSAM, "train", f"--workdir={workdir}", *flags(cfg))
+    saved = workdir / "saved.json"
+    _wait(process, log, saved.is_file)
+    scored = []
+    deadline = time.monotonic() + 280
+    while len(scored) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        (workdir / "results.json").unlink(missing_ok=True)
+        result = runs.score(cfg, workdir, "latest")
+        held = json.loads((workdir / "results.json").read_text())
+        assert held["miou"] == pytest.approx(100 * result.scores.miou)
+        assert held["episodes"] == 3
+        scored.append(held["step"])
+    assert scored == sorted(set(scored)) and not any(step % 10 for step in scored)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 128 + signal.SIGTERM
+    assert not [x for x in os.listdir(workdir / "checkpoints") if "damaged" in x]

@@ -2,13 +2,16 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 from commands import ROOT, examples, one_line, status_of
 
 from prosam_jax import cli
 from prosam_jax.cli import settings
+from prosam_jax.comparison import paper
 from prosam_jax.config import Config, read_config, replaced, write_config
+from prosam_jax.evaluation.prediction import RESULT
 from prosam_jax.training import loop
 
 
@@ -102,6 +105,86 @@ def test_recipes_are_found_by_name_and_by_file_from_any_folder(tmp_path, monkeyp
     assert by_name == by_file == replaced(Config(), settings.recipe("coco"))
     given = settings_of("--config=mine.py", "--config.seed=5", "--config.distribution.name=vrp")
     assert given == replaced(Config(), {"seed": 5, "distribution.name": "vrp"})
+
+
+def write(folder, **texts):
+    """Recipes "NAME.py" in the folder; each text is a base and its groups of settings."""
+    for name, (base, groups) in texts.items():
+        text = f"BASE = {base!r}\ndef get_config():\n    return {groups!r}\n"
+        (folder / f"{name}.py").write_text(text)
+
+
+def test_a_recipe_has_the_settings_of_its_base_below_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    middle = {"train": {"steps": 7, "batch_size": 3}, "seed": 4}
+    write(tmp_path, top=("middle.py", {"train": {"steps": 9}}), middle=("coco", middle))
+    below = {"data.name": "coco", "train.batch_size": 3, "seed": 4}
+    assert settings.recipe("middle.py") == below | {"train.steps": 7}
+    assert settings.recipe("top.py") == below | {"train.steps": 9}
+    assert settings_of("--config=top.py", "--config.seed=5").seed == 5
+
+
+@pytest.mark.parametrize(
+    ("bases", "named"),
+    [
+        (["pasca"], ["a.py -> pasca", "no such recipe", "pascal"]),
+        (["a.py"], ["a.py -> a.py", "its own BASE"]),
+        (["b.py", "a.py"], ["a.py -> b.py -> a.py", "its own BASE"]),
+        (["b.py", "none.py"], ["a.py -> b.py -> none.py", "no such recipe"]),
+        ([3], ["a.py", "BASE = 3", "name of another recipe"]),
+    ],
+    ids=str,
+)
+def test_a_base_that_is_none_gets_one_line(bases, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, **{name: (base, {}) for name, base in zip("ab", bases, strict=False)})
+    assert status_of("train", "--workdir=run", "--config=a.py") == 1
+    one_line(capsys.readouterr().err, *named)
+    assert not (tmp_path / "run").exists()
+
+
+def of_the_paper(name):
+    """Rows of the paper that a recipe trains for, with masks, and only by its own settings."""
+    values = settings.recipe(name)
+    cfg = replaced(Config(), values)
+    if (benchmark := cfg.data.name) not in paper.BENCHMARKS or cfg.sam.model != "vit_h":
+        return []
+    made = (benchmark, cfg.distribution.name, cfg.backbone.name)
+    rows = [(table.number, row) for table in paper.TABLES.values() for row in table.rows]
+    return [
+        (number, row)
+        for number, row in rows
+        if (row.benchmark, row.method, row.backbone or "resnet50") == made
+        and (row.annotation, row.scored, row.share) == ("mask", RESULT, None)
+        and dict(row.evaluation).get("data.test", "own") == cfg.data.test
+        and None not in row.values.values()
+    ]
+
+
+def test_every_method_of_the_tables_has_a_recipe():
+    trained = {
+        (row.benchmark, row.method) for x in settings.recipes() for _, row in of_the_paper(x)
+    }
+    assert trained == {(r.benchmark, r.method) for t in paper.TABLES.values() for r in t.rows}
+
+
+@pytest.mark.parametrize("name", settings.recipes())
+def test_the_papers_values_in_a_recipe_are_the_papers(name):
+    text = " ".join(ast.get_docstring(ast.parse(settings.recipes()[name].read_text())).split())
+    rows = of_the_paper(name)
+    claim = re.search(
+        r"The paper reports mIoU (.*?) for folds 0-3 \(Table (\d)\S*( masks\))?", text
+    )
+    assert bool(claim) == bool(rows)
+    if not claim:
+        return
+    (row,) = [row for number, row in rows if number == int(claim[2])]
+    given = [float(x) for x in re.findall(r"\d+\.\d+", claim[1])]
+    assert given == list(row.values.values())
+    mean = re.search(r"mean (\d+\.\d+)", text)
+    assert (mean and float(mean[1])) == row.mean
+    claimed = re.findall(r"\d+\.\d\d", text.partition("One H200")[0])
+    assert len(claimed) <= len(given) + 1  # and no others
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,20 @@ def test_values_out_of_range_are_named(name, value):
 
 
 @pytest.mark.parametrize(
+    "name", [name for name, field in leaves(Config).items() if field.type is int]
+)
+def test_no_whole_number_is_without_end(name):
+    """Another's file may ask for a million processes, or for pictures that fit no memory."""
+    says = about(Config, name)
+    largest = says.below - 1 if says.most is None else says.most
+    with pytest.raises(UserError) as error:
+        replaced(Config(), {name: largest + 1})
+    check_line(error, f"{name}={largest + 1} must be {'below' if says.most is None else 'at most'}")
+    if name not in ("prompt.dim", "prompt.num_heads"):  # which depend on the width of SAM
+        assert flat(replaced(Config(), {name: largest}))[name] == largest
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("seed", 2**32 - 1),
@@ -219,13 +233,17 @@ def test_settings_are_read_from_a_runs_file(tmp_path):
     with pytest.raises(UserError) as error:
         config.read_config(path)
     check_line(error, "evla.seed".partition(".")[0], "eval")
+    path.write_text(json.dumps({"train": "x"}))
+    with pytest.raises(UserError) as error:
+        config.read_config(path)
+    check_line(error, f"{path} is damaged", "(train='x' must be a group of settings); restore it")
     path.write_text('{"seed": 3')
     with pytest.raises(UserError) as error:
         config.read_config(path)
     check_line(error, str(path))
     with pytest.raises(UserError) as error:
         config.read_config(tmp_path / "none.json")
-    check_line(error, str(tmp_path / "none.json"), "--workdir")
+    check_line(error, str(tmp_path / "none.json"), "--workdir", "restore the file")
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -81,6 +81,16 @@ def test_each_control_takes_one_thing_away(compiled):
 
 
 @pytest.mark.slow
+def test_where_there_is_no_wrong_class_the_other_controls_stay(compiled):
+    graph, params, frozen, fresh, episode, run = compiled
+    without = controls.make_step(graph, fresh, mapped=2, wrong=False)
+    found, whole = without(params, frozen, _plain(episode)), run(params, frozen, episode)
+    assert found.masks.keys() == {RESULT, *NAMES} - {controls.WRONG}
+    for name, mask in found.masks.items():
+        np.testing.assert_array_equal(mask, whole.masks[name])
+
+
+@pytest.mark.slow
 def test_the_baselines_use_the_prior_alone(compiled):
     graph, params, frozen, _, episode, run = compiled
     found = run(params, frozen, episode)

@@ -1,7 +1,10 @@
 import dataclasses
+import errno
 import functools
+import gc
 import hashlib
 import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -189,6 +192,84 @@ def test_what_is_not_the_file_is_refused_and_the_part_stays(
     assert len(server.ranges) == 2
 
 
+def _circle(handler):
+    handler.server.answers.append(_circle)
+    handler.start(302, Location="/file", Content_Length=0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (_circle, "infinite loop"),
+        (reply(302, Location="http://[::1/file", Content_Length=0), "Invalid IPv6 URL"),
+        (reply(302, Location="file:///etc/passwd", Content_Length=0), "file:///etc/passwd"),
+        (reply(200, Content_Length="9" * 5000), f"0 of {len(DATA):,} bytes"),
+    ],
+    ids=["in circles", "no address", "here", "no number"],
+)
+# Where an address cannot be read, urllib forgets to close the answer that has it.
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+def test_a_server_that_leads_astray_is_named(server, entry, tmp_path, answer, what):
+    server.answers += [answer] * 4
+    message = _failure(entry, tmp_path, (UserError, OSError))
+    gc.collect()
+    assert server.url in message and what in message
+    assert not any((tmp_path / name).stat().st_size for name in os.listdir(tmp_path))
+
+
+def test_a_body_without_an_end_fills_no_disk(server, entry, tmp_path):
+    sent = []
+
+    def endless(handler):
+        handler.start(200)  # without a length
+        while len(sent) < 300:
+            handler.wfile.write(OTHER[: 1 << 20])
+            sent.append(1 << 20)
+
+    server.answers.append(endless)
+    message = _failure(entry, tmp_path)
+    assert server.url in message and f"{len(DATA):,}" in message
+    assert not os.listdir(tmp_path) and len(sent) < 100
+
+
+def test_a_part_of_a_file_is_not_taken_for_it(server, entry, tmp_path):
+    server.answers.append(reply(206, DATA[:5000], Content_Length=5000))
+    message = _failure(dataclasses.replace(entry, sha256=None, size=None), tmp_path)
+    assert server.url in message and "a part of the file" in message
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.pth.part", "x.pth.lock"])
+def test_a_pipe_in_a_files_place_is_named(entry, tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError) as error:
+        download.fetch(entry, tmp_path)
+    told(error, tmp_path / name, "pipe", "delete it")
+
+
+def test_a_disk_that_fills_up_is_named(entry, tmp_path, part, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(type(part), "open", lambda *_: Full())
+    with pytest.raises(OSError, match="No space left on device: ") as error:
+        download.fetch(entry, tmp_path)
+    assert error.value.filename == str(part)
+
+
+def test_without_a_terminal_a_line_a_minute_tells_how_far_it_is(
+    server, entry, tmp_path, monkeypatch, capfd
+):
+    minutes = itertools.count(step=61)
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(minutes)))
+    _fetch(entry, tmp_path)
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last == f"x.pth, bytes: {len(DATA):,} of {len(DATA):,}"
+
+
 def test_without_a_network_the_steps_by_hand_are_told_at_once(entry, tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -246,7 +327,8 @@ def test_two_fetches_of_one_file_do_no_harm(server, entry, tmp_path):
         assert halfway.wait(20)
         with pytest.raises(UserError) as error:
             download.fetch(entry, tmp_path)
-        told(error, tmp_path / "x.pth", "wait")
+        told(error, f"another process is fetching {tmp_path / 'x.pth'}; wait until it ends")
+        assert "by hand" not in str(error.value)
     finally:
         go_on.set()
         first.join(20)

@@ -145,7 +145,7 @@ def test_wrong_references_are_of_another_class(shots):
     one_class = FoldIndex(PASCAL_5I, 0, "test", {1: ("a", "b", "c"), 2: (), 3: (), 4: (), 5: ()})
     with pytest.raises(UserError) as error:
         draw_wrong(one_class, 321, draw_test(one_class, 321, 0, 1))
-    told(error, "fold 0 test", "eval.controls")
+    told(error, "Pascal-5i fold 0 test has only one class", "data.novel")
 
 
 def test_digest_knows_every_part_of_an_episode():

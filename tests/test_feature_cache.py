@@ -84,6 +84,17 @@ def test_damaged_entries_are_none(tmp_path, damage):
     assert entries.count() == 1
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_has_no_end_is_no_entry(tmp_path, make):
+    entries = Entries(tmp_path, FACTS, LIKE)
+    key = entries.key(IMAGES[0])
+    entries.write(key, LIKE)
+    entries.path(key).unlink()
+    make(entries.path(key))
+    assert entries.read(key) is None
+    assert entries.damaged == {key}
+
+
 def test_entries_of_another_image_or_encoder_are_none(tmp_path):
     """Even where somebody put them in the place of the right one."""
     entries = Entries(tmp_path / "a", FACTS, LIKE)

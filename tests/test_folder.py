@@ -8,7 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import assert_lines, told
+from conftest import told
 from PIL import Image, ImageDraw
 
 from prosam_jax import cli
@@ -270,10 +270,11 @@ def test_a_class_that_no_picture_shows_is_told(own):
     (own / "classes.txt").write_text("\n".join((*CLASSES, "yak")))
     test = _source(own, "test", novel="owl, yak")
     assert test.fold.filled == (4,)
-    assert_lines(describe(test.fold), ("4 images", "yak"))
+    line = f"{own} test (held out for testing: owl, yak): 4 images; too few images to draw yak"
+    assert describe(test.fold) == line
     with pytest.raises(UserError) as error:
         _source(own, "test", novel="yak")
-    told(error, "fold 0 test", "data.novel")
+    told(error, f"{own} test (held out for testing: yak): an episode needs 2 images", "data.novel")
 
 
 def test_lists_choose_pictures(own):
@@ -302,7 +303,8 @@ def test_bad_files_stop_or_are_skipped_with_a_count(own):
     skipping = _source(own, "train", fold=2, bad_files="skip")
     lost = {"sub/cat 1.jpg", "sub/owl 2.jpg"}
     assert set(good.fold.images) - set(skipping.fold.images) == lost
-    assert "own (2 bad files skipped) fold 2 train: 13 images" in describe(skipping.fold)
+    assert describe(skipping.fold).startswith(f"{own} (2 bad files skipped) train (held out ")
+    assert "): 13 images" in describe(skipping.fold)
     assert [skipping[i].index for i in range(6)] == list(range(6))
 
 

@@ -3,11 +3,13 @@
 import functools
 import os
 import sys
+import threading
 
 import fake_hub
 import pytest
 from commands import PROSAM, one_line, run, status_of
 from flax import nnx
+from huggingface_hub import constants
 from messages import check_line
 
 from prosam_jax import cli, share
@@ -147,6 +149,24 @@ def test_a_repositorys_file_may_be_something_else(server, tmp_path, content, wor
     assert not (tmp_path / "x").exists()
 
 
+def test_a_damaged_cache_is_mended(file, server):
+    server.files[REPO], server.private[REPO] = {hub.FILE: file.read_bytes()}, False
+    (cached,) = {hub.download(REPO, endpoint=server.url).resolve() for _ in range(2)}
+    cached.write_bytes(bytes(cached.stat().st_size))
+    assert hub.download(REPO, endpoint=server.url).read_bytes() == file.read_bytes()
+
+
+def test_another_file_than_the_hub_says_is_refused(file, server, tmp_path, monkeypatch):
+    server.files[REPO], server.private[REPO] = {hub.FILE: file.read_bytes()}, False
+    whole = server.files[REPO][hub.FILE]
+    said = {"ETag": f'"{"0" * 64}"', "X-Repo-Commit": server.sha(REPO)}
+    monkeypatch.setattr(server, "resolve", lambda request, *_: request.send(200, whole, said))
+    with pytest.raises(UserError) as error:
+        share.pull(REPO, tmp_path / "x", endpoint=server.url)
+    check_line(error, REPO, server.url, hub.FILE, "sha256")
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize("name", ["a//b", "../x", "a b/c", "a/b/c", "a/b.git"])
 def test_what_cannot_be_a_repository_is_named(name, server, tmp_path):
     with pytest.raises(UserError) as error:
@@ -154,14 +174,37 @@ def test_what_cannot_be_a_repository_is_named(name, server, tmp_path):
     check_line(error, name, "USER/NAME")
 
 
-def test_another_server_is_no_hub(server, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "answer",
+    [b"<html>log in</html>", b"[1]", b"{}", b"[" * 100_000],
+    ids=["login page", "list", "nothing", "deep"],
+)
+def test_another_server_is_no_hub(server, tmp_path, monkeypatch, answer):
     """Such as a network's login page."""
-    monkeypatch.setattr(
-        server, "info", lambda request, *_: request.send(200, b"<html>log in</html>", {})
-    )
+    monkeypatch.setattr(server, "info", lambda request, *_: request.send(200, answer, {}))
     with pytest.raises(UserError) as error:
         share.pull(REPO, tmp_path / "x", endpoint=server.url)
     check_line(error, server.url, REPO, "HF_ENDPOINT")
+
+
+def test_a_hub_that_is_silent_is_not_waited_for(server, tmp_path, monkeypatch):
+    asked, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr(server, "info", lambda *_: (asked.set(), ended.wait(20)))
+    monkeypatch.setattr(hub, "TIMEOUT", 0.2)
+    with pytest.raises(UserError) as error:
+        share.pull(REPO, tmp_path / "x", endpoint=server.url)
+    ended.set()
+    check_line(error, server.url, "cannot reach", "timed out")
+    assert asked.is_set()
+
+
+def test_a_cache_that_cannot_be_written_is_named(file, server, tmp_path, monkeypatch):
+    server.files[REPO], server.private[REPO] = {hub.FILE: file.read_bytes()}, False
+    (tmp_path / "taken").write_text("no folder")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "taken"))
+    with pytest.raises(UserError) as error:
+        share.pull(REPO, tmp_path / "x", endpoint=server.url)
+    check_line(error, tmp_path / "taken", "HF_HOME")
 
 
 def test_who_is_not_logged_in_is_told(file, server, tmp_path, monkeypatch):

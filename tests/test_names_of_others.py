@@ -193,7 +193,7 @@ def test_a_file_sets_no_path_of_ours(tmp_path):
 
 WRONG = {
     "config": [[], None, 3, {"seed": "x"}, {"seed": {}}, {"train": {"steps": True}}],
-    "merged_channels": [None, True, 1.5, -1, 0, 10**30, "192"],
+    "merged_channels": [None, True, 1.5, -1, 0, 2**40, "192"],
     "frozen": [
         None,
         {},
@@ -238,3 +238,27 @@ def test_metadata_of_another_type_is_named(tmp_path, capsys, field):
         told(error, path, next(iter(value)) if inner else field)
         assert cli.main(["weights", "show", str(path)]) == 1
         told(capsys.readouterr().err, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "most"),
+    [
+        ("data.image_size", 10**7, 4096),
+        ("eval.episodes", 10**12, 10**6),
+        ("eval.batch_size", 10**8, 1024),
+        ("data.workers", 10**4, 256),
+    ],
+)
+def test_a_file_asks_for_no_more_than_a_setting_can_be(tmp_path, capsys, name, value, most):
+    path, out = tmp_path / "p.safetensors", tmp_path / "scored"
+    group, _, leaf = name.partition(".")
+    config = dataclasses.asdict(BASE)
+    config[group][leaf] = value
+    known = {"kind": "prompt_encoder", "architecture": "student_t", **KNOWN, "config": config}
+    files.save(path, {"x": np.zeros(2, np.float32)}, known)
+    for command in (
+        ["evaluate", "--workdir", out],
+        ["segment", "--reference", path, "--mask", path, "--targets", path, "--out", out],
+    ):
+        assert cli.main([*map(str, command), "--prompt-encoder", str(path)]) == 1
+        told(capsys.readouterr().err, path, f"{name}={value} must be at most {most}")

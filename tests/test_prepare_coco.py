@@ -1,6 +1,8 @@
 import dataclasses
 import hashlib
 import json
+import os
+import zipfile
 
 import fake_archives
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 from prosam_jax import cli
 from prosam_jax.config import DataConfig
 from prosam_jax.data import datasets
-from prosam_jax.data.datasets.coco import find_folder
+from prosam_jax.data.datasets.coco import coco_folder, find_folder
 from prosam_jax.data.episodes import draw_by_class
 from prosam_jax.data.folds import COCO_20I
 from prosam_jax.data.prepare import coco as prepare_coco
@@ -156,6 +158,69 @@ def test_files_that_are_not_cocos_are_named(tmp_path, capsys, site):
     status, _, error = _main(capsys, site[0])
     assert status == 1
     told(error, zipped, "damaged")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"height": 2.5}, "height 2.5"),
+        ({"height": True}, "height True"),
+        ({"width": "64"}, "width '64'"),
+        ({"width": 0}, "width 0"),
+        ({"width": 10**12}, "width 1000000000000"),
+        ({"file_name": "a b.jpg"}, "a b.jpg"),
+        ({"file_name": "a.png"}, "a.png"),
+        ({"file_name": 7}, "TypeError"),
+        ({"id": 7}, "image 0"),
+    ],
+    ids=str,
+)
+def test_a_damaged_image_of_an_annotation_file_is_named(tmp_path, site, changes, word):
+    with zipfile.ZipFile(site[0] / "annotations_trainval2014.zip") as archive:
+        held = json.loads(archive.read("annotations/instances_val2014.json"))
+    file = tmp_path / "instances_val2014.json"
+    file.write_text(json.dumps(held))
+    assert [x.file_name[-5:] for x in read_annotations(file)] == ["0.jpg", "1.jpg"]
+    held["images"][1] |= changes
+    file.write_text(json.dumps(held))
+    with pytest.raises(UserError) as error:
+        read_annotations(file)
+    told(error, file, word, "unpack it again")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b'{"images": 1}'])
+def test_what_is_no_annotation_file_is_named(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_annotations(tmp_path / "x.json")
+    told(error, tmp_path / "x.json", "unpack it again")
+
+
+def test_an_image_listed_twice_is_named(tmp_path, site):
+    with zipfile.ZipFile(site[0] / "annotations_trainval2014.zip") as archive:
+        held = json.loads(archive.read("annotations/instances_val2014.json"))
+    held["images"][1]["file_name"] = held["images"][0]["file_name"]
+    (tmp_path / "x.json").write_text(json.dumps(held))
+    with pytest.raises(UserError) as error:
+        read_annotations(tmp_path / "x.json")
+    told(error, held["images"][0]["file_name"], "twice")
+
+
+class _Fatal:
+    """Ends the process that it is sent to."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+def test_a_process_that_is_killed_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_coco, "MASKS_PER_WORKER", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    images = [Annotated(f"{i}.jpg", 2, 2, [_Fatal()]) for i in range(2)]
+    with pytest.raises(UserError) as error:
+        prepare_coco._write_masks(coco_folder(tmp_path), "val2014", images)
+    told(error, "masks of val2014", "killed", "same command again")
+    assert not list(tmp_path.rglob("*.*"))
 
 
 def test_real_annotations_give_the_known_lists(outside_data):

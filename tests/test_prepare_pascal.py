@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import gzip
 import hashlib
 import io
 import shutil
@@ -44,6 +45,7 @@ def masks(tmp_path, monkeypatch):
                 sha256=known,
             )
             monkeypatch.setattr(prepare_pascal, name, small)
+        monkeypatch.setattr(prepare_pascal, "POOL_IDS", len(SBD))
         yield *masks, asked
 
 
@@ -162,6 +164,50 @@ def test_a_mask_that_is_none_is_named(tmp_path, capsys, monkeypatch, masks, cont
     monkeypatch.setattr(prepare_pascal, "SBD", large)
     told(_failure(capsys, site), site / "benchmark.tgz", name, word, "delete it and get it again")
     assert not list(site.rglob(f"{SBD[1]}.png"))
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"error": "gone"}', "\n".join(SBD[:-1]).encode(), "\n".join(SBD).encode("utf-16")]
+)
+def test_a_list_that_is_not_whole_is_not_taken_over(tmp_path, capsys, masks, content):
+    own, sbd, _ = masks
+    site = tmp_path / "site"
+    whole = (site / FILES[2]).read_bytes()
+    (site / FILES[2]).write_bytes(content)
+    for _ in range(2):
+        assert str(site / FILES[2]) in _failure(capsys, site)
+    (site / FILES[2]).write_bytes(whole)
+    assert _main(capsys, site)[0] == 0
+    _assert_complete(find_folder(str(site)), own, sbd)
+
+
+def _with_a_damaged_header(data):
+    name = f"benchmark_RELEASE/dataset/cls/{SBD[2]}.mat".encode()
+    return data.replace(name, name[::-1])
+
+
+@pytest.mark.parametrize("damage", [_with_a_damaged_header, lambda data: bytes(10240)])
+def test_an_archive_that_lacks_masks_is_named(tmp_path, capsys, masks, damage):
+    own, sbd, _ = masks
+    site = tmp_path / "site"
+    whole = (site / FILES[1]).read_bytes()
+    (site / FILES[1]).write_bytes(gzip.compress(damage(gzip.decompress(whole))))
+    told(_failure(capsys, site), site / FILES[1], "lacks", "delete it and get it again")
+    (site / FILES[1]).write_bytes(whole)
+    assert _main(capsys, site)[0] == 0
+    _assert_complete(find_folder(str(site)), own, sbd)
+
+
+def test_a_mask_that_a_power_failure_left_empty_is_made_again(tmp_path, capsys, masks):
+    own, sbd, _ = masks
+    site = tmp_path / "site"
+    assert _main(capsys, site)[0] == 0
+    folder = find_folder(str(site))
+    folder.mask_path(SBD[1]).write_bytes(b"")
+    told(_failure(capsys, site), folder.mask_path(SBD[1]), "prosam prepare", "delete it")
+    folder.mask_path(SBD[1]).unlink()
+    assert _main(capsys, site)[0] == 0
+    _assert_complete(folder, own, sbd)
 
 
 def test_an_archive_that_is_there_must_be_the_published_one(tmp_path, capsys, masks):

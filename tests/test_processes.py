@@ -1,13 +1,16 @@
 """Processes that are killed, stopped, interrupted or hang, and losses that are not finite."""
 
 import contextlib
+import fcntl
 import importlib
 import multiprocessing
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -25,7 +28,7 @@ from prosam_jax.data.datasets.pascal import pascal_episodes
 from prosam_jax.data.episodes import EpisodeSource
 from prosam_jax.data.loader import make_loader
 from prosam_jax.errors import UserError
-from prosam_jax.training import loop, signals
+from prosam_jax.training import loop, not_finite, signals
 from prosam_jax.weights.checkpoint import Checkpoints
 
 
@@ -110,17 +113,64 @@ def test_a_second_ctrl_c_is_not_heard_at_once_but_later(monkeypatch, capfd):
     assert capfd.readouterr().err.count("Ctrl-C once more") == 1
 
 
-def test_sigterm_ends_a_command_with_its_status(monkeypatch):
+@pytest.fixture
+def terminal(monkeypatch):
+    """A closed terminal is heard, even where the tests run under `nohup`."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, old)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda x: x.name)
+def test_a_signal_ends_a_command_with_its_status(monkeypatch, terminal, number):
     with signals.heard():
-        with pytest.raises(signals.Terminated) as ended:
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert ended.value.code == 143
-        os.kill(os.getpid(), signal.SIGTERM)  # while it tidies up
-        os.kill(os.getpid(), signal.SIGINT)
-        monkeypatch.setattr(signals, "GRACE", 0.0)
-        with pytest.raises(KeyboardInterrupt):
+        try:
+            os.kill(os.getpid(), number)
+        except signals.Terminated as ended:
+            assert ended.code == 128 + number
+            os.kill(os.getpid(), number)  # while it tidies up
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+            time.sleep(3 * signals._AGAIN)
+            monkeypatch.setattr(signals, "GRACE", 0.0)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(terminal):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with signals.heard(), signals.Signals() as recorded:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.01)
+        assert not recorded.received
+
+
+def _swallowed(number):
+    """A signal whose exception arrives nowhere."""
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+    except BaseException:
+        return
+    pytest.fail("it was not raised")
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+def test_a_signal_that_arrived_nowhere_is_heard_after_it(twice):
+    with signals.heard(), pytest.raises(KeyboardInterrupt):
+        _swallowed(signal.SIGINT)
+        if twice:
+            _swallowed(signal.SIGINT)
+        time.sleep(5)
+
+
+@pytest.mark.parametrize("number", signals.ENDING, ids=lambda x: x.name)
+def test_a_signal_that_arrived_nowhere_stops_a_training_that_begins(terminal, number, capfd):
+    with signals.heard():
+        _swallowed(number)
+        with signals.Signals() as recorded:
+            _within(5, lambda: recorded.received)
+            assert recorded.received == number
 
 
 def test_a_signal_that_a_destructor_swallows_is_heard_after_it():
@@ -174,6 +224,27 @@ def test_progress_outlives_impatience(tmp_path):
     _within(10, lambda: not any(x.is_running() for x in children))
 
 
+@pytest.mark.slow
+def test_a_training_is_saved_when_its_terminal_is_closed(tmp_path, terminal):
+    endless = {"steps": 100000, "log_every": 1, "checkpoint_every": 100000, "eval_every": -1}
+    cfg = small_config(tmp_path / "voc", train=endless, data={"workers": 1})
+    workdir = tmp_path / "run"
+    screen, end = pty.openpty()
+    process = subprocess.Popen(
+        [*PROSAM, "train", f"--workdir={workdir}", *flags(cfg)],
+        cwd=ROOT, env=ENVIRONMENT, stdin=end, stdout=end, stderr=end, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(end)
+    shown = b""
+    while b"episodes/s" not in shown:  # a step is done
+        shown += os.read(screen, 4096)
+    os.close(screen)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    (stopped,) = os.listdir(workdir / "checkpoints")
+    assert int(stopped) >= 1
+
+
 _READER = """
 from prosam_jax.config import DataConfig
 from prosam_jax.data.datasets.pascal import pascal_episodes
@@ -198,6 +269,46 @@ def test_workers_end_when_their_parent_is_killed(source, tmp_path):
     assert len(children) >= 2
     process.kill()
     process.communicate()
+    _within(10, lambda: not any(x.is_running() for x in children))
+
+
+_POOL = """
+import concurrent.futures, multiprocessing, os, time
+from prosam_jax.data.processes import begin_worker, starting_workers
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(2, context, begin_worker)
+    with starting_workers():
+        done = pool.submit(time.sleep, 60)
+    print(pool.submit(os.getppid).result(), flush=True)
+    try:
+        done.result()
+    except KeyboardInterrupt:
+        print("heard", flush=True)
+        os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_processes_of_a_pool_end_with_their_parent_alone(tmp_path, number):
+    """Ctrl-C reaches all of them, and only the parent hears it."""
+    script = tmp_path / "pool.py"
+    script.write_text(_POOL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(
+        [sys.executable, script], env=ENVIRONMENT, start_new_session=True, text=True, **pipes
+    )
+    assert process.stdout.readline() == f"{process.pid}\n"
+    children = psutil.Process(process.pid).children()
+    assert len(children) >= 2
+    if number == signal.SIGKILL:
+        process.kill()
+    else:
+        os.killpg(process.pid, number)
+    out, error = process.communicate(timeout=20)
+    assert out == ("" if number == signal.SIGKILL else "heard\n")
+    assert "Traceback" not in error
     _within(10, lambda: not any(x.is_running() for x in children))
 
 
@@ -243,10 +354,21 @@ def test_after_a_nan_the_batch_is_kept_and_another_learning_rate_goes_on(tmp_pat
         batch = next(loader)
     with np.load(kept) as held:
         assert held["index"].tolist() == [8, 9]
-        assert set(held) == set(batch._fields)
+        assert set(held) == {*batch._fields, "after", "learning_rate"}
+        assert (held["after"], held["learning_rate"]) == (3, 1e-3)
         for name in batch._fields:
             np.testing.assert_array_equal(held[name], getattr(batch, name))
-    loop.train(replaced(cfg, {"train.learning_rate": 5e-4}), workdir)
+    state = {"after": 3, "learning_rate": 1e-3}
+    assert not_finite.ended(workdir, **state)
+    slower = replaced(cfg, {"train.learning_rate": 5e-4})
+    whole = kept.read_bytes()
+    for other in (whole[:500], whole[500:], b"", None):  # damaged, and of another state
+        kept.write_bytes(other) if other is not None else np.savez(kept, **state | {"after": 2})
+        with pytest.raises(UserError) as refused:
+            loop.train(slower, workdir)
+        check_line(refused, "train.learning_rate: 0.001 -> 0.0005", workdir)
+    kept.write_bytes(whole)
+    loop.train(slower, workdir)
     rates = {
         int(x): y
         for x, y in re.findall(

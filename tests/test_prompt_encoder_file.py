@@ -1,6 +1,10 @@
 """Files of trained prompt encoders: export from a run, scoring, training from them."""
 
+import dataclasses
+import errno
 import json
+import os
+import re
 import shutil
 
 import jax
@@ -14,6 +18,8 @@ import prosam_jax
 from prosam_jax import model, runs, share
 from prosam_jax.config import read_config, replaced, write_config
 from prosam_jax.errors import UserError
+from prosam_jax.evaluation import controls, evaluate, results
+from prosam_jax.report import pictures
 from prosam_jax.training import loop, state
 from prosam_jax.weights import files, prompt_encoder
 from prosam_jax.weights.checkpoint import Checkpoints
@@ -105,6 +111,65 @@ def test_scores_of_other_parameters_stay_out(copied, tmp_path, change):
     (workdir / "results.json").write_text(json.dumps(held))
     assert share.export(workdir, "latest", out).results is None
     assert prompt_encoder.read(out).results is None
+
+
+@pytest.mark.parametrize("name", ["results.json", "examples.png"])
+def test_a_place_that_cannot_be_written_is_named_before_the_work(
+    run, copied, tmp_path, monkeypatch, name
+):
+    cfg, _, file, _ = run
+    monkeypatch.setattr(evaluate, "test_episodes", None)
+    (tmp_path / "scored" / name).mkdir(parents=True)
+    (copied[0] / name).unlink()
+    (copied[0] / name).mkdir()
+    for score, workdir in (
+        (lambda: runs.score(cfg, copied[0], "latest"), copied[0]),
+        (lambda: runs.score_file(runs.settings_of_file(file, {}), tmp_path / "scored"), tmp_path),
+    ):
+        with pytest.raises(UserError) as error:
+            score()
+        check_line(error, workdir, f"{name} must be a file and is a folder")
+
+
+@pytest.mark.parametrize(
+    ("module", "writes", "name"),
+    [(results, "write_results", "results.json"), (pictures, "draw_examples", "examples.png")],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_scores_that_cannot_be_written_are_shown(
+    run, copied, monkeypatch, capsys, module, writes, name
+):
+    cfg, _, _, scored = run
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, writes, full)
+    with pytest.raises(UserError) as error:
+        runs.score(replaced(cfg, {"eval.seed": 5}), copied[0], "latest")
+    check_line(error, copied[0] / name, "No space left on device")
+    assert re.search(rf"mIoU.* {100 * scored.scores.miou:.2f}", capsys.readouterr().out)
+
+
+def test_with_one_class_only_the_wrong_reference_is_left_out(run, copied, monkeypatch, capsys):
+    cfg, workdir = replaced(run[0], {"eval.controls": True, "eval.pictures": 0}), copied[0]
+    all_classes = evaluate.test_episodes
+
+    def of_one_class(cfg):
+        source = all_classes(cfg)
+        kept = source.fold.filled[0]
+        entries = {c: ids if c == kept else () for c, ids in source.fold.entries.items()}
+        return dataclasses.replace(
+            source, fold=dataclasses.replace(source.fold, entries=entries), length=2
+        )
+
+    monkeypatch.setattr(evaluate, "test_episodes", of_one_class)
+    result = runs.score(cfg, workdir, "latest")
+    left = [name for name in controls.MEANING if name != controls.WRONG]
+    assert list(result.controls) == left
+    assert list(json.loads((workdir / "results.json").read_text())["controls"]) == left
+    note = "without the control 'reference of a wrong class': only one class is tested"
+    assert note in capsys.readouterr().err
 
 
 def test_a_run_without_scores_has_a_file_without(copied, tmp_path):

@@ -175,7 +175,7 @@ def test_tables_are_written_in_three_forms(table_4):
     assert "| 74.20 |" in grids[0] and "less the paper" not in text
     assert "+3.00 (+3.00 to +3.00)" in grids[1] and "ProSAM over ProSAM, Gaussian" in grids[1]
     assert "reference of a wrong class" in grids[2]
-    assert "16 runs of 60 steps, 30 test episodes" in text and "seeds 321, 322" in text
+    assert "16 runs of 60 steps, 30 test episodes" in text and "seeds: 321, 322" in text
     assert len({len(re.findall(r"(?<!\\)\|", x)) for x in grids[0].splitlines()}) == 1
 
     rows = list(csv.DictReader(io.StringIO(table_files.as_csv(table_4))))

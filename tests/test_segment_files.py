@@ -69,6 +69,25 @@ def test_no_two_outputs_have_one_name(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_link_to_nothing_is_a_target_that_cannot_be_read(tmp_path):
+    folder = _folder(tmp_path / "in")
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "b.png").symlink_to("b.png")
+    (folder / "c.png").symlink_to("gone.png")
+    todo, bad = segment_files.plan(folder, tmp_path / "out", **PLAIN), {}
+    read = segment_files._batches(list(todo.outputs), 4, bad.__setitem__)
+    assert [names for names, _ in read] == [[folder / "a.png"]]
+    assert "b.png" in str(bad[folder / "b.png"]) and "missing" in str(bad[folder / "c.png"])
+
+
+def test_a_folder_in_a_masks_place_is_told_first(tmp_path):
+    folder, out = _folder(tmp_path / "in", "a.jpg"), tmp_path / "out"
+    (out / "a.png").mkdir(parents=True)
+    with pytest.raises(OSError, match="a folder, a pipe or a device") as error:
+        segment_files.plan(folder, out, **PLAIN | {"force": True})
+    assert str(out / "a.png") in str(error.value)
+
+
 @pytest.mark.parametrize("names", [("a.png",), ("overlay/b.png",), ("masks.json",)], ids=str)
 def test_nothing_is_overwritten_unasked(tmp_path, names):
     folder, out = _folder(tmp_path / "in", "a.jpg", "b.jpg"), tmp_path / "out"

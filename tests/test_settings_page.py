@@ -22,6 +22,8 @@ def test_every_setting_has_one_row():
 def test_ranges_and_choices_are_said():
     about = About(Role.TRAINING, least=0, below=1)
     assert settings.values(float, about) == "a number, at least 0, below 1"
+    about = About(Role.SPEED, least=0, most=4096)
+    assert settings.values(int, about) == "a whole number, at least 0, at most 4,096"
     assert settings.values(bool, about) == "`true`, `false`"
     row = next(x for x in PAGE.read_text().splitlines() if x.startswith("| `data.fold` |"))
     assert "| `0`, `1`, `2`, `3` | benchmark |" in row

@@ -118,6 +118,11 @@ def _check_goes_on_from_the_newest_whole_one(cfg, workdir, earlier, last, capsys
         runs.score(cfg, workdir, "latest")
     check_line(error, newest, "manifest.ocdbt", "--checkpoint=4")
     capsys.readouterr()
+    before = sorted(os.listdir(checkpoints))
+    with pytest.raises(UserError) as error:
+        loop.train(replaced(cfg, {"train.learning_rate": 1e-4}), workdir)
+    check_line(error, "train.learning_rate")
+    assert sorted(os.listdir(checkpoints)) == before
     loop.train(cfg, workdir)
     told = capsys.readouterr().err
     (line,) = [line for line in told.splitlines() if "damaged" in line]
@@ -416,12 +421,36 @@ def test_a_run_that_lost_its_checkpoints_does_not_begin_again(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "frozen.json", "dataset.json", "metrics.jsonl", "saved.json"),
+        *("training.lock", "checkpoints", "tensorboard"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_before_the_training(tmp_path, name):
+    cfg, workdir = small_config(tmp_path / "voc"), tmp_path / "run"
+    workdir.mkdir()
+    if "." in name:
+        (workdir / name).mkdir()
+        wrong = f"{workdir / name} must be a file and is a folder"
+    else:
+        (workdir / name).touch()
+        wrong = f"{workdir / name} must be a folder and is a file"
+    with pytest.raises(UserError) as error:
+        loop.train(cfg, workdir)
+    check_line(error, wrong)
+    assert os.listdir(workdir) == [name]
+
+
+@pytest.mark.parametrize(
     ("line", "told"),
     [
         (b"\xff\xfe", "0xff"),
         (b"[]", "a list"),
         (b'{"loss": 1}', "no step"),
         (b'{"step": "4"}', "'4'"),
+        (b'{"step": true}', "True"),
+        (b'{"step": -5}', "-5"),
         (b'{"step": 4', "Expecting"),
         (b"\0\0\0", "Expecting"),
     ],

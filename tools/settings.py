@@ -51,6 +51,7 @@ def values(kind: Any, about: About) -> str:
         return "a path" if about.role is Role.PATH else "text"
     limits = (
         ("at least", about.least),
+        ("at most", about.most),
         ("above", about.above),
         ("below", about.below),
     )
@@ -126,8 +127,9 @@ prosam train --config pascal --config.data.root=VOC2012 --config.data.fold=1 --w
 ```
 
 `--config` names a recipe: one of [`configs/`](../configs) by name, or your own Python file whose
-`get_config()` returns a dict. A recipe holds only what differs from the defaults below; the command
-line overrides it. In Python, `Config.from_dict` takes the same settings as nested dicts.
+`get_config()` returns a dict. A recipe holds only what differs from the defaults below, or from
+those of another recipe that it names, as in `BASE = "pascal"`; the command line overrides it. In
+Python, `Config.from_dict` takes the same settings as nested dicts.
 
 An unknown name or value ends the command with a message that names the nearest known ones. So does
 a setting that nothing would read, such as `distribution.nu` with `distribution.name=gaussian`.

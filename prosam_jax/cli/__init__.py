@@ -10,6 +10,7 @@ import contextlib
 import gc
 import importlib
 import io
+import logging as python_logging
 import os
 import platform
 import signal
@@ -22,7 +23,7 @@ from typing import NoReturn
 import prosam_jax
 from prosam_jax.cli import compiled, settings
 from prosam_jax.errors import UserError, printable
-from prosam_jax.training.signals import Stopped, Terminated, heard
+from prosam_jax.training.signals import ENDING, Stopped, Terminated, heard
 
 VERBS = {
     "segment": "segment the object of a reference in other pictures",
@@ -62,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     sys.stdout.flush()
         except Stopped as stopped:
             return _end(str(stopped), 128 + stopped.signum)
-        except Terminated:
-            return _end("stopped", 128 + signal.SIGTERM)
+        except Terminated as ended:
+            return _end("stopped", 128 + ended.signum)
         except KeyboardInterrupt:
             return _end("stopped", 128 + signal.SIGINT)
         except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a command line as `main` does, and ends the process with its status."""
     status = main(argv)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)  # all is done, and the status tells what
     if "grain" in sys.modules:
         # JAX holds the last batch until a collection, and one of Grain's threads then frees its
@@ -92,7 +93,7 @@ def command(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _end(line: str, status: int) -> int:
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
     return status
 
@@ -130,6 +131,8 @@ def _quiet() -> None:
 
     # Of odd EXIF data and of large pictures. What keeps one from being read is an error.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    # Orbax's import gives Python's logging a handler, which would repeat what this client prints.
+    python_logging.getLogger("huggingface_hub").propagate = False
     # Orbax warns about every checkpoint without a metric, and most of ours have none on purpose.
     logging.set_verbosity(logging.ERROR)
 

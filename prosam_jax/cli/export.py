@@ -10,6 +10,7 @@ was evaluated, and checksums of the frozen weights that it was trained with.
 import argparse
 import pathlib
 
+from prosam_jax.atomic import check_file
 from prosam_jax.cli.arguments import as_path, as_text
 from prosam_jax.errors import UserError
 
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_free(out: pathlib.Path, *, force: bool) -> None:
-    """Raises UserError if `out` exists, unless `force` is set."""
+    """Raises UserError if `out` exists, unless `force` is set; OSError if it is no file."""
+    check_file(out)
     if out.exists() and not force:
         raise UserError(f"{out} exists already: pass --force, or another --out")

@@ -16,16 +16,22 @@ shows the runs and about how long they take, and does nothing.
 """
 
 import argparse
+import math
 import pathlib
 import shlex
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from prosam_jax.cli import settings
 from prosam_jax.cli.arguments import as_path
 from prosam_jax.config import Config, check_at_least, replaced
 from prosam_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from prosam_jax.comparison.methods import Run
+    from prosam_jax.comparison.reproduce import Made
 
 RECIPES = {
     "small": {"pascal": "shapes", "coco": "shapes"},
@@ -65,6 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=int, default=1, metavar="N", help="runs of each kind (default: 1)"
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="how many runs at a time")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        metavar="TFLOPS",
+        help="with --dry-run: what a device reaches, in 1e12 operations per second (default: "
+        "measured here; an H200 reached 230 with SAM's encoder in bfloat16)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the runs, and do nothing")
     settings.add_arguments(parser, "not for this verb, which has --preset")
     parser.set_defaults(run=run)
@@ -72,12 +85,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Makes the tables; returns the exit status."""
+    import jax
+
     from prosam_jax import console
-    from prosam_jax.comparison import methods, reproduce, sweep
+    from prosam_jax.comparison import costs, methods, reproduce, sweep
 
     for flag in ("jobs", "seeds"):
         if getattr(args, flag) is not None:
             check_at_least(f"--{flag}", getattr(args, flag), 1)
+    if args.rate is not None and not 0 < args.rate < math.inf:
+        raise UserError(f"--rate={args.rate} must be a number above 0")
     if args.config is not None:
         raise UserError(f"--config={args.config}: choose with --preset, and change single settings")
     preset = reproduce.Preset(args.preset, _bases(args), paper=args.preset == "paper")
@@ -89,11 +106,16 @@ def run(args: argparse.Namespace) -> int:
     ]
     start = time.monotonic()
     runs = reproduce.together(tables)
-    if args.dry_run:
-        _show(runs, args.jobs)
-        return 0
     todo = [one for one in runs if not methods.is_finished(one)]
     jobs = args.jobs or sweep.default_jobs(todo)
+    if args.dry_run:
+        if args.rate is not None:
+            _show(runs, args.jobs or 1, args.rate * 1e12)
+            return 0
+        # On a CPU the runs share the cores that the rate is measured with.
+        alone = jax.default_backend() == "cpu"
+        _show(runs, 1 if alone else jobs, costs.rate_reached(runs[0].cfg.sam.dtype))
+        return 0
     console.note(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time")
     try:
         sweep.finish(todo, jobs=jobs)
@@ -126,11 +148,48 @@ def _bases(args: argparse.Namespace) -> dict[Any, Config]:
     return found
 
 
-def _show(runs: Any, jobs: int | None) -> None:
-    raise NotImplementedError
+def _show(runs: "Sequence[Run]", jobs: int, rate: float) -> None:
+    """Prints the runs, what is done of them, and about how long the rest takes."""
+    from prosam_jax.comparison import costs, methods
+    from prosam_jax.report import curves
+
+    lines, whole = [("run", "scored", "steps", "done", "hours left")], 0.0
+    cached: set[tuple[Any, ...]] = set()
+    for run in runs:
+        steps = costs.steps(run.cfg)
+        left, done = 0.0, steps
+        if not methods.is_finished(run):
+            there = (run.workdir / curves.METRICS).exists()
+            done = curves.newest(run.workdir).get("step", 0) if there else 0
+            left = costs.remaining(run.cfg, run.workdir, rate)
+            for scoring in run.scorings:
+                left += costs.work(methods.scored_with(run, scoring)).scoring / rate / 3600
+            # Runs of a fold share what a cache holds.
+            kind = run.cfg.cache.dir, run.cfg.sam, run.cfg.data.name, run.cfg.data.fold
+            if kind in cached:
+                left -= costs.work(run.cfg).embeddings / rate / 3600
+            elif run.cfg.cache.dir:
+                cached.add(kind)
+        ways = ", ".join(["as trained", *(x.name for x in run.scorings)])
+        lines.append((run.workdir.name, ways, f"{steps:,}", f"{done:,}", _hours(left)))
+        whole += left
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for name, ways, *numbers in lines:
+        right = "  ".join(x.rjust(w) for x, w in zip(numbers, widths[2:], strict=True))
+        print(f"{name.ljust(widths[0])}  {ways.ljust(widths[1])}  {right}")
+    several = f", {_hours(whole / jobs)} with {jobs} at a time" if jobs > 1 else ""
+    print(
+        f"{len(runs)} run{'s' * (len(runs) > 1)}, about {_hours(whole)} hours{several}: computed "
+        f"from the operations at {rate / 1e12:.3g} TFLOP/s, or from the log of a run that has "
+        "begun. Compilation and reading are not counted."
+    )
 
 
-def _write(made: Any, workdir: pathlib.Path, command: str) -> None:
+def _hours(x: float) -> str:
+    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
+
+
+def _write(made: "Made", workdir: pathlib.Path, command: str) -> None:
     from prosam_jax.atomic import replacing
     from prosam_jax.comparison import table_files
     from prosam_jax.json_files import write_object
@@ -144,7 +203,7 @@ def _write(made: Any, workdir: pathlib.Path, command: str) -> None:
     print(text)
 
 
-def _draw(made: Any, workdir: pathlib.Path, command: str) -> None:
+def _draw(made: "Made", workdir: pathlib.Path, command: str) -> None:
     from prosam_jax.comparison import extremes, table_page
 
     page = workdir / f"table{made.table.number}.html"

@@ -104,43 +104,53 @@ def recipes() -> dict[str, pathlib.Path]:
     return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
 
 
-def recipe(name: str) -> dict[str, Any]:
+def recipe(name: str, above: Sequence[str] = ()) -> dict[str, Any]:
     """The settings of a recipe, by dotted name.
 
     Args:
         name: A name from `recipes`, or the path of a Python file with a function `get_config` that
-            returns a dict or ConfigDict of groups of settings.
+            returns a dict or ConfigDict of groups of settings. The file may name another recipe,
+            `BASE = "pascal"`, for the settings that it does not give itself.
+        above: The recipes that have this one below them.
 
     Raises:
         UserError: There is no such recipe, its `get_config` is missing or does not return a dict,
-            or a setting is unknown.
+            a setting is unknown, or its base is no recipe or has this one as its own base.
     """
     known = recipes()
     path = known.get(name, pathlib.Path(os.path.expanduser(name)))
+    chain = [*above, name]
+    told = f"--config={' -> '.join(chain)}"  # each is the base of the one before
+    if name in above:
+        raise UserError(f"{told}: a recipe cannot be its own BASE; name another one, or none")
     if not path.is_file():
-        raise UserError(f"--config={name}: there is no such recipe or file{nearest(name, known)}")
+        raise UserError(f"{told}: there is no such recipe or file{nearest(name, known)}")
     try:
-        values = _values(path)
+        base, values = _read(path)
     except UserError as error:
-        raise UserError(f"--config={name}: {error}") from error
+        raise UserError(f"{told}: {error}") from error
     except Exception as error:  # the file is the user's, and so is what is wrong in it
         raise UserError(
-            f"--config={name}: {_told(error, path)}; a recipe is a "
+            f"{told}: {_told(error, path)}; a recipe is a "
             "Python file with a function get_config() that returns a dict of settings"
         ) from error
     for setting in values:
         check_setting(setting)
-    return values
+    return (recipe(base, chain) if base else {}) | values
 
 
-def _values(path: pathlib.Path) -> dict[str, Any]:
-    get_config = runpy.run_path(str(path)).get("get_config")
+def _read(path: pathlib.Path) -> tuple[str, dict[str, Any]]:
+    """The base of a recipe, "" for none, and its own settings."""
+    found = runpy.run_path(str(path))
+    get_config, base = found.get("get_config"), found.get("BASE", "")
     if not callable(get_config):
         raise UserError(f"{path} has no function get_config()")
-    found = get_config()
-    if not (isinstance(found, Mapping) or hasattr(found, "items")):
-        raise UserError(f"get_config() returns {type(found).__name__}: return a dict")
-    return flat_mapping(typing.cast(Mapping[str, Any], found))
+    if not isinstance(base, str):
+        raise UserError(f"BASE = {short(base)} must be the name of another recipe")
+    groups = get_config()
+    if not (isinstance(groups, Mapping) or hasattr(groups, "items")):
+        raise UserError(f"get_config() returns {type(groups).__name__}: return a dict")
+    return base, flat_mapping(typing.cast(Mapping[str, Any], groups))
 
 
 def _told(error: Exception, path: pathlib.Path) -> str:

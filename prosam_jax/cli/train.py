@@ -5,8 +5,8 @@
 
     prosam train --workdir runs/p1
 
-A run that was stopped goes on with the same command, or with its --workdir alone. Ctrl-C and
-SIGTERM stop it after it has saved.
+A run that was stopped goes on with the same command, or with its --workdir alone. Ctrl-C,
+SIGTERM and a terminal that is closed stop it after it has saved.
 """
 
 import argparse

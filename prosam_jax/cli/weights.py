@@ -21,7 +21,7 @@ from typing import Any
 import safetensors
 
 from prosam_jax.cli import convert
-from prosam_jax.cli.arguments import as_path
+from prosam_jax.cli.arguments import as_path, as_text
 from prosam_jax.cli.export import check_free
 from prosam_jax.errors import UserError, printable
 from prosam_jax.weights import other_forms, registry
@@ -55,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pulling.add_argument(
         "--out", type=as_path, required=True, help="the .safetensors file to write"
     )
-    pulling.add_argument("--revision", help="branch, tag or commit (default: the newest)")
+    pulling.add_argument(
+        "--revision", type=as_text, help="branch, tag or commit (default: the newest)"
+    )
     pulling.add_argument("--force", action="store_true", help="overwrite an existing file")
     pulling.set_defaults(run=pull)
 

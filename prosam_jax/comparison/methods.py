@@ -124,7 +124,7 @@ def finish(run: Run) -> dict[str, Any]:
         UserError: The folder has a run with other settings or frozen weights, or a file that the
             settings name is not valid.
         FloatingPointError: A metric is no longer finite.
-        training.signals.Stopped: SIGTERM or SIGINT was received; the state is saved.
+        training.signals.Stopped: A signal was received; the state is saved.
     """
     todo = [scoring for scoring in (OWN, *run.scorings) if results(run, scoring) is None]
     if OWN in todo:
@@ -157,8 +157,10 @@ def results(run: Run, scoring: Scoring = OWN) -> dict[str, Any] | None:
         if changed(cfg, wanted, CHANGES_NO_NUMBER) or held["step"] != _last_step(run.cfg):
             return None
         if wanted.eval.controls and (
-            set(held.get("controls", ())) != set(controls.MEANING) or "prior_threshold" not in held
-        ):  # of another version
+            # The wrong reference cannot be had of one class alone; else, of another version.
+            set(held.get("controls", ())) | {controls.WRONG} != set(controls.MEANING)
+            or "prior_threshold" not in held
+        ):
             return None
         if wanted.eval.samples and cfg.eval.samples != wanted.eval.samples:
             return None

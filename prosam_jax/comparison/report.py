@@ -104,7 +104,8 @@ def _pictures(
     brightest = max((float(x.max()) for x in maps), default=1.0)
     heads = ["reference", "target", "truth", *examples]
     heads += [f"uncertainty of {title}, white is {brightest:.1g}" for title in probabilistic]
-    heads += ["wrong reference", f"{last} with that reference"]
+    if controls.WRONG in examples[last][0].controls:  # not if only one class is tested
+        heads += ["wrong reference", f"{last} with that reference"]
     rows = [_row(of, max(brightest, 1e-6)) for of in zip(*examples.values(), strict=True)]
     return heads, rows
 
@@ -113,15 +114,16 @@ def _row(several: Sequence[Example], brightest: float) -> list[html.Panel]:
     """The pictures of one episode, with the predictions of all methods."""
     first, at_last = several[0], several[-1]
     episode = first.episode
-    shots = len(episode.reference_image) // 2
-    right, wrong = (
-        pictures.annotated(episode.reference_image[i], episode.reference_mask[i])
-        for i in (0, shots)
-    )
+
+    def reference(i: int) -> html.Panel:
+        image, mask = episode.reference_image[i], episode.reference_mask[i]
+        return html.panel(pictures.annotated(image, mask), first.class_name * (i == 0))
+
+    wrong = at_last.controls.get(controls.WRONG)
     truth = pictures.overlay(episode.target_image, episode.target_mask, pictures.TRUTH)
     inferno = matplotlib.colormaps["inferno"]
     return [
-        html.panel(right, first.class_name),
+        reference(0),
         html.panel(episode.target_image / 255),
         html.panel(truth),
         *(_prediction(x, x.prediction, pictures.PREDICTED) for x in several),
@@ -130,8 +132,14 @@ def _row(several: Sequence[Example], brightest: float) -> list[html.Panel]:
             for x in several
             if x.uncertainty is not None
         ),
-        html.panel(wrong),
-        _prediction(at_last, at_last.controls[controls.WRONG], WRONG),
+        *(
+            ()
+            if wrong is None
+            else (
+                reference(len(episode.reference_image) // 2),
+                _prediction(at_last, wrong, WRONG),
+            )
+        ),
     ]
 
 

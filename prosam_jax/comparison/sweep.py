@@ -103,7 +103,7 @@ def finish(todo: Sequence[Run], *, jobs: int) -> None:
     Raises:
         UserError: A run failed (raised when all others are done), or a process was killed (raised
             at once; active runs are saved).
-        SystemExit: SIGTERM was received; active runs are saved.
+        SystemExit: SIGTERM or SIGHUP was received; active runs are saved.
         KeyboardInterrupt: Ctrl-C was pressed; active runs are saved.
     """
     began, done, failed = time.monotonic(), 0, dict[Run, Exception]()
@@ -257,9 +257,8 @@ def _share(
 def _begin(shares: "SimpleQueue[tuple[list[int], str]]") -> None:
     """Prepares a process of the pool, before it uses JAX."""
     signal.signal(signal.SIGTERM, _stop)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C also reaches the main process, which tells us
+    for number in set(signals.ENDING) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)  # they also reach the main process, which tells us
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     own_cores, own_devices = shares.get()
     if own_cores:

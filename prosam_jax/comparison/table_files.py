@@ -158,8 +158,7 @@ def made_by(made: Made) -> str:
     episodes = sorted({x["episodes"] for x in held})
     return (
         f"{len(runs)} run{'s' * (len(runs) > 1)} of {_listed(steps)} steps, {_listed(episodes)} "
-        "test episodes for each fold, the last checkpoint, "
-        f"seed{'s' * (len(seeds) > 1)} {_listed(seeds)}; "
+        f"test episodes for each fold, the last checkpoint; seeds: {_listed(seeds)}; "
         f"{'; or '.join(dict.fromkeys(map(methods.made_by, held)))}."
     )
 

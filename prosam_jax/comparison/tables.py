@@ -52,7 +52,7 @@ def rows(held: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     for title, found in held.items():
         lines.append(Row(title, title, found["miou"], found["fb_iou"]))
         common = found["controls"]
-        lines += [_row(name, title, common[name]) for name in OF_THE_METHOD]
+        lines += [_row(name, title, common[name]) for name in OF_THE_METHOD if name in common]
     return lines + [_row(name, "", x) for name, x in common.items() if name not in OF_THE_METHOD]
 
 
@@ -212,7 +212,9 @@ def markdown(found: Sequence[Score], note: str) -> str:
     kinds = [a for a in ANNOTATIONS if any(x.annotation == a for x in found)]
     trained = [m for m in TITLES if any(x.method == m for x in found)]
     folds = _folds(found)
-    own = [(method, name) for method in trained for name in (TITLES[method], *OF_THE_METHOD)]
+    scored = {x.name for x in found}
+    of_each = [name for name in OF_THE_METHOD if name in scored]
+    own = [(method, name) for method in trained for name in (TITLES[method], *of_each)]
     common = [(trained[0], name) for name in controls.MEANING if name not in OF_THE_METHOD]
     scores = [
         [_label(method, name), *(over_seeds(found, a, method, name)[-2] for a in kinds)]

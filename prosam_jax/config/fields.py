@@ -51,6 +51,8 @@ class About:
     Attributes:
         role: What the setting is for.
         least: Smallest allowed value.
+        most: Largest allowed value. Every whole number has one, far above what is of use, because
+            settings come from others' files as well.
         above: The value must be greater than this.
         below: The value must be less than this.
         read_with: Another setting, and the values of it with which this one is read; None for
@@ -59,6 +61,7 @@ class About:
 
     role: Role
     least: float | None = None
+    most: float | None = None
     above: float | None = None
     below: float | None = None
     read_with: ReadWith | None = None
@@ -183,6 +186,8 @@ def _check_range(name: str, value: Any, about: About) -> None:
         raise UserError(f"{name}={short(value)} must be a finite number")
     if about.least is not None:
         check_at_least(name, value, about.least)
+    if about.most is not None and value > about.most:
+        raise UserError(f"{name}={short(value)} must be at most {about.most}")
     if about.above is not None and value <= about.above:
         raise UserError(f"{name}={short(value)} must be above {about.above}")
     if about.below is not None and value >= about.below:

@@ -36,12 +36,16 @@ def read_config(path: pathlib.Path) -> Config:
         UserError: There is no such file, or its settings are not valid.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing: --workdir must name the folder of a training run")
-    held = read_object(path, (), "restore it or start a new run")
+        raise UserError(
+            f"{path} is missing: pass the folder of a training run as --workdir, or restore the "
+            "file if this is one"
+        )
+    mend = "restore it or start a new run"
+    held = read_object(path, (), mend)
     try:
         return recorded(held)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path} is damaged or of another version ({error}); {mend}") from error
 
 
 def recorded(settings: object) -> Config:
@@ -60,7 +64,9 @@ def recorded(settings: object) -> Config:
     for former, name in RENAMED.items():
         if former in given and name in given:
             raise UserError(f"{name} is set twice, also by its former name {former}")
-    for name in values:
+    for name, value in values.items():
+        if any(x.startswith(f"{name}.") for x in leaves(Config)):
+            raise UserError(f"{name}={short(value)} must be a group of settings")
         check_setting(name)
     known = {name: value for name, value in values.items() if name in leaves(Config)}
     everything = flat(Config()) | known

@@ -74,6 +74,31 @@ class SAMConfig(Group):
         """(height, width) of the image embedding in patches."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
+    def encoder_operations(self, *, padded: bool = False) -> int:
+        """Operations of the image encoder's products and convolutions for one image.
+
+        A multiplication and an addition are two.
+
+        Args:
+            padded: Whether the windows' padding goes through the projections, as it does in
+                `segment_anything` and not here. It is attended to in any case.
+        """
+        h, w = self.embedding_size
+        dim, out_dim = self.embed_dim, self.prompt_embed_dim
+        hidden, positions = int(self.mlp_ratio * dim), h * w
+        total = positions * dim * 3 * self.patch_size**2
+        for index in range(self.depth):
+            size = 0 if index in self.global_attn_indexes else self.window_size
+            rows, cols = (size, size) if size else (h, w)
+            attended = -(-h // rows) * -(-w // cols) * rows * cols
+            total += (attended if padded else positions) * 4 * dim * dim
+            total += attended * 2 * rows * cols * dim
+            if self.use_rel_pos:
+                total += attended * (rows + cols) * dim
+            total += positions * 2 * dim * hidden
+        total += positions * (dim * out_dim + 9 * out_dim * out_dim)
+        return 2 * total
+
     @classmethod
     def vit_b(cls) -> Self:
         """ViT-B, as in `sam_vit_b_01ec64.pth`."""

@@ -65,7 +65,7 @@ class SAMSettings(Group):
 
     model: SAMModel = setting("vit_h", Role.ARCHITECTURE)
     weights: str = setting("weights/sam_{model}.safetensors", Role.PATH)
-    image_size: int = setting(0, Role.ARCHITECTURE, least=0)
+    image_size: int = setting(0, Role.ARCHITECTURE, least=0, most=4096)
     dtype: DType = setting("float32", Role.PROTOCOL)
     attention: Attention = setting("auto", Role.PROTOCOL)
 
@@ -138,9 +138,9 @@ class PromptConfig(Group):
 
     PREFIX: ClassVar[str] = "prompt."
 
-    dim: int = setting(256, Role.ARCHITECTURE, least=4)
-    num_queries: int = setting(50, Role.ARCHITECTURE, least=1)
-    num_heads: int = setting(4, Role.ARCHITECTURE, least=1)
+    dim: int = setting(256, Role.ARCHITECTURE, least=4, most=1024)
+    num_queries: int = setting(50, Role.ARCHITECTURE, least=1, most=10_000)
+    num_heads: int = setting(4, Role.ARCHITECTURE, least=1, most=1024)
     dropout: float = setting(0.5, Role.TRAINING, least=0, below=1)
     normalize_prior: bool = setting(False, Role.ARCHITECTURE)
     weights: str = setting("", Role.PATH)
@@ -177,8 +177,8 @@ class DistributionConfig(Group):
 
     name: Distribution = setting("student_t", Role.ARCHITECTURE)
     nu: float = setting(5.0, Role.TRAINING, above=0, read_with=_HEAVY_TAILED)
-    samples: int = setting(10, Role.TRAINING, least=1, read_with=_SAMPLED)
-    sample_group: int = setting(0, Role.SPEED, least=0, read_with=_SAMPLED)
+    samples: int = setting(10, Role.TRAINING, least=1, most=10_000, read_with=_SAMPLED)
+    sample_group: int = setting(0, Role.SPEED, least=0, most=10_000, read_with=_SAMPLED)
     init_scale: float = setting(1.0, Role.TRAINING, above=0, read_with=_SAMPLED)
     min_scale: float = setting(0.0, Role.TRAINING, least=0, read_with=_SAMPLED)
     entropy_weight: float = setting(0.0, Role.TRAINING, least=0, read_with=_SAMPLED)
@@ -230,8 +230,8 @@ class DataConfig(Group):
     name: Dataset = setting("pascal", Role.BENCHMARK)
     root: str = setting("", Role.PATH, read_with=_FROM_FILES)
     fold: Literal[0, 1, 2, 3] = setting(0, Role.BENCHMARK, read_with=_FOLDED)
-    shots: int = setting(1, Role.PROTOCOL, least=1)
-    image_size: int = setting(512, Role.BENCHMARK, least=32)
+    shots: int = setting(1, Role.PROTOCOL, least=1, most=1000)
+    image_size: int = setting(512, Role.BENCHMARK, least=32, most=4096)
     train_list: str = setting("", Role.BENCHMARK, read_with=_LISTED)
     val_list: str = setting("", Role.PROTOCOL, read_with=_LISTED)
     test: Literal["own", "pascal_disjoint", "pascal_standard"] = setting(
@@ -242,8 +242,8 @@ class DataConfig(Group):
     )
     novel: str = setting("", Role.BENCHMARK, read_with=_OWN_FOLDER)
     bad_files: Literal["stop", "skip"] = setting("stop", Role.PROTOCOL, read_with=_OWN_FOLDER)
-    workers: int = setting(0, Role.SPEED, least=0)
-    patience: int = setting(50, Role.SPEED, least=1)
+    workers: int = setting(0, Role.SPEED, least=0, most=256)
+    patience: int = setting(50, Role.SPEED, least=1, most=86_400)
     decode: Literal["exact", "fast"] = setting("exact", Role.PROTOCOL, read_with=_LISTED)
     annotation: Annotation = setting("mask", Role.PROTOCOL)
     downsample: Literal["nearest", "coverage"] = setting("nearest", Role.PROTOCOL)
@@ -272,18 +272,20 @@ class TrainConfig(Group):
 
     PREFIX: ClassVar[str] = "train."
 
-    epochs: int = setting(100, Role.LENGTH, least=1, read_with=("train.steps", (0,)))
-    steps: int = setting(0, Role.LENGTH, least=0)
-    batch_size: int = setting(2, Role.TRAINING, least=1)
+    epochs: int = setting(
+        100, Role.LENGTH, least=1, most=1_000_000, read_with=("train.steps", (0,))
+    )
+    steps: int = setting(0, Role.LENGTH, least=0, most=1_000_000_000)
+    batch_size: int = setting(2, Role.TRAINING, least=1, most=4096)
     learning_rate: float = setting(1e-4, Role.TRAINING, least=0)
     weight_decay: float = setting(1e-6, Role.TRAINING, least=0)
     schedule: Literal["warm_restarts", "cosine"] = setting("warm_restarts", Role.TRAINING)
     restart_epochs: int = setting(
-        15, Role.TRAINING, least=1, read_with=("train.schedule", ("warm_restarts",))
+        15, Role.TRAINING, least=1, most=1_000_000, read_with=("train.schedule", ("warm_restarts",))
     )
-    log_every: int = setting(10, Role.REPORT, least=1)
-    checkpoint_every: int = setting(500, Role.REPORT, least=1)
-    eval_every: int = setting(0, Role.REPORT, least=-1)
+    log_every: int = setting(10, Role.REPORT, least=1, most=1_000_000_000)
+    checkpoint_every: int = setting(500, Role.REPORT, least=1, most=1_000_000_000)
+    eval_every: int = setting(0, Role.REPORT, least=-1, most=1_000_000_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,13 +313,13 @@ class EvalConfig(Group):
 
     PREFIX: ClassVar[str] = "eval."
 
-    episodes: int = setting(1000, Role.PROTOCOL, least=1)
+    episodes: int = setting(1000, Role.PROTOCOL, least=1, most=1_000_000)
     seed: int = setting(321, Role.PROTOCOL, least=0, below=2**32)
-    batch_size: int = setting(2, Role.SPEED, least=1)
-    pictures: int = setting(6, Role.REPORT, least=0)
+    batch_size: int = setting(2, Role.SPEED, least=1, most=1024)
+    pictures: int = setting(6, Role.REPORT, least=0, most=200)
     controls: bool = setting(False, Role.REPORT)
-    samples: int = setting(0, Role.REPORT, least=0)
-    seeds: int = setting(1, Role.PROTOCOL, least=1)
+    samples: int = setting(0, Role.REPORT, least=0, most=1000)
+    seeds: int = setting(1, Role.PROTOCOL, least=1, most=1000)
     join: Literal["prompts", "logits"] = setting("prompts", Role.PROTOCOL)
     resolution: Literal["square", "original"] = setting("square", Role.PROTOCOL)
     absent: Literal["left_out", "zero"] = setting("left_out", Role.PROTOCOL)

@@ -108,7 +108,7 @@ def convert(
     if unfilled:
         problems["paths left unfilled"] = unfilled
     if problems:
-        raise UserError(f"the checkpoint does not fit the model\n{files.listing(problems)}")
+        raise UserError(f"the checkpoint does not fit the model: {files.listing(problems)}")
     return filled
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from flax import nnx
 
 import prosam_jax
+from prosam_jax.atomic import check_file
 from prosam_jax.convert import engine, torch_files
 from prosam_jax.errors import UserError
 from prosam_jax.weights import files
@@ -32,10 +33,12 @@ def write(
 
     Raises:
         UserError: The checkpoint does not fit the module, or `out` is the checkpoint itself.
+        OSError: `out` cannot be written.
     """
     path, sha256, tensors, widened = checkpoint
     if out.resolve() == path.resolve():
         raise UserError(f"--out {out} is the checkpoint itself; name another file")
+    check_file(out)
     specs = files.leaves(files.abstract(build))
     try:
         arrays = engine.convert(tensors, rules, ignored, specs)

@@ -112,8 +112,8 @@ def draw_wrong(fold: FoldIndex, seed: int, right: EpisodeSpec) -> EpisodeSpec:
     others = [c for c in fold.filled if c != right.class_id]
     if not others:
         raise UserError(
-            f"fold {fold.fold} {fold.split} has only one class, so there is no reference of a "
-            "wrong class: leave --config.eval.controls out, or train with two classes in data.novel"
+            f"{fold.label} has only one class, so there is no reference of a wrong class: name two "
+            "classes in data.novel"
         )
     of_class, *bits = _bits(seed, _WRONG, right.index, 1 + len(right.reference_ids))
     class_id = _choose(of_class, others)

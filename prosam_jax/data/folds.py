@@ -32,6 +32,8 @@ class FoldRule:
         name: Name of the benchmark.
         class_names: Names of classes 1, 2, ...; 0 is background.
         novel: For each fold, the classes kept for testing, ascending.
+        own: Whether these are a user's own classes. `novel` then says which are held out, for which
+            nobody else's folds stand.
         by_class: Whether an episode is drawn by its class first (VRP-SAM's code for COCO-20i)
             rather than by its target (for Pascal-5i).
         published: (split, fold) -> (number of images, `digest`) of the lists that published results
@@ -41,6 +43,7 @@ class FoldRule:
     name: str
     class_names: tuple[str, ...]
     novel: tuple[tuple[int, ...], ...]
+    own: bool = False
     by_class: bool = False
     published: Mapping[tuple[str, int], tuple[int, str]] = dataclasses.field(default_factory=dict)
 
@@ -100,6 +103,15 @@ class FoldIndex:
     entries: Mapping[int, tuple[str, ...]]
 
     @property
+    def label(self) -> str:
+        """Benchmark, fold (where it has several) and split, or own classes that are held out."""
+        if not self.rule.own:
+            fold = f" fold {self.fold}" if len(self.rule.novel) > 1 else ""
+            return f"{self.rule.name}{fold} {self.split}"
+        novel = [self.rule.class_names[c - 1] for c in self.rule.novel[self.fold]]
+        return f"{self.rule.name} {self.split} (held out for testing: {named(novel)})"
+
+    @property
     def classes(self) -> tuple[int, ...]:
         """All classes of the split, including those without images."""
         return tuple(self.entries)
@@ -143,7 +155,7 @@ class FoldIndex:
         if not any(kept.values()):
             most = max(map(len, self.entries.values()), default=0)
             raise UserError(
-                f"fold {self.fold} {self.split}: an episode needs {shots + 1} images of one class, "
+                f"{self.label}: an episode needs {shots + 1} images of one class, "
                 f"and no class has more than {most}; choose other classes (data.fold, data.novel), "
                 "fewer data.shots, or longer lists (data.train_list, data.val_list)"
             )
@@ -157,9 +169,8 @@ def digest(index: FoldIndex) -> str:
 
 
 def describe(index: FoldIndex) -> str:
-    """One line: benchmark, fold (where it has several), split and `verdict`."""
-    fold = f" fold {index.fold}" if len(index.rule.novel) > 1 else ""
-    return f"{index.rule.name}{fold} {index.split}: {verdict(index)}"
+    """One line: `label` and `verdict`."""
+    return f"{index.label}: {verdict(index)}"
 
 
 def verdict(index: FoldIndex) -> str:

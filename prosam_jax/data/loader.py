@@ -23,11 +23,15 @@ import numpy as np
 from absl import flags
 
 from prosam_jax.data.episodes import EpisodeSource
+from prosam_jax.data.processes import begin_worker
 from prosam_jax.errors import UserError
 from prosam_jax.types import Episode
 
 _START = 5
 """How many times as long the first episode may take: packages are imported, maybe from afar."""
+
+_UNHEARD = tuple(x for x in signal.Signals if x.name in ("SIGTERM", "SIGHUP", "SIGINT"))
+"""Signals of a whole job or terminal, which the main process hears, and its workers do not."""
 
 _POLL = 0.2
 """Seconds between two looks at signals while waiting."""
@@ -129,7 +133,7 @@ class Loader(Iterator[Episode]):
         if hasattr(signal, "pthread_sigmask"):
             # Handed on to the processes that Grain starts from here: a terminal's Ctrl-C goes to
             # them, too, and would end them before `_begin` is reached.
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            signal.pthread_sigmask(signal.SIG_BLOCK, _UNHEARD)
         while self._asked.get():
             try:
                 self._answers.put((next(self._batches), None))
@@ -276,22 +280,14 @@ _worker = 0
 def _begin(pulse: _Pulse, worker: int, workers: int) -> None:
     """Prepares a worker: the main process decides when it ends, and it ends with that.
 
-    A terminal sends Ctrl-C to all of its processes, and a scheduler SIGTERM to all of a job.
+    A terminal sends Ctrl-C and SIGHUP to all of its processes, a scheduler SIGTERM to all of a job.
     """
     global _worker
     _worker = worker
-    for number in (signal.SIGINT, signal.SIGTERM):
+    begin_worker()
+    for number in _UNHEARD:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     pulse.begin()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    # At once, because nobody is left to take what it has read.
-    os._exit(1)
 
 
 @dataclasses.dataclass(frozen=True)

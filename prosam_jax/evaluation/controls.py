@@ -62,12 +62,13 @@ def make_step(
     samples: int = 0,
     mapped: int = 0,
     original: bool = False,
+    wrong: bool = True,
 ) -> Predict:
     """Compiles (params, frozen, episodes, image_embeddings=None) -> predictions with controls.
 
-    The episodes come from a source with `wrong=True`: the right references first, then as many of a
-    wrong class. The frozen networks see each picture once. For `image_embeddings` see
-    `ProSAM.encode`.
+    The episodes come from a source with the same `wrong`; if it is true, as many references of a
+    wrong class follow the right ones. The frozen networks see each picture once. For
+    `image_embeddings` see `ProSAM.encode`.
 
     Args:
         graph: Structure of the model.
@@ -75,6 +76,7 @@ def make_step(
         samples: As for `prediction.make_predict_step`.
         mapped: Number of prompts drawn for the uncertainty map; 0 for no map.
         original: As for `prediction.make_predict_step`.
+        wrong: Whether the reference of a wrong class is among the controls.
     """
 
     @jax.jit
@@ -82,13 +84,16 @@ def make_step(
         model = nnx.merge(graph, params, frozen)
         shown, square = at_targets(episode, original), episode.target_image.shape[1:3]
         b = len(episode.target_image)
-        right, wrong = _halves(model.encode(episode, image_embeddings), b)
+        right = model.encode(episode, image_embeddings)
+        if wrong:
+            right, of_others = _halves(right, b)
         posterior = model.posterior(right)
         named = {
             RESULT: posterior.mean,
             UNTRAINED: nnx.merge(graph, fresh, frozen).posterior(right).mean,
-            WRONG: model.posterior(wrong).mean,
         }
+        if wrong:
+            named[WRONG] = model.posterior(of_others).mean
         prompts = jnp.stack(list(named.values()))
         if mapped:
             key = stream(0, "uncertainty")
@@ -164,7 +169,7 @@ def chosen(result: Result) -> Result:
     def named(one: Counted) -> Counted:
         held = one.counts | {PRIOR: one.counts[_above(best)]}
         counts = {name: x for name, x in held.items() if name not in cut | MEANING.keys()}
-        counts |= {name: held[name] for name in MEANING}
+        counts |= {name: held[name] for name in MEANING if name in held}
         return dataclasses.replace(one, counts=counts)
 
     return dataclasses.replace(

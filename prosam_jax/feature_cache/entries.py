@@ -72,7 +72,8 @@ class Entries:
     def read(self, key: bytes) -> Packed | None:
         """An entry, or None if there is no intact one."""
         try:
-            data = memoryview(self.path(key).read_bytes())
+            path = self.path(key)  # a pipe or a device in its place would be read without end
+            data = memoryview(path.read_bytes() if path.stat().st_size == self.nbytes else b"")
         except FileNotFoundError:
             return None
         except OSError:  # such as a bad sector

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prosam_jax.atomic import replacing
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, short
 from prosam_jax.json_files import read_lines
 
 METRICS = "metrics.jsonl"
+BOARD = "tensorboard"
 
 
 class Curves:
@@ -37,7 +38,7 @@ class Curves:
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
-        board = workdir / "tensorboard"
+        board = workdir / BOARD
         board.mkdir(exist_ok=True)
         self._event, self._summary = Event, Summary
         self._board = EventsWriter(str(board / "events"), f".{os.getpid()}")
@@ -77,9 +78,10 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     path, mend = workdir / METRICS, "repair or delete this line"
     lines = read_lines(path, ("step",), mend)
     for i, line in enumerate(lines, 1):
-        if not isinstance(line["step"], int):
+        if type(line["step"]) is not int or line["step"] < 0:
             raise UserError(
-                f"{path}, line {i} is damaged (its step is {line['step']!r}, no number); {mend}"
+                f"{path}, line {i} is damaged (its step is {short(line['step'])}, no number of "
+                f"steps); {mend}"
             )
     return lines
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from prosam_jax import console, model, sharding
-from prosam_jax.atomic import locked
+from prosam_jax.atomic import check_place, locked
 from prosam_jax.config import (
     CHANGES_NO_NUMBER,
     Config,
@@ -30,12 +30,12 @@ from prosam_jax.errors import UserError
 from prosam_jax.evaluation import evaluate, metrics, prediction, results
 from prosam_jax.feature_cache.cache import opened
 from prosam_jax.report import scores
-from prosam_jax.report.curves import METRICS, Curves, newest
+from prosam_jax.report.curves import BOARD, METRICS, Curves, newest
 from prosam_jax.training import not_finite, state, step
 from prosam_jax.training.signals import Interrupted, Signals, Stopped
 from prosam_jax.types import Episode
 from prosam_jax.weights import prompt_encoder
-from prosam_jax.weights.checkpoint import SAVED, Checkpoints
+from prosam_jax.weights.checkpoint import CHECKPOINTS, SAVED, Checkpoints
 from prosam_jax.weights.prompt_encoder import Dataset
 
 LOCK = "training.lock"
@@ -54,7 +54,7 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
             trains there, or the disk is full.
         FloatingPointError: A metric is no longer finite; the message names metric, step and
             the file with the batch.
-        Stopped: SIGTERM or SIGINT was received; the state is saved.
+        Stopped: A signal of `signals.ENDING` was received; the state is saved.
     """
     told = f"another process is training in {workdir}: wait until it ends, or stop it"
     with locked(workdir / LOCK, told):
@@ -62,12 +62,13 @@ def train(cfg: Config, workdir: pathlib.Path) -> None:
 
 
 def _train(cfg: Config, workdir: pathlib.Path) -> None:
+    for name in ("config.json", prompt_encoder.FROZEN, prompt_encoder.DATASET, METRICS, SAVED):
+        check_place(workdir / name)
+    for name in (BOARD, CHECKPOINTS):
+        check_place(workdir / name / "any")
     checkpoints = Checkpoints(workdir)
     if goes_on := bool(checkpoints.steps):
-        for line in checkpoints.mend():
-            console.note(line)
-        assert checkpoints.latest is not None  # at least one is whole
-        began = _check_run(cfg, workdir, checkpoints.latest)
+        began = _check_run(cfg, workdir, checkpoints.newest_whole())
         # The file that it started from is no longer needed and may be gone.
         trainer = Trainer(replaced(cfg, {"prompt.weights": ""}))
         if prompt_encoder.read_dataset(workdir) not in (None, trainer.dataset):
@@ -77,6 +78,9 @@ def _train(cfg: Config, workdir: pathlib.Path) -> None:
                 "another --workdir"
             )
         cfg = replaced(cfg, {"prompt.weights": began.prompt.weights})
+        # Only now: a run that is refused stays as it is.
+        for line in checkpoints.mend():
+            console.note(line)
     else:
         _check_no_history(workdir)
         trainer = Trainer(cfg)
@@ -105,12 +109,19 @@ def _train(cfg: Config, workdir: pathlib.Path) -> None:
                 "again"
             ) from error
         except not_finite.NotFinite as error:
-            kept = not_finite.keep_batch(workdir, error.step, trainer.source, cfg.train.batch_size)
-            at = checkpoints.latest
+            at = checkpoints.latest or 0
+            rate = cfg.train.learning_rate
+            kept = not_finite.keep_batch(
+                workdir,
+                error.step,
+                trainer.source,
+                cfg.train.batch_size,
+                after=at,
+                learning_rate=rate,
+            )
             raise FloatingPointError(
                 f"{error}; {kept}; the same command with a --config.train.learning_rate below "
-                f"{cfg.train.learning_rate:g} "
-                + (f"goes on from step {at}" if at else "begins again at step 0")
+                f"{rate:g} " + (f"goes on from step {at}" if at else "begins again at step 0")
             ) from error
         best = checkpoints.best
     known = "not validated" if best is None else f"best validation at step {best}"
@@ -140,13 +151,10 @@ def _check_run(cfg: Config, workdir: pathlib.Path, at: int) -> Config:
     steps of another learning rate.
     """
     began = read_config(workdir / "config.json")
-    rate = {"train.learning_rate": cfg.train.learning_rate}
-    if rate["train.learning_rate"] != began.train.learning_rate and not_finite.ended(workdir, at):
-        console.note(
-            f"train.learning_rate: {began.train.learning_rate:g} -> {cfg.train.learning_rate:g} "
-            f"after step {at}"
-        )
-        began = replaced(began, rate)
+    before, after = began.train.learning_rate, cfg.train.learning_rate
+    if after != before and not_finite.ended(workdir, after=at, learning_rate=before):
+        console.note(f"train.learning_rate: {before:g} -> {after:g} after step {at}")
+        began = replaced(began, {"train.learning_rate": after})
     may = CHANGES_NO_NUMBER
     if cfg.train.schedule != "cosine":  # whose learning rates depend on the length
         may |= {Role.LENGTH}

@@ -3,6 +3,8 @@
 import contextlib
 import pathlib
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +15,7 @@ from prosam_jax.data.episodes import EpisodeSource
 from prosam_jax.data.loader import make_loader
 from prosam_jax.errors import UserError
 
+_DAMAGED = (zipfile.BadZipFile, zlib.error)
 _NAME = re.compile(r"not_finite_(\d+)\.npz")
 
 
@@ -31,16 +34,26 @@ def check(log: Mapping[str, np.ndarray], step: int, where: str) -> None:
             raise NotFinite(f"{name} is {value} {where} step {step}, which is not saved", step)
 
 
-def keep_batch(workdir: pathlib.Path, step: int, source: EpisodeSource, size: int) -> str:
+def keep_batch(
+    workdir: pathlib.Path, step: int, source: EpisodeSource, size: int, **state: float
+) -> str:
     """Writes the batch of a step to `not_finite_STEP.npz` in `workdir`; says where it is.
 
-    Its arrays are those of `types.Episode`. Those of earlier steps are deleted.
+    Its arrays are those of `types.Episode`, and `state`. Those of earlier steps are deleted.
+
+    Args:
+        workdir: Folder of the run.
+        step: The step.
+        source: The run's episodes.
+        size: Episodes in a batch.
+        state: What led to the step: "after", the step of the checkpoint that the run goes on from,
+            0 for none, and "learning_rate".
     """
     path = workdir / f"not_finite_{step}.npz"
     loader = make_loader(source, batch_size=size, start=step - 1, stop=step)
     try:
         with contextlib.closing(loader), atomic.writing(path) as file:
-            arrays: dict[str, Any] = next(loader)._asdict()
+            arrays: dict[str, Any] = {**next(loader)._asdict(), **state}
             np.savez_compressed(file, **arrays)
     except (OSError, UserError) as error:  # what the run ended with matters more
         return f"its batch could not be kept: {error}"
@@ -50,12 +63,15 @@ def keep_batch(workdir: pathlib.Path, step: int, source: EpisodeSource, size: in
     return f"its batch is kept in {path}"
 
 
-def ended(workdir: pathlib.Path, at: int) -> bool:
-    """Whether the run ended with a loss that was not finite, and has not gone beyond since.
+def ended(workdir: pathlib.Path, **state: float) -> bool:
+    """Whether this state, as `keep_batch` takes it, led to a loss that was not finite."""
+    return any(_NAME.fullmatch(x.name) and _kept(x) == state for x in workdir.iterdir())
 
-    Args:
-        workdir: Folder of the run.
-        at: Step of its latest checkpoint.
-    """
-    steps = [int(found[1]) for x in workdir.iterdir() if (found := _NAME.fullmatch(x.name))]
-    return any(step > at for step in steps)
+
+def _kept(path: pathlib.Path) -> dict[str, float]:
+    """The state in a file; empty if it has none that can be read."""
+    try:
+        with path.open("rb") as file, np.load(file) as held:
+            return {name: held[name].item() for name in ("after", "learning_rate")}
+    except (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, *_DAMAGED):
+        return {}

@@ -1,5 +1,6 @@
-"""Handling of SIGTERM and Ctrl-C, so that a training saves before it ends and others tidy up."""
+"""Handling of SIGTERM, SIGHUP and Ctrl-C: a training saves before it ends, and others tidy up."""
 
+import _thread
 import contextlib
 import os
 import signal
@@ -7,11 +8,16 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+ENDING = tuple(x for x in signal.Signals if x.name in ("SIGTERM", "SIGHUP", "SIGINT"))
+"""The signals that end a command: SIGHUP is of a terminal that is closed, and not of Windows."""
 
 GRACE = 2.0
 """Seconds after a first Ctrl-C in which others are not heard: many people press it twice."""
 
+_AGAIN = 0.1  # seconds until a signal whose exception may have been dropped is sent again
 _TOLD = b"\nstopping when this is saved; Ctrl-C once more stops at once, without saving\n"
 
 
@@ -28,11 +34,15 @@ class Interrupted(Exception):
 
 
 class Terminated(SystemExit):
-    """SIGTERM was received."""
+    """SIGTERM or SIGHUP was received."""
+
+    def __init__(self, signum: int):
+        super().__init__(128 + signum)
+        self.signum = signum
 
 
 class Signals:
-    """While entered, records SIGTERM and a first Ctrl-C in `received` instead of ending the run.
+    """While entered, records SIGTERM, SIGHUP and a first Ctrl-C in `received`; the run goes on.
 
     A second Ctrl-C, later than `GRACE`, raises KeyboardInterrupt.
     """
@@ -44,8 +54,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._note)
+            self._old = _handled_by(self._note)
         return self
 
     def check(self, done: int = 0) -> None:
@@ -64,49 +73,74 @@ class Signals:
             raise KeyboardInterrupt
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        _restore(self._old)
 
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """While entered, SIGTERM raises Terminated and Ctrl-C KeyboardInterrupt.
+    """While entered, SIGTERM and SIGHUP raise Terminated and Ctrl-C KeyboardInterrupt.
 
-    Another within `GRACE` is not heard, so that unfinished files can be cleared away.
+    Another within `GRACE` is not heard, so that unfinished files can be cleared away. An exception
+    may be dropped where it is raised, in a destructor or in JAX's part of a garbage collection, so
+    each signal is sent again until one is on its way, or until a `Signals` has recorded it.
     """
-    at = -GRACE
+    at, entered = -GRACE, True
 
     def leave(number: int, frame: types.FrameType | None) -> None:
         nonlocal at
-        if (now := time.monotonic()) - at <= GRACE:
+        if _leaving() and time.monotonic() - at <= GRACE:
             return
+        # Not a Timer: it takes a lock, which the signal may have found taken.
+        _thread.start_new_thread(send_again, (number,))
         if _importing(frame):
-            _send_later(number)
             return
-        at = now
-        raise Terminated(128 + number) if number == signal.SIGTERM else KeyboardInterrupt
+        at = time.monotonic()
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
-    def send_again(lost: "sys.UnraisableHookArgs") -> None:
-        # Python drops what is raised in a destructor, JAX's at each garbage collection among them.
-        nonlocal at
-        numbers = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
-        if (number := numbers.get(lost.exc_type)) is None:
-            old_hook(lost)
-            return
-        at = -GRACE
-        _send_later(number)
+    def send_again(number: int) -> None:
+        time.sleep(_AGAIN)
+        if entered:
+            os.kill(os.getpid(), number)
+
+    def tell(dropped: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(dropped.exc_type, Terminated | KeyboardInterrupt):
+            old_hook(dropped)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old_hook, sys.unraisablehook = sys.unraisablehook, send_again
-    old = {x: signal.signal(x, leave) for x in (signal.SIGTERM, signal.SIGINT)}
+    old_hook, sys.unraisablehook = sys.unraisablehook, tell
+    old = _handled_by(leave)
     try:
         yield
     finally:
+        entered = False
         sys.unraisablehook = old_hook
-        for number, handler in old.items():
+        _restore(old)
+
+
+def _handled_by(handler: Callable[[int, types.FrameType | None], None]) -> dict[Any, Any]:
+    """Gives the signals that end a command a handler; returns those that they had."""
+    old = {}
+    for number in ENDING:
+        now = signal.getsignal(number)
+        if number.name != "SIGHUP" or now != signal.SIG_IGN:  # as it is under `nohup`
+            old[number] = now
             signal.signal(number, handler)
+    return old
+
+
+def _restore(handlers: dict[Any, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def _leaving() -> bool:
+    """Whether an exception that `heard` raised has arrived: what it interrupted is cleared away."""
+    error = sys.exception()
+    while error and not isinstance(error, Terminated | KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _importing(frame: types.FrameType | None) -> bool:
@@ -116,10 +150,3 @@ def _importing(frame: types.FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _send_later(number: int) -> None:
-    """Sends this process a signal again, in a moment."""
-    later = threading.Timer(0.05, os.kill, (os.getpid(), number))
-    later.daemon = True
-    later.start()

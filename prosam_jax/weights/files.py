@@ -211,7 +211,7 @@ def load(
         problems = _misfits(file, leaves(module))
         if problems:
             raise UserError(
-                f"{path} does not fit {SETTINGS[kind]}={architecture}:\n{listing(problems)}\n"
+                f"{path} does not fit {SETTINGS[kind]}={architecture} ({listing(problems)}); "
                 f"make it again with: {made_by}"
             )
         check_whole(file, path, made_by=made_by)
@@ -255,12 +255,12 @@ def made_by(kind: str, architecture: str, out: str | os.PathLike[str]) -> str:
 
 
 def listing(problems: Mapping[str, Sequence[str]]) -> str:
-    """A line for each group of problems: how many there are, the group and the first few."""
-    lines = []
+    """For each group of problems how many there are, the group and the first few, in one line."""
+    told = []
     for group, entries in problems.items():
         more = f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""
-        lines.append(f"  {len(entries)} {group}: {', '.join(entries[:SHOWN])}{more}")
-    return "\n".join(lines)
+        told.append(f"{len(entries)} {group}: {', '.join(map(cut, entries[:SHOWN]))}{more}")
+    return "; ".join(told)
 
 
 def _open(path: str | os.PathLike[str], made_by: str) -> Any:

@@ -6,15 +6,18 @@ the hub, https://huggingface.co by default.
 """
 
 import contextlib
-import json
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from prosam_jax.errors import UserError
+from prosam_jax import console
+from prosam_jax.errors import UserError, cut
+from prosam_jax.weights.registry import sha256
 
 FILE = "prompt_encoder.safetensors"
 LOG_IN = "log in with: hf auth login"
+TIMEOUT = 30.0  # seconds for the first answer; the client itself would wait for ever
 
 
 def upload(
@@ -40,6 +43,7 @@ def upload(
     if hub.get_token() is None:
         raise UserError(f"not logged in to {api.endpoint}; {LOG_IN}, or set HF_TOKEN")
     with _one_line(hub, api.endpoint, repo, "main", FILE):
+        console.note(f"uploading {path} to {repo} at {api.endpoint}")
         api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.model_info(repo).private:
             raise UserError(
@@ -57,6 +61,8 @@ def download(
 ) -> pathlib.Path:
     """Downloads a file from a repository to the hub client's cache and returns its path.
 
+    A file in the cache that is damaged is downloaded again, which the client does not do by itself.
+
     Args:
         repo: "user/name".
         file: The file's name in the repository.
@@ -65,13 +71,20 @@ def download(
 
     Raises:
         UserError: `huggingface_hub` is not installed, or the hub cannot be reached or has no such
-            repository, revision or file.
+            repository, revision or file, or gives another file than it says, or the cache cannot
+            be written to.
     """
     hub, api = _client(endpoint)
     with _one_line(hub, api.endpoint, repo, revision or "main", file):
         # Ask for the commit first, because a download retries an unreachable hub for half a minute.
-        commit = api.model_info(repo, revision=revision).sha
-        return pathlib.Path(api.hf_hub_download(repo, file, revision=commit))
+        commit = api.model_info(repo, revision=revision, timeout=TIMEOUT).sha
+        for again in (False, True):
+            found = api.hf_hub_download(repo, file, revision=commit, force_download=again)
+            path = pathlib.Path(found).resolve()
+            # The client calls what the link stands for by the file's SHA-256, if the hub tells it.
+            if not re.fullmatch("[0-9a-f]{64}", path.name) or path.name == sha256(path):
+                return pathlib.Path(found)
+        raise UserError(f"{repo} at {api.endpoint} gave {file} with another sha256 than it says")
 
 
 def _client(endpoint: str | None) -> tuple[Any, Any]:
@@ -91,12 +104,8 @@ def _one_line(hub: Any, endpoint: str, repo: str, revision: str, file: str) -> I
     try:
         yield
     except errors.HFValidationError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{repo} is no repository's name, which is USER/NAME: {reason}") from error
-    except json.JSONDecodeError as error:
         raise UserError(
-            f"{endpoint} answers for {repo} with something else than a hub does: check the "
-            "connection, or HF_ENDPOINT"
+            f"{repo} is no repository's name, which is USER/NAME: {_reason(error)}"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(
@@ -114,8 +123,25 @@ def _one_line(hub: Any, endpoint: str, repo: str, revision: str, file: str) -> I
         elif status == 429 or status >= 500:
             reason = f"answered {status} for {repo}: try again later"
         else:
-            reason = f"refuses {repo} ({status}): {' '.join(str(error).split())}"
+            reason = f"refuses {repo} ({status}): {_reason(error)}"
         raise UserError(f"{endpoint} {reason}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot reach {endpoint}, check the connection: {reason}") from error
+        raise UserError(
+            f"cannot reach {endpoint}, check the connection: {_reason(error)}"
+        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # the client raises anything on what is no hub's answer
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(
+                f"{error}: files of a hub are kept in {hub.constants.HF_HUB_CACHE}; make room "
+                "there, or set HF_HOME to another folder"
+            ) from error
+        raise UserError(
+            f"{endpoint} answers for {repo} with something else than a hub does "
+            f"({type(error).__name__}: {_reason(error)}): check the connection, or HF_ENDPOINT"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return cut(" ".join(str(error).split()))

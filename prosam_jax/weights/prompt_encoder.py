@@ -95,7 +95,7 @@ SCORES: dict[str, Check] = {
 
 CHECKS: dict[str, Check] = {
     "config": lambda value: isinstance(value, dict),  # `recorded` looks into it
-    "merged_channels": lambda value: _is_count(value) and value > 0,
+    "merged_channels": lambda value: _is_count(value) and 0 < value <= 1 << 16,
     "frozen": _names_frozen,
     "version": _is_name,
     "benchmark": _or_none(_is_name),
@@ -345,9 +345,7 @@ def facts(trained: Trained) -> dict[str, str]:
         "SAM": f"{cfg.sam.model}, {origin(trained.frozen['sam'])}",
         "backbone": f"{cfg.backbone.name} ({trained.merged_channels} merged channels), "
         f"{origin(trained.frozen['backbone'])}",
-        "trained on": "unknown"
-        if trained.fold is None
-        else f"{trained.benchmark}, fold {trained.fold} kept for testing",
+        "trained on": _trained_on(trained),
         "steps": "unknown" if trained.step is None else f"{trained.step:,}",
         "results": "unknown",
     }
@@ -364,6 +362,14 @@ def facts(trained: Trained) -> dict[str, str]:
         rows["converted from"] = f"{trained.source_name}, sha256 {trained.source_sha256}"
     rows["written by"] = f"prosam_jax {trained.version}"
     return {name: printable(value) for name, value in rows.items()}
+
+
+def _trained_on(trained: Trained) -> str:
+    if trained.benchmark == "folder" and trained.classes:
+        return f"a folder of pictures, its classes {', '.join(trained.classes)}"
+    if trained.fold is None:
+        return "unknown"
+    return f"{trained.benchmark}, fold {trained.fold} kept for testing"
 
 
 def origin(frozen: Mapping[str, Any]) -> str:

@@ -74,7 +74,8 @@ def fold_rule(class_names: tuple[str, ...], novel: str, name: str) -> FoldRule:
     """
     if not novel:
         ids = range(1, 1 + len(class_names))
-        return FoldRule(name, class_names, tuple(tuple(ids[f::_FOLDS]) for f in range(_FOLDS)))
+        novel_of = tuple(tuple(ids[f::_FOLDS]) for f in range(_FOLDS))
+        return FoldRule(name, class_names, novel_of, own=True)
     try:
         wanted = [nfc(x.strip()) for x in next(csv.reader([novel], skipinitialspace=True))]
     except csv.Error as error:
@@ -87,7 +88,7 @@ def fold_rule(class_names: tuple[str, ...], novel: str, name: str) -> FoldRule:
             )
         check_choice("data.novel", part, class_names)
     chosen = tuple(sorted({class_names.index(part) + 1 for part in wanted}))
-    return FoldRule(name, class_names, (chosen,) * _FOLDS)
+    return FoldRule(name, class_names, (chosen,) * _FOLDS, own=True)
 
 
 @functools.lru_cache(maxsize=1)

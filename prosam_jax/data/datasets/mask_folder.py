@@ -27,6 +27,7 @@ from prosam_jax.data.transforms import IGNORE
 from prosam_jax.errors import UserError
 
 COUNTS = "pixel_counts.npz"
+_AGAIN = "; prosam prepare makes it again if you delete it"
 
 _Stamp = tuple[int, int]  # bytes and nanoseconds of a file
 
@@ -167,13 +168,16 @@ class MaskFolder:
     def _count(self, image_id: str) -> list[int]:
         path, image_path = self.mask_path(image_id), self.image_path(image_id)
         classes = 1 + len(self.rule.class_names)
-        mask = Image.fromarray(images.read_labels(path))
+        try:
+            mask = Image.fromarray(images.read_labels(path))
+        except UserError as error:
+            raise UserError(f"{error}{_AGAIN}") from error
         counts = mask.histogram()
         strange = [value for value in range(classes, IGNORE) if counts[value]]
         if strange:
             raise UserError(
                 f"{path} contains the number {strange[0]}; a mask of {self.rule.name} contains "
-                f"only 0-{classes - 1} and 255: make it again with: prosam prepare"
+                f"only 0-{classes - 1} and 255{_AGAIN}"
             )
         # This reads a JPEG to its end but decodes only 1/64 of its pixels.
         images.load(image_path, turn=False, fit=mask.size, square=1)

@@ -23,6 +23,7 @@ from prosam_jax.weights.download import fetch
 from prosam_jax.weights.registry import Remote
 
 AGAIN = "delete it and get it again"
+LARGEST_HEADER = 1 << 20  # bytes
 LARGE = 1 << 30  # bytes, which a checksum takes seconds for
 DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
@@ -195,12 +196,23 @@ def _in_tar(path: pathlib.Path) -> Generator[Member, None, None]:
         path, "rb", description=path.name, console=shown, disable=not shown.is_terminal
     )
     # As a stream, because a compressed archive cannot be read backwards.
-    with bar as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+    with bar as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Info) as archive:
         for info in archive:
             if info.isfile():
                 # extractfile returns None only for members that are not files.
                 opened = cast(Callable[[], IO[bytes]], functools.partial(archive.extractfile, info))
                 yield Member(info.name, info.size, opened)
+
+
+class _Info(tarfile.TarInfo):
+    """An entry's header; what belongs to one, such as a long name, is read as a whole."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Info":
+        info = super().frombuf(buf, encoding, errors)
+        if info.size > LARGEST_HEADER and not info.isfile():
+            raise tarfile.ReadError(f"a header has {info.size:,} bytes")
+        return info
 
 
 def _in_zip(path: pathlib.Path) -> Generator[Member, None, None]:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import pathlib
+import shlex
 from collections.abc import Iterable
 
 from prosam_jax import console
@@ -49,5 +50,5 @@ def prepare(name: str, root: pathlib.Path, *, download: bool) -> None:
         print(f"{folder.rule.name} fold {fold}: {'; '.join(verdicts)}")
     if read:  # last, so that the comparison is printed even if the folder is read-only
         folder.keep_pixel_counts(ids, counts)
-    setting = f"--config.data.root={folder.path}"
+    setting = f"--config.data.root={shlex.quote(str(folder.path))}"
     print(f"train with: prosam train --config {name} {setting} --workdir DIR")

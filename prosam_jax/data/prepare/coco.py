@@ -5,10 +5,12 @@ import os
 import pathlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 from prosam_jax import console
 from prosam_jax.atomic import writing
 from prosam_jax.data.datasets.coco import LISTS, OWN_LISTS, coco_folder
+from prosam_jax.data.datasets.folder_files import lines
 from prosam_jax.data.datasets.mask_folder import MaskFolder
 from prosam_jax.data.prepare import archives
 from prosam_jax.data.prepare.archives import Archive
@@ -18,6 +20,8 @@ from prosam_jax.data.prepare.coco_masks import (
     write_mask,
 )
 from prosam_jax.data.prepare.objects import check_installed
+from prosam_jax.data.processes import begin_worker, starting_workers
+from prosam_jax.errors import UserError
 
 _BY_HAND = "https://cocodataset.org/#download links to it"
 _LICENCE = "annotations CC-BY-4.0, images under Flickr's terms"
@@ -107,7 +111,7 @@ def _obtain(root: pathlib.Path, wanted: Sequence[Archive], *, download: bool) ->
 
 def _is_done(folder: MaskFolder, pool: str) -> bool:
     path = folder.list_path(pool)
-    return path.exists() and not folder.missing(path.read_text().split())
+    return path.exists() and not folder.missing(lines(path))
 
 
 def _is_incomplete(folder: pathlib.Path, images: Sequence[Annotated]) -> bool:
@@ -132,9 +136,16 @@ def _write_masks(folder: MaskFolder, pool: str, images: Sequence[Annotated]) -> 
             pass
     else:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as processes:
-            done = processes.map(write_mask, jobs, chunksize=50)
-            for _ in console.track(done, len(jobs), what):
-                pass
+        try:
+            with ProcessPoolExecutor(workers, context, begin_worker) as executor:
+                with starting_workers():
+                    done = executor.map(write_mask, jobs, chunksize=50)
+                for _ in console.track(done, len(jobs), what):
+                    pass
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"a process that made {what} was killed, perhaps because memory ran out; run the "
+                "same command again to resume"
+            ) from error
     with writing(folder.list_path(pool)) as file:
         file.write("".join(f"{i}\n" for i in ids).encode())

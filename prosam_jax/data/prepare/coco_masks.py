@@ -7,8 +7,9 @@ script paints only the first polygon of an object, this module all of them. Clas
 1-80 by category id.
 """
 
-import json
+import itertools
 import pathlib
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,9 +20,10 @@ from PIL import Image
 
 from prosam_jax.atomic import writing
 from prosam_jax.data.folds import COCO_20I
-from prosam_jax.data.prepare.objects import fill, is_crowd, outline
+from prosam_jax.data.prepare.objects import MOST_PIXELS, fill, is_crowd, outline
 from prosam_jax.data.transforms import IGNORE
-from prosam_jax.errors import UserError
+from prosam_jax.errors import UserError, cut, short
+from prosam_jax.json_files import parse_object
 
 
 class Object(NamedTuple):
@@ -48,7 +50,7 @@ def read_annotations(path: pathlib.Path) -> list[Annotated]:
         UserError: The file is damaged, or not an annotation file of COCO.
     """
     try:
-        held = json.loads(path.read_bytes())
+        held = parse_object(path.read_bytes())
         categories = sorted(held["categories"], key=lambda category: category["id"])
         if tuple(category["name"] for category in categories) != COCO_20I.class_names:
             raise UserError("its categories are not COCO's 80")
@@ -57,21 +59,34 @@ def read_annotations(path: pathlib.Path) -> list[Annotated]:
         for a in held["annotations"]:
             found = Object(class_of[a["category_id"]], is_crowd(a["iscrowd"]), a["segmentation"])
             objects[a["image_id"]].append(found)
-        images = sorted(held["images"], key=lambda image: image["file_name"])
-        return [
-            Annotated(
-                pathlib.PurePath(image["file_name"]).name,
-                image["height"],
-                image["width"],
-                objects[image["id"]],
+        images = sorted(
+            (_annotated(image, objects.pop(image["id"], [])) for image in held["images"]),
+            key=lambda image: image.file_name,
+        )
+        if twice := [a.file_name for a, b in itertools.pairwise(images) if a[0] == b[0]]:
+            raise UserError(f"{twice[0]} stands in it twice")
+        if objects:
+            raise UserError(
+                f"it has objects of image {short(next(iter(objects)))}, but no such image"
             )
-            for image in images
-        ]
+        return images
     except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {cut(str(error))}"
         raise UserError(
-            f"{path} is damaged or not a COCO annotation file ({type(error).__name__}: {error}); "
-            "delete it and unpack it again"
+            f"{path} is damaged or not a COCO annotation file ({reason}); delete it and unpack it "
+            "again"
         ) from error
+
+
+def _annotated(image: dict[str, Any], objects: list[Object]) -> Annotated:
+    name, height, width = (image[x] for x in ("file_name", "height", "width"))
+    name = pathlib.PurePath(name).name
+    if not re.fullmatch(r"\S+\.jpg", name):  # lists of ids are split at blanks
+        raise UserError(f"it has an image of the name {short(name)}")
+    are_sides = {type(height), type(width)} == {int} and min(height, width) > 0
+    if not are_sides or height * width > MOST_PIXELS:
+        raise UserError(f"{name} has the height {short(height)} and the width {short(width)}")
+    return Annotated(name, height, width, objects)
 
 
 def paint(objects: Sequence[Object], height: int, width: int) -> UInt8[np.ndarray, "h w"]:

@@ -23,7 +23,7 @@ FEW = 10
 """Objects of fewer pixels are named, because they may be mistakes."""
 
 _FARTHEST = 1e5  # of a corner; pycocotools walks along each edge, and crashes at 2e8
-_MOST_PIXELS = 178_956_970  # what Pillow reads
+MOST_PIXELS = 178_956_970  # what Pillow reads
 _SLACK = 0.05  # of a side, that an outline may lie outside
 _NO_OUTLINE = "has no outline; add it, boxes are not enough"
 
@@ -175,11 +175,11 @@ def runs(
     Raises:
         UserError: They are no such list, or do not add up to height x width.
     """
-    if min(height, width) < 1 or height * width > _MOST_PIXELS:
+    if min(height, width) < 1 or height * width > MOST_PIXELS:
         raise UserError(f"has run lengths of {shown(width)} x {shown(height)} pixels")
     if not isinstance(counts, list) or not _are_whole(counts):
         raise UserError("has run lengths that are not whole numbers")
-    if counts and not (min(counts) >= 0 and max(counts) <= _MOST_PIXELS):
+    if counts and not (min(counts) >= 0 and max(counts) <= MOST_PIXELS):
         raise UserError(f"has a run length of {shown(min(*counts, 0) or max(counts))}")
     if (total := sum(counts)) != height * width:
         raise UserError(

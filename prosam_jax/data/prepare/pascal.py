@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from prosam_jax.atomic import writing
+from prosam_jax.data.datasets.folder_files import lines
 from prosam_jax.data.datasets.mask_folder import MaskFolder
 from prosam_jax.data.datasets.pascal import (
     IMAGES,
@@ -58,6 +59,8 @@ POOL = Archive(
     unpacked=0,
     content=0,
 )
+
+POOL_IDS = 5623  # in SBD's list, of which no checksum is known
 
 _VOC_MASKS = "SegmentationClass"
 _TOP = "VOCdevkit/VOC2012/"  # in the archive
@@ -148,7 +151,7 @@ def _own_ids(folder: MaskFolder) -> set[str]:
 
 
 def _read(path: pathlib.Path) -> set[str]:
-    return set(path.read_text().split()) if path.exists() else set()
+    return set(" ".join(lines(path)).split()) if path.exists() else set()
 
 
 def _own_mask(folder: MaskFolder, image_id: str) -> pathlib.Path:
@@ -165,23 +168,35 @@ def _write_pool(folder: MaskFolder, root: pathlib.Path) -> bool:
     path = folder.list_path(OWN_LISTS[0])
     if path.exists():
         return False
-    ids = _read(folder.list_path("train")) | _read(root / POOL.file)
+    sbd = _read(root / POOL.file)
+    if len(sbd) != POOL_IDS:
+        raise UserError(
+            f"{root / POOL.file} holds {len(sbd):,} names and {POOL.name} {POOL_IDS:,}; "
+            f"{archives.AGAIN}"
+        )
+    ids = _read(folder.list_path("train")) | sbd
     with writing(path) as file:
         file.write("".join(f"{i}\n" for i in sorted(ids)).encode())
     return True
 
 
 def _take_from_sbd(folder: MaskFolder, root: pathlib.Path, wanted: AbstractSet[str]) -> None:
+    left = set(wanted)
     with archives.members(SBD, root) as found:
         for member in found:
             path = pathlib.PurePosixPath(member.name)
-            if str(path.parent) == _SBD_MASKS and path.stem in wanted:
+            if str(path.parent) == _SBD_MASKS and path.stem in left:
                 try:
                     labels = sbd_labels(member.open().read(mat_files.LARGEST + 1))
                 except ValueError as error:
                     raise UserError(
-                        f"{root / SBD.file} is damaged: {member.name} {error}; delete it and get "
-                        "it again"
+                        f"{root / SBD.file} is damaged: {member.name} {error}; {archives.AGAIN}"
                     ) from error
                 with writing(folder.mask_path(path.stem)) as mask:
                     Image.fromarray(labels).save(mask, "PNG")
+                left.remove(path.stem)
+    if left:  # a damaged entry of a tar file ends it without an error
+        raise UserError(
+            f"{root / SBD.file} has no {_SBD_MASKS}/{min(left)}.mat, and lacks {len(left):,} masks "
+            f"in all; {archives.AGAIN}"
+        )
