@@ -104,6 +104,21 @@ def test_strategies_are_of_sampled_prompts_decoded_one_by_one(run):
     np.testing.assert_array_equal(plain.masks[RESULT], found.masks[RESULT])
 
 
+def test_strategies_do_not_depend_on_the_batch(run):
+    cfg, graph, params, frozen = run
+    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    params, frozen = sharding.replicate((params, frozen), mesh)
+    predict, source = prediction.make_predict_step(graph, samples=3), evaluate.test_episodes(cfg)
+    one, *others = (
+        evaluate.evaluate(predict, params, frozen, source, batch_size=b, mesh=mesh).lists[0].counts
+        for b in (1, 2, 5)
+    )
+    assert set(one) == {RESULT, *strategies.NAMES}
+    for other in others:
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
 def test_shots_are_joined_as_prompts_or_as_logits(run):
     """In PyTorch's words: one call with all tokens, or the mean of one call for each reference."""
     cfg, graph, params, frozen = run

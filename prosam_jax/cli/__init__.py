@@ -141,6 +141,7 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
     """The parser with the flags of one verb; modules of the others are not imported."""
     parser = argparse.ArgumentParser(
         prog="prosam",
+        usage="%(prog)s [-h] [--version] VERB ...",
         description="Visual reference segmentation with probabilistic prompts (ProSAM).",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -148,7 +149,7 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     parser.set_defaults(parser=parser)
-    verbs = parser.add_subparsers(metavar="VERB", title="verbs")
+    verbs = parser.add_subparsers(metavar="VERB, one of:", title="verbs", prog="prosam")
     for name, what in VERBS.items():
         module = importlib.import_module(f"prosam_jax.cli.{name}") if name == verb else None
         doc = module.__doc__ if module else None

@@ -113,7 +113,7 @@ def _predicted(run: Run, row: Row, held: Counted, wanted: Sequence[int]) -> dict
             f"{scored} is of other episodes than the files of {cfg.data.name} now give: put those "
             "back as they were, or delete it, and run the same command again"
         )
-    source, indices = _batches(source, wanted, cfg.eval.batch_size)
+    source = _part(source, wanted)
     parts, _ = model.restored(cfg, run.workdir, "latest")
     mesh = sharding.make_mesh(cfg.eval.batch_size)
     params, frozen = sharding.replicate((parts.params, parts.frozen), mesh)
@@ -134,27 +134,18 @@ def _predicted(run: Run, row: Row, held: Counted, wanted: Sequence[int]) -> dict
             on_batch=count,
         )
     counts = again.lists[0].counts[row.scored]
-    _check_same(scored, indices, counts, held.counts[row.scored][indices])
+    _check_same(scored, wanted, counts, held.counts[row.scored][wanted])
     return {
         i: example._replace(
             prediction=example.controls.get(row.scored, example.prediction), controls={}
         )
-        for i, example in zip(indices, again.examples, strict=True)
-        if i in wanted
+        for i, example in zip(wanted, again.examples, strict=True)
     }
 
 
-def _batches(
-    source: EpisodeSource, wanted: Sequence[int], batch_size: int
-) -> tuple[EpisodeSource, list[int]]:
-    """The batches that hold some episodes, and the index of each episode in the whole list.
-
-    Whole batches, because the noise of sampled prompts depends on the place in them.
-    """
-    starts = sorted({i - i % batch_size for i in wanted})
-    indices = [i for s in starts for i in range(s, min(s + batch_size, len(source)))]
-    draw = functools.partial(_nth, source.draw, tuple(indices))
-    return dataclasses.replace(source, draw=draw, length=len(indices)), indices
+def _part(source: EpisodeSource, wanted: Sequence[int]) -> EpisodeSource:
+    draw = functools.partial(_nth, source.draw, tuple(wanted))
+    return dataclasses.replace(source, draw=draw, length=len(wanted))
 
 
 def _nth(
