@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from conftest import assert_lines, told
+from conftest import told
 from sam_pairs import convert, published_shapes
 
 import prosam_jax
@@ -164,14 +164,14 @@ def test_wrong_tensors_are_all_reported(torch_sam, tmp_path, out, capsys):
     state["image_encoder.neck.1.bias"] = torch.full((256,), torch.nan)
     state["prompt_encoder.no_mask_embed.weight"] = torch.zeros(1, 256, dtype=torch.float64)
     torch.save(state, tmp_path / "wrong.pth")
-    assert_lines(
+    told(
         _error(capsys, tmp_path / "wrong.pth", out),
-        (tmp_path / "wrong.pth", "sam.model=tiny"),
-        ("image_encoder.pos_embed (1, 16, 16, 48)", "image_encoder.pos_embed (1, 16, 15, 48)"),
-        ("NaN", "image_encoder.neck.1.bias"),
-        ("prompt_encoder.no_mask_embed.weight", "float64", "float32"),
-        ("no rule", "mask_decoder.iou_token.weights"),
-        ("unfilled", "mask_decoder.iou_token.embedding"),
+        *(tmp_path / "wrong.pth", "sam.model=tiny"),
+        *("image_encoder.pos_embed (1, 16, 16, 48)", "image_encoder.pos_embed (1, 16, 15, 48)"),
+        *("NaN", "image_encoder.neck.1.bias"),
+        *("prompt_encoder.no_mask_embed.weight", "float64", "float32"),
+        *("no rule", "mask_decoder.iou_token.weights"),
+        *("unfilled", "mask_decoder.iou_token.embedding"),
     )
 
 
