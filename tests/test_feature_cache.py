@@ -266,7 +266,7 @@ def test_test_images_may_belong_to_another_dataset(tmp_path, monkeypatch):
     cfg = small_config(tmp_path / "voc", cache={"dir": str(tmp_path / "cache")})
     other = write_voc(tmp_path / "other", classes=(6, 7), size=(80, 110))
     test = evaluate.test_episodes(replaced(cfg, {"data.root": str(other)}))
-    monkeypatch.setattr(evaluate, "test_episodes", lambda cfg, split: test)
+    monkeypatch.setattr(evaluate, "test_episodes", lambda cfg, split, which: test)
     fill(cfg)
     cache = FeatureCache(cfg.cache, build_sam(cfg.sam, cfg.seed))
     train = datasets.episodes(cfg.data, "train", seed=cfg.seed)
