@@ -171,7 +171,12 @@ def test_the_rate_is_a_share_of_that_of_products(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [x for x in settings.recipes() if x.startswith(("coco", "pascal"))]
+    "name",
+    [
+        pytest.param(x, marks=() if x in ("coco", "pascal_vgg16") else pytest.mark.exhaustive)
+        for x in settings.recipes()
+        if x.startswith(("coco", "pascal"))
+    ],
 )
 def test_the_hours_in_recipes_are_the_computed_ones(name):
     text = " ".join(ast.get_docstring(ast.parse(settings.recipes()[name].read_text())).split())
