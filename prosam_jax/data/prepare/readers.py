@@ -128,7 +128,8 @@ def class_name(given: Any) -> str:
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise UserError(f"has the class {shown(given)}; it must be a name")
     try:
-        text = " ".join(picture_files.nfc(str(given)).split())
+        # The mark at the beginning of some UTF-8 files, which `classes.txt` would lose.
+        text = " ".join(picture_files.nfc(str(given)).replace("\ufeff", "").split())
         text.encode()
     except ValueError:  # half of a surrogate pair, or too many digits
         raise UserError(f"has the class {shown(given)}, which is no text") from None
