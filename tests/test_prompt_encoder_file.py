@@ -53,7 +53,7 @@ def test_a_file_scores_exactly_as_its_checkpoint(run, tmp_path):
     assert cfg.prompt.weights == str(file)
     of_file = runs.score_file(cfg, tmp_path / "new")
     assert of_file.scores == of_checkpoint.scores
-    assert of_file.digest == of_checkpoint.digest
+    assert of_file.lists[0].digest == of_checkpoint.lists[0].digest
     for ours, theirs in zip(of_file.examples, of_checkpoint.examples, strict=True):
         np.testing.assert_array_equal(ours.prediction, theirs.prediction)
     written = json.loads((tmp_path / "new" / "results.json").read_text())
@@ -82,7 +82,7 @@ def test_the_file_says_what_it_was_trained_on(run):
         "fb_iou": 100 * result.scores.fb_iou,
         "per_class": written["per_class"],
         "episodes": 3,
-        "episode_list_sha256": result.digest,
+        "episode_list_sha256": result.lists[0].digest,
     }
 
 
@@ -155,8 +155,8 @@ def test_with_one_class_only_the_wrong_reference_is_left_out(run, copied, monkey
     cfg, workdir = replaced(run[0], {"eval.controls": True, "eval.pictures": 0}), copied[0]
     all_classes = evaluate.test_episodes
 
-    def of_one_class(cfg):
-        source = all_classes(cfg)
+    def of_one_class(cfg, **given):
+        source = all_classes(cfg, **given)
         kept = source.fold.filled[0]
         entries = {c: ids if c == kept else () for c, ids in source.fold.entries.items()}
         return dataclasses.replace(
@@ -166,7 +166,7 @@ def test_with_one_class_only_the_wrong_reference_is_left_out(run, copied, monkey
     monkeypatch.setattr(evaluate, "test_episodes", of_one_class)
     result = runs.score(cfg, workdir, "latest")
     left = [name for name in controls.MEANING if name != controls.WRONG]
-    assert list(result.controls) == left
+    assert [x for x in result.others if x in controls.MEANING] == left
     assert list(json.loads((workdir / "results.json").read_text())["controls"]) == left
     note = "without the control 'reference of a wrong class': only one class is tested"
     assert note in capsys.readouterr().err
