@@ -713,6 +713,33 @@ def _label_studio(root, **changes):
     return "t.json"
 
 
+@pytest.mark.parametrize(
+    ("other", "together"),
+    [
+        ("/data/upload/3/0a1b2c3d-a.png", True),
+        ("https://x.org/data/upload/3/0a1b2c3d-a.png?key=2", True),
+        ("https://x.org/data/upload/3/9f8e7d6c-a.png", False),
+    ],
+)
+def test_uploads_of_one_name_are_not_taken_for_one_picture(root, capsys, other, together):
+    """Label Studio tells uploads of one name apart by what it puts before the name."""
+    _label_studio(root)
+    (task,) = json.loads((root / "t.json").read_text())
+    first = other.replace("key=2", "key=1").replace("9f8e7d6c", "0a1b2c3d")
+    tasks = [task | {"id": i, "data": {"image": x}} for i, x in enumerate((first, other))]
+    (root / "t.json").write_text(json.dumps(tasks))
+    assert _prepare(root, "t.json") == 1  # b.png has no mask
+    said = capsys.readouterr().out
+    if together:
+        assert "task 0 and task 1 are both a.png: drawn together" in said
+        y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+        inside = (x < 40) & (y > 6) & ((y - 6) / 24 < (x - 8) / 32)
+        assert (_mask(root) != inside).sum() <= 40  # of 384, on the rim
+    else:
+        assert f"task 1 is of {other}, and another task of {first}, both of the name a.png" in said
+        assert not (root / "masks").exists()
+
+
 def test_a_table_of_objects_is_summed_up_like_outlines(root, capsys):
     masks = {
         "small.png": _boxes((255, 5, 5, 8, 8)),
