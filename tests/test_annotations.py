@@ -1,5 +1,6 @@
 """Files of annotation tools: which pixels become which class, and what is named instead."""
 
+import errno
 import json
 import os
 import shutil
@@ -614,6 +615,16 @@ def test_a_source_of_which_nothing_can_be_drawn_changes_nothing(root, capsys):
     assert _prepare(root, _coco(root, _annotation(), images=large)) == 1
     assert "nothing was written" in capsys.readouterr().err
     assert {x: x.read_bytes() for x in root.glob("*/*")} == before
+
+
+def test_a_full_disk_is_told_with_the_mask(root, capsys, monkeypatch):
+    def save(self, path, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    assert _prepare(root, _coco(root, _annotation())) == 1
+    told(capsys.readouterr().err, "No space left", root / "masks/a.png")
+    assert sorted(x.name for x in root.iterdir()) == ["images", "t.json"]
 
 
 def test_a_mask_set_aside_replaces_no_other(root):

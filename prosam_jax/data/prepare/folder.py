@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from prosam_jax import console, images, picture_files
+from prosam_jax import atomic, console, images, picture_files
 from prosam_jax.atomic import locked, writing
 from prosam_jax.config.checks import nearest
 from prosam_jax.data.datasets.folder_check import check
@@ -204,7 +204,8 @@ def _make_masks(
                     f"numbers in {root / CLASSES} if that exists, or move it elsewhere"
                 )
             made[name] = pathlib.Path(place, f"{i}.png")
-            Image.fromarray(labels).save(made[name])
+            with atomic.named(path, made[name]):
+                Image.fromarray(labels).save(made[name])
         has_objects = any(
             0 < plan.numbers[item.label] < IGNORE and not item.crowd
             for report in reports.values()
