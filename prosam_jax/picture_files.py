@@ -55,6 +55,11 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
     return end in _suffixes() | _HEIC | _RAW
 
 
+def is_readable(path: str | os.PathLike[str]) -> bool:
+    """Whether a path's suffix is that of a picture that can be read here."""
+    return pathlib.PurePath(path).suffix.lower() in _suffixes()
+
+
 def listed(folder: pathlib.Path, *, deep: bool = False) -> list[str]:
     """Sorted paths of a folder's files that are not hidden, relative to it and with "/".
 

@@ -1,5 +1,6 @@
 """Files of annotation tools: which pixels become which class, and what is named instead."""
 
+import errno
 import json
 import os
 import shutil
@@ -187,7 +188,11 @@ def test_iscrowd_may_be_text(root, given, crowd):
 
 
 def test_equal_names_are_one_class(root, capsys):
-    categories = [{"id": 3, "name": "cat"}, {"id": 7, "name": " cat\n"}, {"id": 8, "name": "a  b"}]
+    categories = [
+        {"id": 3, "name": "cat"},
+        {"id": 7, "name": "\ufeff cat\n"},
+        {"id": 8, "name": "a  b"},
+    ]
     given = [_annotation(1, 1, 3), _annotation(2, 1, 7, (OTHER,)), _annotation(3, 2, 8)]
     assert _prepare(root, _coco(root, *given, categories=categories)) == 0
     assert (root / "classes.txt").read_text() == "cat\na b\n"
@@ -603,6 +608,56 @@ def test_a_mask_of_before_does_not_stay_where_an_annotation_is_refused(root, cap
     np.testing.assert_array_equal(_mask(root, "b"), before)
 
 
+def test_a_source_of_which_nothing_can_be_drawn_changes_nothing(root, capsys):
+    assert _prepare(root, _coco(root, _annotation(), _annotation(2, image=2))) == 0
+    before = {x: x.read_bytes() for x in root.glob("*/*.png")}
+    large = [_image(1, "a.png", 2 * WIDTH), _image(2, "b.png", 2 * WIDTH)]
+    assert _prepare(root, _coco(root, _annotation(), images=large)) == 1
+    assert "nothing was written" in capsys.readouterr().err
+    assert {x: x.read_bytes() for x in root.glob("*/*")} == before
+
+
+def test_a_full_disk_is_told_with_the_mask(root, capsys, monkeypatch):
+    def save(self, path, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    assert _prepare(root, _coco(root, _annotation())) == 1
+    told(capsys.readouterr().err, "No space left", root / "masks/a.png")
+    assert sorted(x.name for x in root.iterdir()) == ["images", "t.json"]
+
+
+def test_a_mask_set_aside_replaces_no_other(root):
+    good, wrong = _annotation(), _annotation(2, image=2, segmentation=([0, 0, 9, 9],))
+    (root / "masks").mkdir()
+    for number in (1, 2):
+        Image.new("L", (WIDTH, HEIGHT), number).save(root / "masks/b.png")
+        assert _prepare(root, _coco(root, good, wrong)) == 1
+    first, second = (root / f"masks/b.png.before{end}" for end in ("", ".before"))
+    assert (images.read_labels(first) == 1).all() and (images.read_labels(second) == 2).all()
+
+
+@pytest.mark.parametrize("annotated", ["a", "b", "ab"])
+def test_pictures_that_would_share_a_mask_get_none(root, capsys, annotated):
+    _picture(root, "b.jpg")
+    found = [_annotation(i, image=i) for i, name in enumerate("ab", 1) if name in annotated]
+    jpeg = _annotation(3, 3, 2, (OTHER,))
+    listed = [_image(1, "a.png"), _image(2, "b.png"), _image(3, "b.jpg")]
+    assert _prepare(root, _coco(root, *found, jpeg, images=listed)) == 1
+    assert "has the picture 'b.png', and 'b.jpg' would get the same mask" in capsys.readouterr().out
+    assert not (root / "masks/b.png").exists()
+    if "a" in annotated:
+        np.testing.assert_array_equal(_mask(root), _boxes((1, 5, 5, 25, 25)))
+
+
+def test_a_raw_picture_beside_its_jpeg_takes_no_labels_from_it(root):
+    _picture(root, "c.JPG")
+    (root / "images/c.NEF").write_bytes(b"raw")
+    _labelme(root, ("cat", "rectangle", [[5, 5], [24, 24]]), name="c")
+    assert _prepare(root, "json") == 1  # a.png and b.png have no masks
+    np.testing.assert_array_equal(_mask(root, "c"), _boxes((1, 5, 5, 25, 25)))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
@@ -667,6 +722,33 @@ def _label_studio(root, **changes):
     tasks = [{"data": {"image": "a.png"}, "annotations": [{"result": [result | changes]}]}]
     (root / "t.json").write_text(json.dumps(tasks))
     return "t.json"
+
+
+@pytest.mark.parametrize(
+    ("other", "together"),
+    [
+        ("/data/upload/3/0a1b2c3d-a.png", True),
+        ("https://x.org/data/upload/3/0a1b2c3d-a.png?key=2", True),
+        ("https://x.org/data/upload/3/9f8e7d6c-a.png", False),
+    ],
+)
+def test_uploads_of_one_name_are_not_taken_for_one_picture(root, capsys, other, together):
+    """Label Studio tells uploads of one name apart by what it puts before the name."""
+    _label_studio(root)
+    (task,) = json.loads((root / "t.json").read_text())
+    first = other.replace("key=2", "key=1").replace("9f8e7d6c", "0a1b2c3d")
+    tasks = [task | {"id": i, "data": {"image": x}} for i, x in enumerate((first, other))]
+    (root / "t.json").write_text(json.dumps(tasks))
+    assert _prepare(root, "t.json") == 1  # b.png has no mask
+    said = capsys.readouterr().out
+    if together:
+        assert "task 0 and task 1 are both a.png: drawn together" in said
+        y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+        inside = (x < 40) & (y > 6) & ((y - 6) / 24 < (x - 8) / 32)
+        assert (_mask(root) != inside).sum() <= 40  # of 384, on the rim
+    else:
+        assert f"task 1 is of {other}, and another task of {first}, both of the name a.png" in said
+        assert not (root / "masks").exists()
 
 
 def test_a_table_of_objects_is_summed_up_like_outlines(root, capsys):

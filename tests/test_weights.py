@@ -157,6 +157,14 @@ def test_failed_save_leaves_the_old_file_alone(tmp_path, path, arrays, monkeypat
     assert os.listdir(tmp_path) == ["w.safetensors"]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_named(tmp_path, arrays, value):
+    bias = np.array(arrays["linear.bias"])
+    bias[3] = value
+    files.save(tmp_path / "w.safetensors", {**arrays, "linear.bias": bias}, METADATA)
+    told(_error(tmp_path / "w.safetensors"), "w.safetensors", "linear.bias", "NaN or infinity")
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int32])
 def test_only_float32_is_saved(tmp_path, dtype):
     with pytest.raises(UserError) as error:

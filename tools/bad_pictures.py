@@ -332,6 +332,9 @@ SOURCES = (
     Case("YOLO: pixels", *_yolo("0 1 1 9 1 9 9")),
     Case("CVAT: a box", *_cvat("<box label='cat' xtl='1' ytl='1' xbr='9' ybr='9'/>")),
     Case("Label Studio: two annotators", *_label_studio([{"result": []}] * 2)),
+    Case("Label Studio: two uploads of one name",
+         *_coco([{"id": i, "data": {"image": f"/data/upload/1/{i}b2c3d4e-a.png"},
+                  "annotations": [{"result": []}]} for i in (3, 4)])),
 )  # fmt: skip
 """Tables and JSON files from which no mask can be made."""
 

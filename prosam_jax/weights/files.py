@@ -135,16 +135,29 @@ def checksum(arrays: Mapping[str, np.ndarray | jax.Array]) -> str:
 
 
 def check_whole(file: Any, path: str | os.PathLike[str], *, made_by: str) -> None:
-    """Raises UserError unless the arrays of an open weight file are float32 and unchanged."""
+    """Raises UserError unless an open weight file's arrays are unchanged, float32 and finite."""
     written = read_metadata(file, path).get("arrays_sha256")
     for name in sorted(file.keys()):
         if (held := file.get_slice(name).get_dtype()) != "F32":
             raise UserError(f"{path}: {name} is {held}, not float32; make it again with: {made_by}")
-    found = _checksum((name, file.get_tensor(name)) for name in sorted(file.keys()))
+    not_finite = []
+
+    def arrays() -> Iterable[tuple[str, np.ndarray]]:
+        for name in sorted(file.keys()):
+            array = file.get_tensor(name)
+            if array.size and not np.isfinite([array.min(), array.max()]).all():
+                not_finite.append(name)
+            yield name, array
+
+    found = _checksum(arrays())
     if written not in (None, found):
         raise UserError(
             f"{path} is damaged: the sha256 of its arrays is {found}, but it was written with "
             f"{written}; make it again with: {made_by}"
+        )
+    if not_finite:  # with these, masks would be empty, and nothing would say why
+        raise UserError(
+            f"{path}: {not_finite[0]} contains NaN or infinity; make it again with: {made_by}"
         )
 
 

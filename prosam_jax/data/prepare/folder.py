@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from prosam_jax import console, images, picture_files
+from prosam_jax import atomic, console, images, picture_files
 from prosam_jax.atomic import locked, writing
 from prosam_jax.config.checks import nearest
 from prosam_jax.data.datasets.folder_check import check
@@ -204,7 +204,8 @@ def _make_masks(
                     f"numbers in {root / CLASSES} if that exists, or move it elsewhere"
                 )
             made[name] = pathlib.Path(place, f"{i}.png")
-            Image.fromarray(labels).save(made[name])
+            with atomic.named(path, made[name]):
+                Image.fromarray(labels).save(made[name])
         has_objects = any(
             0 < plan.numbers[item.label] < IGNORE and not item.crowd
             for report in reports.values()
@@ -218,13 +219,17 @@ def _make_masks(
             path.parent.mkdir(parents=True, exist_ok=True)
             part.replace(path)
     stale = [_mask_path(root, name) for name in plan.painters if name not in made]
-    stale = [path for path in stale if path.exists()]
+    # A source of which nothing can be drawn is the wrong one, and changes nothing.
+    stale = [path for path in stale if has_objects and path.exists()]
     for path in stale:
-        path.replace(path.with_name(f"{path.name}.before"))
+        aside = path.with_name(f"{path.name}.before")
+        while aside.exists():  # it may be work of another day
+            aside = aside.with_name(f"{aside.name}.before")
+        path.rename(aside)
     notes = list(plan.notes)
     if stale:
-        aside = named([path.name for path in stale])
-        notes.append(f"masks of before, set aside as NAME.png.before: {aside}")
+        names_aside = named([path.name for path in stale])
+        notes.append(f"masks of before, set aside as NAME.png.before: {names_aside}")
     _print((*faults.values(), *notes, *_summary(reports, ignored, plan.numbers)))
     faults |= dict.fromkeys(ignored, "")  # the summary has one line for all
     if not has_objects:
@@ -541,15 +546,18 @@ class _Finder:
     A path is found as it is. Otherwise a picture stands in only if it is the only one of its bare
     name, on both sides, and the folders of one path are the last ones of the other: `a.jpg` and
     `train/a.jpg` may be one, `cats/a.jpg` and `dogs/a.jpg` may not.
+
+    A picture that would share its mask with another one that can be read is not found.
     """
 
     def __init__(self, root: pathlib.Path, names: Sequence[str], asked: Iterable[str]):
         self._folder = root / IMAGES
         self._by_path: dict[str, list[str]] = defaultdict(list)
         self._by_name: dict[str, list[str]] = defaultdict(list)
-        self._by_stem = {stem(_clean(name)): name for name in names}
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
         for name in names:
             path = _clean(name)
+            self._by_stem[stem(path)].append(name)
             self._by_path[path].append(name)
             self._by_name[_bare(path)].append(name)
         self._asked = Counter(_bare(path) for path in {_clean(name) for name in asked})
@@ -557,16 +565,29 @@ class _Finder:
     def by_stem(self, name: str) -> str:
         """The picture of a path without suffix; UserError as for a path."""
         if found := self._by_stem.get(_clean(name)):
-            return found
+            # A camera's raw file may lie beside its JPEG.
+            return self._alone(next(filter(picture_files.is_readable, found), found[0]))
         raise UserError(f"has no picture of the same name in {self._folder}")
 
     def beside(self, name: str, bare: str) -> str:
         """The picture of a bare name, whatever its suffix, in the folder of `name`; "" if none."""
         folder = _clean(name).removesuffix(_bare(_clean(name)))
-        return self._by_stem.get(stem(f"{folder}{bare}"), "")
+        return next(iter(self._by_stem.get(stem(f"{folder}{bare}"), ())), "")
 
     def __call__(self, name: str) -> str:
         """The picture; UserError, which goes on from the source's name, if there is none."""
+        return self._alone(self._named(name))
+
+    def _alone(self, name: str) -> str:
+        for other in self._by_stem[stem(_clean(name))]:
+            if other != name and picture_files.is_readable(other):
+                raise UserError(
+                    f"has the picture {name!r}, and {other!r} would get the same mask: rename one "
+                    "of the two"
+                )
+        return name
+
+    def _named(self, name: str) -> str:
         path = _clean(name).removeprefix("./").removeprefix(f"{IMAGES}/")
         if len(found := self._by_path.get(path, ())) == 1:
             return found[0]

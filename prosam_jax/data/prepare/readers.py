@@ -128,7 +128,8 @@ def class_name(given: Any) -> str:
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise UserError(f"has the class {shown(given)}; it must be a name")
     try:
-        text = " ".join(picture_files.nfc(str(given)).split())
+        # The mark at the beginning of some UTF-8 files, which `classes.txt` would lose.
+        text = " ".join(picture_files.nfc(str(given)).replace("\ufeff", "").split())
         text.encode()
     except ValueError:  # half of a surrogate pair, or too many digits
         raise UserError(f"has the class {shown(given)}, which is no text") from None
@@ -526,6 +527,7 @@ def _label_studio(source: pathlib.Path, tasks: Sequence[Any]) -> Found:
             "export JSON, not JSON-MIN"
         )
     pictures = []
+    link_of: dict[str, str] = {}
     for i, task in enumerate(tasks):
         entry = f"task {shown(task.get('id', i))}"
         data = task.get("data")
@@ -547,6 +549,12 @@ def _label_studio(source: pathlib.Path, tasks: Sequence[Any]) -> Found:
             picture.fault = f"{source}: {entry} has no list of results; export it again"
         else:
             _label_studio_objects(f"{source}: {entry}", picture, results[0])
+        place = link.partition("?")[0]  # behind it are keys, which differ each time
+        if (first := link_of.setdefault(picture.name, place)) != place:
+            picture.fault = (
+                f"{source}: {entry} is of {plain(place)}, and another task of {plain(first)}, both "
+                f"of the name {plain(picture.name)}: give each picture its own, or remove one task"
+            )
     return Found(_alphabetical(pictures), pictures)
 
 
