@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from conftest import told
+from conftest import assert_lines, told
 from sam_pairs import convert, published_shapes
 
 import prosam_jax

@@ -148,9 +148,29 @@ _TRANSFER = {
 _UNKNOWN = (None,) * 5
 
 
+def _backbones(
+    number: int,
+    benchmark: Benchmark,
+    other: tuple[str, str],
+    printed: Mapping[str, tuple[float, ...]],
+) -> Table:
+    """A table of both methods with ResNet-50 and with another backbone: title and name."""
+    rows = []
+    for method, values in printed.items():
+        for title, backbone, of_backbone in (
+            ("ResNet-50", "", _TABLE_1[benchmark, method, "mask"]),
+            (*other, values),
+        ):
+            below = (TITLES[VRP], title) if method != VRP else None
+            labels = (TITLES[method], title)
+            row = _row(labels, benchmark, method, of_backbone, backbone=backbone, below=below)
+            rows.append(row)
+    title = f"The backbone, on {BENCHMARKS[benchmark]}"
+    return Table(number, title, ("method", "backbone"), tuple(rows))
+
+
 def _tables() -> dict[int, Table]:
     vrp, prosam = TITLES[VRP], TITLES[STUDENT_T]
-    mask = {method: _TABLE_1["coco", method, "mask"] for method in (VRP, STUDENT_T)}
     tables = [
         Table(
             1,
@@ -209,35 +229,14 @@ def _tables() -> dict[int, Table]:
                 ),
             ),
         ),
-        Table(
+        _backbones(
             5,
-            "The backbone, on COCO-20i",
-            ("method", "backbone"),
-            (
-                _row((vrp, "ResNet-50"), "coco", VRP, mask[VRP]),
-                _row(
-                    (vrp, "DINOv2 ViT-B/14"),
-                    "coco",
-                    VRP,
-                    (53.68, 59.74, 60.24, 58.96, 58.15),
-                    backbone="dinov2_vitb14",
-                ),
-                _row(
-                    (prosam, "ResNet-50"),
-                    "coco",
-                    STUDENT_T,
-                    mask[STUDENT_T],
-                    below=(vrp, "ResNet-50"),
-                ),
-                _row(
-                    (prosam, "DINOv2 ViT-B/14"),
-                    "coco",
-                    STUDENT_T,
-                    (54.49, 60.57, 61.81, 59.8, 59.16),
-                    backbone="dinov2_vitb14",
-                    below=(vrp, "DINOv2 ViT-B/14"),
-                ),
-            ),
+            "coco",
+            ("DINOv2 ViT-B/14", "dinov2_vitb14"),
+            {
+                VRP: (53.68, 59.74, 60.24, 58.96, 58.15),
+                STUDENT_T: (54.49, 60.57, 61.81, 59.8, 59.16),
+            },
         ),
         Table(
             6,
@@ -296,35 +295,14 @@ def _tables() -> dict[int, Table]:
                 for title, name, value in _TABLE_8
             ),
         ),
-        Table(
+        _backbones(
             9,
-            "The backbone, on Pascal-5i",
-            ("method", "backbone"),
-            (
-                _row((vrp, "ResNet-50"), "pascal", VRP, _TABLE_1["pascal", VRP, "mask"]),
-                _row(
-                    (vrp, "VGG-16"),
-                    "pascal",
-                    VRP,
-                    (69.72, 74.74, 67.12, 61.84, 68.35),
-                    backbone="vgg16_bn",
-                ),
-                _row(
-                    (prosam, "ResNet-50"),
-                    "pascal",
-                    STUDENT_T,
-                    _TABLE_1["pascal", STUDENT_T, "mask"],
-                    below=(vrp, "ResNet-50"),
-                ),
-                _row(
-                    (prosam, "VGG-16"),
-                    "pascal",
-                    STUDENT_T,
-                    (70.53, 75.3, 68.25, 62.99, 69.27),
-                    backbone="vgg16_bn",
-                    below=(vrp, "VGG-16"),
-                ),
-            ),
+            "pascal",
+            ("VGG-16", "vgg16_bn"),
+            {
+                VRP: (69.72, 74.74, 67.12, 61.84, 68.35),
+                STUDENT_T: (70.53, 75.3, 68.25, 62.99, 69.27),
+            },
         ),
     ]
     return {table.number: table for table in tables}
