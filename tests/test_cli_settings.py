@@ -156,7 +156,7 @@ def of_the_paper(name):
         for number, row in rows
         if (row.benchmark, row.method, row.backbone or "resnet50") == made
         and (row.annotation, row.scored, row.share) == ("mask", RESULT, None)
-        and dict(row.evaluation).get("data.test", "own") == cfg.data.test
+        and dict(row.scoring.changes).get("data.test", "own") == cfg.data.test
         and None not in row.values.values()
     ]
 
