@@ -1,7 +1,6 @@
 """Processes that are killed, stopped, interrupted or hang, and losses that are not finite."""
 
 import contextlib
-import fcntl
 import importlib
 import multiprocessing
 import os
@@ -10,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import termios
 import threading
 import time
 
@@ -224,6 +222,14 @@ def test_progress_outlives_impatience(tmp_path):
     _within(10, lambda: not any(x.is_running() for x in children))
 
 
+# Takes stdin as the terminal of its session, and becomes the command that follows.
+_IN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_a_training_is_saved_when_its_terminal_is_closed(tmp_path, terminal):
     endless = {"steps": 100000, "log_every": 1, "checkpoint_every": 100000, "eval_every": -1}
@@ -231,9 +237,8 @@ def test_a_training_is_saved_when_its_terminal_is_closed(tmp_path, terminal):
     workdir = tmp_path / "run"
     screen, end = pty.openpty()
     process = subprocess.Popen(
-        [*PROSAM, "train", f"--workdir={workdir}", *flags(cfg)],
+        [sys.executable, "-c", _IN_TERMINAL, *PROSAM, "train", f"--workdir={workdir}", *flags(cfg)],
         cwd=ROOT, env=ENVIRONMENT, stdin=end, stdout=end, stderr=end, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(end)
     shown = b""
