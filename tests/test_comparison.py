@@ -6,10 +6,10 @@ import re
 
 import numpy as np
 import pytest
-from finished_runs import BASE, example, finished
+from finished_runs import BASE, example, finish, finished
 
 from prosam_jax.comparison import methods, sweep, tables
-from prosam_jax.config import ANNOTATIONS, to_dict
+from prosam_jax.config import ANNOTATIONS, to_dict, write_config
 from prosam_jax.errors import UserError
 from prosam_jax.evaluation import controls, results
 from studies import other_annotations
@@ -139,6 +139,28 @@ def test_models_trained_with_masks_are_compared_with_what_was_trained_with_other
     assert f"| {title} | 15.50 ± 1.50 | 25.50 ± 1.50 | 35.50 ± 1.50 |" in table
     assert table.count("| more than trained with such annotations |" + " +3.0 ± 0.2 |" * 3) == 3
     assert table.count("| more than click at the prior's peak |" + " +3.0 ± 0.2 |" * 3) == 3
+
+
+def test_runs_with_masks_are_scored_with_other_annotations(tmp_path):
+    (run,) = (
+        x
+        for x in sweep.runs(BASE, tmp_path, 1, ["mask"])
+        if x.workdir.name.endswith("fold0-vrp-seed321")
+    )
+    finish(run, 40.0)
+    write_config(run.cfg, run.workdir / "config.json")
+    (again,) = other_annotations.trained(tmp_path)
+    assert (again.cfg, again.workdir) == (run.cfg, run.workdir)
+    rules = {}
+    for i, how in enumerate(again.scorings):
+        cfg = methods.scored_with(again, how)
+        rules[cfg.data.annotation] = cfg.data.downsample
+        assert not cfg.eval.controls
+        finish(again, 30.0 + i, scoring=how)
+    assert rules == {"box": "nearest", "scribble": "nearest", "point": "coverage"}
+    assert methods.is_finished(again)
+    found = {x.annotation: x.miou for x in other_annotations.scores([again])}
+    assert found == {"box": 30.0, "scribble": 31.0, "point": 32.0}
 
 
 def test_the_table_says_who_made_its_numbers(tmp_path):
