@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+from commands import one_line, status_of
 from conftest import told
 from finished_runs import BASE, counts_of, finish
 
@@ -251,3 +252,37 @@ def test_each_process_has_its_own_cores_and_gpus():
     assert [sweep._share(cores, ["0", "2"], i, 2)[1] for i in range(2)] == ["0", "2"]
     assert [sweep._share(cores, ["5", "6", "7"], i, 2)[1] for i in range(2)] == ["5,7", "6"]
     assert [sweep._share(cores, ["4", "6"], i, 3)[1] for i in range(3)] == ["4", "6", "4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--table=4", "--pascal=x"], ["--pascal=x", "--preset small"]),
+        (["--table=4", "--preset=photos", "--coco=x"], ["--coco=x", "--preset photos"]),
+        (["--table=4", "--preset=photos"], ["pascal", "--pascal DIR"]),
+        (["--table=5", "--preset=paper"], ["coco-fold0-mask-vrp", "--coco DIR"]),
+        (["--table=3", "--preset=paper", "--coco=x"], ["pictures of pascal", "--pascal DIR"]),
+        (["--table=4", "--config=pascal"], ["--config=pascal", "--preset"]),
+        (["--table=4", "--rate=0", "--dry-run"], ["--rate=0"]),
+        (["--table=4", "--seeds=0"], ["--seeds=0"]),
+    ],
+)
+def test_what_a_command_lacks_is_told_before_the_work(arguments, words, tmp_path, capsys):
+    assert status_of("reproduce", *arguments, f"--workdir={tmp_path}") == 1
+    one_line(capsys.readouterr().err, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_shows_what_is_left_and_does_nothing(tmp_path, capsys):
+    words = ["reproduce", "--table=4", "--fold=0", "--rate=0.01", "--dry-run"]
+    assert status_of(*words, f"--workdir={tmp_path}") == 0
+    head, *rows, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["run", "scored", "steps", "done", "hours", "left"]
+    assert [row.split()[0] for row in rows] == [
+        "shapes-fold0-mask-gaussian-seed321",
+        "shapes-fold0-mask-student_t-seed321",
+    ]
+    assert all(row.split()[-3:-1] == ["1,000", "0"] for row in rows)
+    whole = sum(float(row.split()[-1]) for row in rows)
+    assert float(re.search(r"2 runs, about (\S+) hours", last)[1]) == pytest.approx(whole, rel=0.05)
+    assert not list(tmp_path.iterdir())

@@ -116,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         alone = jax.default_backend() == "cpu"
         _show(runs, 1 if alone else jobs, costs.rate_reached(runs[0].cfg.sam.dtype))
         return 0
+    _check_roots(todo)
     console.note(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time")
     try:
         sweep.finish(todo, jobs=jobs)
@@ -138,14 +139,33 @@ def _bases(args: argparse.Namespace) -> dict[Any, Config]:
         UserError: A setting is not valid, or a folder is given that nothing is read from.
     """
     recipes, roots = RECIPES[args.preset], {"pascal": args.pascal, "coco": args.coco}
+    read = {name for name in recipes.values() if name in roots}
+    read |= {"pascal"} if args.preset == "photos" else set()
+    for name, root in roots.items():
+        if root is not None and name not in read:
+            raise UserError(f"--{name}={root}: --preset {args.preset} reads nothing from it")
     found = {}
     for benchmark, name in recipes.items():
-        values = settings.recipe(name) | args.overrides
         root = roots["pascal" if name == "photos" else benchmark]
-        found[benchmark] = replaced(
-            Config(), values | ({} if root is None else {"data.root": str(root)})
-        )
+        place = {} if root is None else {"data.root": str(root)}
+        values = settings.recipe(name) | args.overrides | place
+        found[benchmark] = replaced(Config(), values)
     return found
+
+
+def _check_roots(runs: "Sequence[Run]") -> None:
+    """Raises UserError if a run needs a folder that was not given."""
+    from prosam_jax.comparison import methods
+
+    for run in runs:
+        scored = [run.cfg, *(methods.scored_with(run, x) for x in run.scorings)]
+        needed = [(run.cfg.data.name, run.cfg.data.root)]
+        needed += [("pascal", x.data.test_root) for x in scored if x.data.test != "own"]
+        for name, root in needed:
+            if name in ("pascal", "coco") and not root:
+                raise UserError(
+                    f"{run.workdir.name} needs the pictures of {name}: pass --{name} DIR"
+                )
 
 
 def _show(runs: "Sequence[Run]", jobs: int, rate: float) -> None:
