@@ -6,10 +6,10 @@
 
 The first two score a checkpoint of a run; the third scores a file made by `prosam export`, a
 packaged prompt encoder or a hub repository. The settings are those of the training; a recipe and
-the command line can change those that training does not depend on. Writes results.json and
-examples.png to the workdir. With --config.eval.controls it also scores what the result should be
-compared with: no prompt, an untrained prompt encoder, a reference of a wrong class, and three
-simpler methods.
+the command line can change those that training does not depend on. Writes results.json,
+episodes.csv (the pixels of every episode) and examples.png to the workdir. With
+--config.eval.controls it also scores what the result should be compared with: no prompt, an
+untrained prompt encoder, a reference of a wrong class, and three simpler methods.
 """
 
 import argparse

@@ -11,8 +11,8 @@ show it. What is finished is not done again, and what was stopped goes on. Write
 
 Presets: "small" has generated pictures and the packaged networks, minutes for each run; "photos"
 has photographs in VOC's form and the same small networks, whose figures are no results to quote;
-"paper" has the paper's settings, which take days of a GPU and need the published weights. --dry-run
-shows the runs and about how long they take, and does nothing.
+"paper" has the paper's settings, which need the published weights and take hours (Table 8) to weeks
+(Table 1) of a GPU. --dry-run shows the runs and about how long they take, and does nothing.
 """
 
 import argparse
@@ -70,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="runs of each kind (default: 1)"
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="how many runs at a time")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs at a time (default: one on each GPU, or on each core of a CPU)",
+    )
     parser.add_argument(
         "--rate",
         type=float,

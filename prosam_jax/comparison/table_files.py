@@ -66,7 +66,8 @@ def note(made: Made) -> str:
         )
     return (
         f"Each value is {made.table.unit}, in brackets its {100 * LEVEL:.0f} % interval over test "
-        f"episodes. {beside}{several}"
+        "episodes, which tells how far it depends on the episodes that were drawn, not on the seed "
+        f"of the training. {beside}{several}"
     )
 
 
