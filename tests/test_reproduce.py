@@ -179,6 +179,16 @@ def test_methods_are_compared_on_the_same_episodes(table_4):
     assert value.interval == pytest.approx((3, 3))
 
 
+def test_methods_on_different_episodes_are_not_compared(table_4):
+    """As where a dataset was changed between the runs."""
+    path = table_4.runs[("ProSAM",), 2][1].workdir / "results.json"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"episode_list_sha256": "ab" * 32}))
+    with pytest.raises(UserError) as error:
+        reproduce.differences(table_4)
+    told(error, f"{path} is of other episodes than", "run the same command again")
+
+
 def test_tables_are_written_in_three_forms(table_4):
     text = table_files.markdown(table_4)
     assert text.startswith("# Table 4 of the paper on Shapes-5i: The distribution\n")

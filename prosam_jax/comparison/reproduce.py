@@ -230,7 +230,11 @@ def lines(made: Made) -> list[Line]:
 
 
 def differences(made: Made) -> list[Line]:
-    """How far each row lies above the row that it is compared with, on the same episodes."""
+    """How far each row lies above the row that it is compared with, on the same episodes.
+
+    Raises:
+        UserError: They were scored on different episodes.
+    """
     found = []
     for row in made.rows:
         if row.below is None:
@@ -238,11 +242,30 @@ def differences(made: Made) -> list[Line]:
         other = made.by_label[row.below]
         drawn, printed = {}, {}
         for fold in made.folds:
+            _check_same_episodes(made, row, other, fold)
             one, two = _drawn(made, row, fold), _drawn(made, other, fold)
             drawn[str(fold)] = Drawn(one.seeds - two.seeds, one.draws - two.draws)
             printed[str(fold)] = _less(row.values.get(fold), other.values.get(fold))
         found.append(Line(row, _values(made, drawn, printed, _less(row.mean, other.mean))))
     return found
+
+
+def _check_same_episodes(made: Made, row: Row, other: Row, fold: int) -> None:
+    """Else a dataset was changed between two runs, or is another one on another machine."""
+    digests = {}
+    for of in (row, other):
+        for run in made.runs[of.labels, fold]:
+            scoring = scoring_of(run, of)
+            folder = run.workdir / scoring.name
+            digests[folder] = tuple(x.digest for x in counted(run, scoring))
+    first, *rest = digests
+    for folder in rest:
+        if digests[folder] != digests[first]:
+            raise UserError(
+                f"{folder}/results.json is of other episodes than {first}/results.json: the "
+                "dataset was another one; delete the file that was scored on the wrong one, and "
+                "run the same command again"
+            )
 
 
 def _less(one: float | None, other: float | None) -> float | None:
