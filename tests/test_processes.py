@@ -285,9 +285,9 @@ if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(2, context, begin_worker)
     with starting_workers():
-        done = pool.submit(time.sleep, 60)
-    print(pool.submit(os.getppid).result(), flush=True)
+        done, parent = pool.submit(time.sleep, 60), pool.submit(os.getppid)
     try:
+        print(parent.result(), flush=True)
         done.result()
     except KeyboardInterrupt:
         print("heard", flush=True)
