@@ -19,9 +19,10 @@ from prosam_jax.comparison.paper import BENCHMARKS, FOLDS, TABLES, Benchmark, Ro
 from prosam_jax.comparison.sweep import DOWNSAMPLE
 from prosam_jax.config import Config, replaced
 from prosam_jax.errors import UserError
-from prosam_jax.evaluation import intervals
+from prosam_jax.evaluation import intervals, metrics
 from prosam_jax.evaluation.intervals import Interval
 from prosam_jax.evaluation.results import Counted
+from prosam_jax.weights import prompt_encoder
 
 MEAN = "mean"
 """Name of the column after the folds."""
@@ -51,7 +52,7 @@ class Preset:
     def data(self, benchmark: Benchmark) -> str:
         """The name of what stands for a benchmark."""
         name = self.bases[benchmark].data.name
-        return {"shapes": "Shapes-5i", "pascal": "Pascal-5i", "coco": "COCO-20i"}.get(name, name)
+        return {"shapes": "Shapes-5i", **BENCHMARKS}.get(name, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,12 +313,11 @@ def _percent(
 ) -> tuple[float, Float[np.ndarray, " k"]]:
     lists = counted(run, scoring)
     absent = methods.scored_with(run, scoring).eval.absent == "zero"
-    scores = [x.scores(name, absent) for x in lists]
+    scores = metrics.mean([x.scores(name, absent) for x in lists])
     drawn = intervals.mean([x.draws(name, absent) for x in lists])
     if share is None:
-        return 100 * float(np.mean([x.miou for x in scores])), 100 * drawn.miou
-    value = 100 * float(np.mean([x.shares[share] for x in scores]))
-    return value, 100 * drawn.shares[:, share]
+        return 100 * scores.miou, 100 * drawn.miou
+    return 100 * scores.shares[share], 100 * drawn.shares[:, share]
 
 
 def scoring_of(run: Run, row: Row) -> Scoring:
@@ -325,12 +325,18 @@ def scoring_of(run: Run, row: Row) -> Scoring:
     return next((x for x in run.scorings if x.name == row.scoring.name), OWN)
 
 
+@functools.lru_cache(maxsize=1024)
+def held(run: Run, scoring: Scoring = OWN) -> Mapping[str, Any]:
+    """The contents of the `results.json` of a finished run, checked once in a process."""
+    found = methods.results(run, scoring)
+    assert found is not None, run.workdir
+    return found
+
+
 @functools.lru_cache(maxsize=64)
 def counted(run: Run, scoring: Scoring) -> list[Counted]:
     """The episodes of a finished run."""
-    held = methods.results(run, scoring)
-    assert held is not None, run.workdir
-    return methods.counted(run.workdir / scoring.name, held)
+    return methods.counted(run.workdir / scoring.name, held(run, scoring))
 
 
 def controls_of(made: Made) -> list[tuple[Row, dict[str, float]]]:
@@ -341,26 +347,19 @@ def controls_of(made: Made) -> list[tuple[Row, dict[str, float]]]:
         if row.scoring != OWN or runs[0].workdir in seen:
             continue
         seen.add(runs[0].workdir)
-        held = [methods.results(run) for run in runs]
-        names = held[0]["controls"] if held[0] else {}
-        mean = {
-            name: float(np.mean([x["controls"][name]["miou"] for x in held if x])) for name in names
-        }
+        of_runs = [held(run)["controls"] for run in runs]
+        mean = {x: float(np.mean([one[x]["miou"] for one in of_runs])) for x in of_runs[0]}
         found.append((row, mean))
     return found
 
 
 def facts(made: Made) -> Iterator[dict[str, Any]]:
     """For each run what its values rest on: settings, weights, versions, device and episodes."""
-    from prosam_jax.weights import prompt_encoder
-
     for run in together([made]):
         for scoring in (OWN, *run.scorings):
-            held = methods.results(run, scoring)
-            assert held is not None, run.workdir
             yield {
                 "run": run.workdir.name,
                 "scoring": scoring.name,
                 "frozen": prompt_encoder.read_frozen(run.workdir),
-                **held,
+                **held(run, scoring),
             }

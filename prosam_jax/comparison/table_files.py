@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -153,7 +152,7 @@ def _less(value: Value) -> str:
 def made_by(made: Made) -> str:
     """The runs, their episodes, versions and device."""
     runs = reproduce.together([made])
-    held = [x for run in runs if (x := methods.results(run)) is not None]
+    held = [reproduce.held(run) for run in runs]
     seeds = sorted({run.cfg.seed for run in runs})
     steps = sorted({x["step"] for x in held})
     episodes = sorted({x["episodes"] for x in held})
@@ -217,21 +216,17 @@ def as_json(made: Made, command: str) -> dict[str, Any]:
             for row, values in found
         ]
 
-    return json.loads(
-        json.dumps(
-            {
-                "table": made.table.number,
-                "title": made.table.title,
-                "unit": made.table.unit,
-                "preset": made.preset.name,
-                "command": command,
-                "interval_level": LEVEL,
-                "rows": shown(reproduce.lines(made), False),
-                "differences": shown(reproduce.differences(made), True),
-                "controls": [
-                    {"row": list(row.labels), "miou": of} for row, of in reproduce.controls_of(made)
-                ],
-                "runs": list(reproduce.facts(made)),
-            }
-        )
-    )
+    return {
+        "table": made.table.number,
+        "title": made.table.title,
+        "unit": made.table.unit,
+        "preset": made.preset.name,
+        "command": command,
+        "interval_level": LEVEL,
+        "rows": shown(reproduce.lines(made), False),
+        "differences": shown(reproduce.differences(made), True),
+        "controls": [
+            {"row": list(row.labels), "miou": of} for row, of in reproduce.controls_of(made)
+        ],
+        "runs": list(reproduce.facts(made)),
+    }
