@@ -70,12 +70,15 @@ def finish(run, miou, counts=None, scoring=methods.OWN, classes=(CLASS,)):
     n = len(counts[RESULT])
     digest = "ab" * 31 + f"{run.cfg.data.fold:02x}"  # folds have different episodes
     named, class_id = dict(enumerate(classes, 1)), 1 + np.arange(n) % len(classes)
-    one = results.Counted(run.cfg.eval.seed, digest, named, class_id, counts)
+    one = results.Counted(
+        run.cfg.eval.seed, digest, named, class_id, [f"{i}.jpg" for i in range(n)], counts
+    )
     results.write_episodes(folder / "episodes.csv", results.Result([one], False, 1.0, [], n, 0))
     held = {
         "miou": miou,
         "fb_iou": miou / 2,
         "per_class": {CLASS: miou},
+        "classes": {str(c): name for c, name in named.items()},
         "episodes": n,
         "episode_list_sha256": digest,
         "seconds": 12.0,

@@ -124,7 +124,9 @@ def test_the_prior_is_cut_where_its_score_is_best():
 
     swept = {f"cosine prior above {t:.2f}": counts(1 - abs(t - 0.44)) for t in controls.THRESHOLDS}
     given = {name: counts(0.1) for name in NAMES}
-    one = results.Counted(3, "ab", {1: "x"}, np.array([1]), {RESULT: counts(0.5), **swept, **given})
+    one = results.Counted(
+        3, "ab", {1: "x"}, np.array([1]), ["a"], {RESULT: counts(0.5), **swept, **given}
+    )
     result = results.Result([one], False, 0.0, [], 1, 0)
     chosen = controls.chosen(result)
     assert chosen.prior_threshold == 0.44

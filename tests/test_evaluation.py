@@ -218,9 +218,10 @@ def test_what_a_scored_run_writes(run, tmp_path, capsys):
     assert f"{low:.2f} to {high:.2f}" in capsys.readouterr().out
 
     digests = [x["episode_list_sha256"] for x in held["lists"]]
-    read = results.read_episodes(tmp_path / "episodes.csv", digests)
+    read = results.read_episodes(tmp_path / "episodes.csv", digests, held["classes"])
     for kept, again in zip(result.lists, read, strict=True):
         assert (kept.seed, kept.digest) == (again.seed, again.digest)
+        assert (kept.target, kept.classes) == (again.target, again.classes)
         assert kept.counts.keys() == again.counts.keys()
         for name in kept.counts:
             np.testing.assert_array_equal(kept.counts[name], again.counts[name])
@@ -240,7 +241,7 @@ def test_what_a_scored_run_writes(run, tmp_path, capsys):
         with (tmp_path / "cut.csv").open("w", newline="") as file:
             csv.writer(file).writerows(damaged)
         with pytest.raises(UserError) as error:
-            results.read_episodes(tmp_path / "cut.csv", digests)
+            results.read_episodes(tmp_path / "cut.csv", digests, held["classes"])
         told(error, "cut.csv is damaged", said)
 
 

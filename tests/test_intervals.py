@@ -12,6 +12,11 @@ def _digest(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _apart(counts):
+    """Each episode has a picture of its own."""
+    return np.arange(len(counts))
+
+
 def _episodes(rng, n, classes=1, mean=0.6, spread=0.25):
     """Episodes of 100 object pixels each, of which a random share is found."""
     tp = np.round(100 * np.clip(rng.normal(mean, spread, n), 0, 1)).astype(int)
@@ -22,7 +27,7 @@ def _episodes(rng, n, classes=1, mean=0.6, spread=0.25):
 def test_one_class_has_the_standard_error_of_a_mean():
     """With unions of one size the IoU is a mean, whose bootstrap error is s / sqrt(n)."""
     counts, class_id = _episodes(np.random.default_rng(0), 400)
-    drawn = intervals.draws(counts, class_id, _digest("a")).miou
+    drawn = intervals.draws(counts, class_id, _apart(counts), _digest("a")).miou
     assert drawn.mean() == pytest.approx(metrics.scores(counts, class_id).miou, abs=0.002)
     error = (counts[:, 0] / 100).std() / 400**0.5
     assert drawn.std() == pytest.approx(error, rel=0.06)
@@ -33,15 +38,24 @@ def test_one_class_has_the_standard_error_of_a_mean():
 def test_draws_are_scores_of_episodes_drawn_again():
     counts, class_id = _episodes(np.random.default_rng(1), 12, classes=3)
     digest = _digest("b")
-    drawn = intervals.draws(counts, class_id, digest, absent=[2, 9])
+    drawn = intervals.draws(counts, class_id, _apart(counts), digest, absent=[2, 9])
     times = np.random.default_rng(int(digest, 16)).multinomial(12, [1 / 12] * 12, intervals.DRAWS)
     for k in (0, 5, 1999):
         again = np.repeat(np.arange(12), times[k])
-        kept = set(class_id[again].tolist()) | {9}  # a class that a draw lacks does not count in it
-        one = metrics.scores(counts[again], class_id[again], absent=kept)
+        one = metrics.scores(counts[again], class_id[again], absent=[2, 9])
         assert drawn.miou[k] == pytest.approx(one.miou)
         assert drawn.fb_iou[k] == pytest.approx(one.fb_iou)
         assert drawn.shares[k] == pytest.approx(one.shares)
+
+
+def test_a_class_that_a_draw_lacks_does_not_count_in_it():
+    """Unless it is said to count as 0."""
+    counts = np.array([[50, 0, 50, 0]] * 3 + [[100, 0, 0, 0]])
+    of = counts, np.array([1, 1, 1, 2]), _apart(counts), _digest("f")
+    left_out = intervals.draws(*of).miou
+    assert set(left_out.round(6)) == {0.5, 0.75, 1.0}
+    as_zero = intervals.draws(*of, absent=[1, 2]).miou
+    assert set(as_zero.round(6)) == {0.25, 0.75, 0.5}
 
 
 @pytest.mark.slow
@@ -54,8 +68,39 @@ def test_intervals_cover_the_truth():
     for i in range(300):
         chosen = rng.integers(0, len(pool), 200)
         low, high = intervals.interval(
-            intervals.draws(pool[chosen], class_id[chosen], _digest(str(i))).miou
+            intervals.draws(pool[chosen], class_id[chosen], chosen, _digest(str(i))).miou
         )
+        inside += low <= truth <= high
+    assert 0.91 <= inside / 300 <= 0.98
+
+
+def _pictures(rng, n, episodes):
+    """Pictures that differ in how hard they are, with some episodes each, which are alike."""
+    hard = np.repeat(np.clip(rng.normal(0.6, 0.2, n), 0.1, 0.9), episodes)
+    tp = rng.binomial(100, hard)
+    counts = np.stack([tp, np.zeros_like(tp), 100 - tp, np.full(len(tp), 300)], axis=1)
+    return counts, np.ones(len(tp), int), np.repeat(np.arange(n), episodes)
+
+
+def test_episodes_of_one_picture_are_drawn_together():
+    """With three episodes a picture, the error is that of the means of pictures."""
+    counts, class_id, picture = _pictures(np.random.default_rng(5), 300, 3)
+    drawn = intervals.draws(counts, class_id, picture, _digest("e")).miou
+    of_pictures = (counts[:, 0] / 100).reshape(300, 3).mean(1)
+    assert drawn.std() == pytest.approx(of_pictures.std() / 300**0.5, rel=0.06)
+    alone = intervals.draws(counts, class_id, _apart(counts), _digest("e")).miou
+    assert drawn.std() > 1.5 * alone.std()  # near the square root of 3
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth_where_pictures_repeat():
+    rng = np.random.default_rng(6)
+    counts, class_id, picture = _pictures(rng, 20_000, 3)
+    truth, inside = metrics.scores(counts, class_id).miou, 0
+    for i in range(300):
+        chosen = (3 * rng.integers(0, 20_000, 80)[:, None] + np.arange(3)).ravel()
+        of = counts[chosen], class_id[chosen], picture[chosen]
+        low, high = intervals.interval(intervals.draws(*of, _digest(str(i))).miou)
         inside += low <= truth <= high
     assert 0.91 <= inside / 300 <= 0.98
 
@@ -64,8 +109,10 @@ def test_two_methods_on_one_list_are_drawn_together():
     rng = np.random.default_rng(3)
     counts, class_id = _episodes(rng, 300, classes=4, mean=0.5, spread=0.2)
     better = counts + np.array([2, 0, -2, 0]) * (counts[:, :1] <= 98) * (counts[:, 2:3] >= 2)
-    one, other = (intervals.draws(x, class_id, _digest("c")).miou for x in (better, counts))
-    apart = intervals.draws(counts, class_id, _digest("d")).miou
+    one, other = (
+        intervals.draws(x, class_id, _apart(x), _digest("c")).miou for x in (better, counts)
+    )
+    apart = intervals.draws(counts, class_id, _apart(counts), _digest("d")).miou
     low, high = intervals.interval(one - other)
     assert 0.015 < low < high < 0.021  # 0.02 everywhere but at the ends
     assert np.ptp(intervals.interval(one - apart)) > 10 * (high - low)
@@ -73,7 +120,9 @@ def test_two_methods_on_one_list_are_drawn_together():
 
 def test_lists_are_averaged():
     rng = np.random.default_rng(4)
-    several = [intervals.draws(*_episodes(rng, 200), _digest(str(i))) for i in range(4)]
+    several = [
+        intervals.draws(*_episodes(rng, 200), np.arange(200), _digest(str(i))) for i in range(4)
+    ]
     mean = intervals.mean(several)
     np.testing.assert_allclose(mean.miou, np.mean([x.miou for x in several], axis=0))
     assert mean.miou.std() == pytest.approx(np.mean([x.miou.std() for x in several]) / 2, rel=0.1)

@@ -31,6 +31,7 @@ RESULT = results.Result(
             digest="d" * 64,
             classes=dict(enumerate(NAMES, 1)),
             class_id=np.arange(1, 8),
+            target=list("abcdefg"),
             counts={prediction.RESULT: np.array([[c, 10 - c, 0, 5] for c in range(1, 8)])},
         )
     ],

@@ -283,7 +283,7 @@ def test_pictures_are_of_the_episodes_with_the_largest_gain_and_loss(tmp_path, c
     file = tmp_path / "shapes-fold0-mask-student_t-seed321" / "episodes.csv"
     rows = list(csv.reader(io.StringIO(file.read_text())))
     row = rows[1 + worst[0]]
-    assert row[1] == str(worst[0]) and row[4] == RESULT
+    assert row[1] == str(worst[0]) and row[5] == RESULT
     tp, fp, fn, tn = map(int, row[-4:])
     row[-4:] = map(str, (tp + fn, fp, 0, tn))
     assert fn > 64 * 64 / extremes.ALIKE

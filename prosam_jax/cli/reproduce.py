@@ -4,7 +4,7 @@ r"""Makes tables of the paper again: trains and scores what they need, and print
     prosam reproduce --table 1 --table 7 --preset paper --pascal VOC2012 --coco COCO2014 --dry-run
     prosam reproduce --table 8 --preset photos --pascal VOC2012
 
-Every value has an interval over test episodes and stands beside the paper's; methods are compared
+Every value has an interval over test pictures and stands beside the paper's; methods are compared
 on the same episodes; controls are scored with every run. A run is trained once for all tables that
 show it. What is finished is not done again, and what was stopped goes on. Writes tableN.md, .csv,
 .json and .html to the workdir.

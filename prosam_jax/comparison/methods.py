@@ -42,7 +42,7 @@ its score on the test list and the last one counts."""
 
 
 NEEDED = (
-    "config", "step", "miou", "fb_iou", "per_class", "episodes", "episode_list_sha256", "seconds",
+    "config", "step", "miou", "fb_iou", "per_class", "classes", "episodes", "episode_list_sha256", "seconds",
     "versions", "device",
 )  # fmt: skip
 """What tables and reports read of `results.json`."""
@@ -182,7 +182,7 @@ def counted(folder: pathlib.Path, held: Mapping[str, Any]) -> list[Counted]:
     """
     lists = held.get("lists") or [held]
     digests = [x["episode_list_sha256"] for x in lists]
-    return read_episodes(folder / "episodes.csv", digests)
+    return read_episodes(folder / "episodes.csv", digests, held["classes"])
 
 
 def _last_step(cfg: Config) -> int:

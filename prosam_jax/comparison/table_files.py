@@ -65,7 +65,7 @@ def note(made: Made) -> str:
         )
     return (
         f"Each value is {made.table.unit}, in brackets its {100 * LEVEL:.0f} % interval over test "
-        "episodes, which tells how far it depends on the episodes that were drawn, not on the seed "
+        "episodes, which tells how far it depends on the pictures that were tested, not on the seed "
         f"of the training. {beside}{several}"
     )
 

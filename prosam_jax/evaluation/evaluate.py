@@ -105,11 +105,13 @@ def evaluate(
             for i in range(min(examples - len(kept), int(valid.sum()))):
                 kept.append(_example(source, episode, found, i))
             on_batch(done)
+    specs = [source.spec(i) for i in range(len(source))]
     one = Counted(
         seed=source.seed,
-        digest=episode_list_digest(source.spec(i) for i in range(len(source))),
+        digest=episode_list_digest(specs),
         classes={c: source.images.class_name(c) for c in source.fold.classes},
         class_id=np.concatenate(class_id),
+        target=[x.target_id for x in specs],
         counts={name: np.concatenate(pixels) for name, pixels in counts.items()},
     )
     return Result(

@@ -1,16 +1,17 @@
-"""Confidence intervals over episodes, by the bootstrap.
+"""Confidence intervals over tested pictures, by the bootstrap.
 
-The episodes of a list are drawn again with repetition, `DRAWS` times, and scored each time (Efron
-1979; percentiles). An interval shows how far a score depends on which episodes were drawn, not on
-the seed of the training. Draws depend on the list alone, so scores of two methods on one list are
-drawn together and their difference has an interval of its own.
+The target pictures of a list are drawn again with repetition, each with all its episodes, `DRAWS`
+times, and scored each time (Efron 1979; percentiles; whole pictures, because episodes with the same
+target are not independent). An interval shows how far a score depends on which pictures were
+tested, not on the seed of the training. Draws depend on the list alone, so scores of two methods on
+one list are drawn together and their difference has an interval of its own.
 """
 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Shaped
 
 from prosam_jax.evaluation import metrics
 
@@ -36,23 +37,26 @@ class Interval(NamedTuple):
 def draws(
     counts: Integer[np.ndarray, "n 4"],
     class_id: Integer[np.ndarray, " n"],
+    target: Shaped[np.ndarray, " n"],
     digest: str,
     absent: Collection[int] = (),
 ) -> Draws:
-    """Scores of n episodes, each time drawn again.
-
-    A class that no episode of a draw has does not count in it.
+    """Scores of n episodes, whose targets are each time drawn again.
 
     Args:
         counts: Pixels of each episode, from `metrics.confusion`.
         class_id: Their classes.
+        target: What tells their target pictures apart; a picture's episodes are drawn together.
         digest: Hexadecimal digest of the list, the seed of the draws.
-        absent: As for `metrics.scores`.
+        absent: As for `metrics.scores`: these count as 0 in a draw without an episode of theirs;
+            any other class does not count in it.
     """
-    n = len(counts)
-    times = np.random.default_rng(int(digest, 16)).multinomial(n, np.full(n, 1 / n), DRAWS)
+    _, first, which = np.unique(target, return_index=True, return_inverse=True)
+    place = np.argsort(np.argsort(first))  # pictures in the order of the list
+    n, rng = len(first), np.random.default_rng(int(digest, 16))
+    times = rng.multinomial(n, np.full(n, 1 / n), DRAWS)[:, place[which]]
     classes, sums = metrics.by_class(counts, class_id, times)
-    drawn = np.stack([times[:, class_id == c].any(1) for c in classes], axis=1)
+    drawn = np.stack([times[:, class_id == c].any(1) | (c in absent) for c in classes], axis=1)
     count = drawn.sum(1) + len({*absent} - {*classes})
     total = sums.sum(1)
     return Draws(

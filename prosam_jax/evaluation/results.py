@@ -55,6 +55,7 @@ class Counted:
         digest: SHA-256 of the list (`data.episodes.episode_list_digest`).
         classes: Names of the fold's test classes, including those without an episode.
         class_id: Class of each episode.
+        target: Name of each episode's target picture.
         counts: Pixels of each episode (`metrics.confusion`) for the result (`RESULT`), the
             strategies, controls and baselines, by name.
     """
@@ -63,6 +64,7 @@ class Counted:
     digest: str
     classes: dict[int, str]
     class_id: Integer[np.ndarray, " n"]
+    target: list[str]
     counts: dict[str, Integer[np.ndarray, "n 4"]]
 
     def scores(self, name: str, absent: bool) -> Scores:
@@ -71,8 +73,10 @@ class Counted:
 
     def draws(self, name: str, absent: bool) -> Draws:
         """`scores` of each draw of the bootstrap."""
-        absent_classes = self.classes if absent else ()
-        return intervals.draws(self.counts[name], self.class_id, self.digest, absent_classes)
+        target, absent_classes = np.array(self.target), self.classes if absent else ()
+        return intervals.draws(
+            self.counts[name], self.class_id, target, self.digest, absent_classes
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,13 +163,14 @@ def device_line() -> str:
 def write_results(path: pathlib.Path, result: Result, cfg: Config, step: int | None) -> None:
     """Writes scores (in percent), the digests of the episodes and the settings, as JSON.
 
-    Intervals are over episodes (`evaluation.intervals`); "difference" is how far the result lies
-    above another score on the same episodes.
+    Intervals are over target pictures (`evaluation.intervals`); "difference" is how far the result
+    lies above another score on the same episodes.
     """
     drawn, per_class = result.draws(), result.scores.per_class
     results = {
         **_percent(result.scores, drawn),
         "per_class": {result.classes[c]: 100 * iou for c, iou in per_class.items()},
+        "classes": {str(c): name for c, name in result.classes.items()},
         "rates": {name: 100 * x for name, x in result.scores.rates._asdict().items()},
         "shares_of_pixels": {
             name: 100 * x for name, x in zip(COUNTS, result.scores.shares, strict=True)
@@ -220,16 +225,17 @@ def percent(interval: Interval) -> list[float]:
     return [100 * x for x in interval]
 
 
-EPISODE_COLUMNS = ("seed", "episode", "class_id", "class", "scored", "iou", *COUNTS)
+EPISODE_COLUMNS = ("seed", "episode", "target", "class_id", "class", "scored", "iou", *COUNTS)
+_TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # any name that a file can have
 
 
 def write_episodes(path: pathlib.Path, result: Result) -> None:
     """Writes the pixels of each episode, for each name that was scored, as CSV.
 
-    `iou` is that of the object, from 0 to 1; `COUNTS` are numbers of pixels. From them any score
+    `target` is the picture's name, `iou` is that of the object, from 0 to 1; `COUNTS` are numbers of pixels. From them any score
     and interval follows.
     """
-    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", newline="", **_TEXT) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(EPISODE_COLUMNS)
         for one in result.lists:
@@ -238,37 +244,46 @@ def write_episodes(path: pathlib.Path, result: Result) -> None:
                 for i, c in enumerate(one.class_id.tolist()):
                     pixels = counts[i].tolist()
                     writer.writerow(
-                        [one.seed, i, c, one.classes[c], name, f"{iou[i]:.6f}", *pixels]
+                        [
+                            *(one.seed, i, one.target[i], c, one.classes[c], name),
+                            *(f"{iou[i]:.6f}", *pixels),
+                        ]
                     )
 
 
-def read_episodes(path: pathlib.Path, digests: Sequence[str]) -> list[Counted]:
+def read_episodes(
+    path: pathlib.Path, digests: Sequence[str], classes: Mapping[str, str]
+) -> list[Counted]:
     """The lists that `write_episodes` wrote.
 
     Args:
         path: The file.
         digests: SHA-256 of each list, from `results.json`.
+        classes: Names of the fold's test classes by number, from there, too.
 
     Raises:
         UserError: The file is damaged, or has other lists.
         OSError: It cannot be read.
     """
     found: dict[int, dict[str, dict[int, list[int]]]] = {}
-    classes: dict[int, dict[int, tuple[int, str]]] = {}
+    about: dict[int, dict[int, tuple[str, int]]] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", **_TEXT) as file:
             reader = csv.reader(file)
             if tuple(next(reader, ())) != EPISODE_COLUMNS:
                 raise ValueError("its first line is not that of this version")
-            for seed, episode, class_id, class_name, name, _, *pixels in reader:
+            for seed, episode, target, class_id, class_name, name, _, *pixels in reader:
                 one, i = int(seed), int(episode)
                 tp, fp, fn, tn = map(int, pixels)
                 found.setdefault(one, {}).setdefault(name, {})[i] = [tp, fp, fn, tn]
-                classes.setdefault(one, {})[i] = int(class_id), class_name
+                about.setdefault(one, {})[i] = target, int(class_id)
+                if classes.get(class_id) != class_name:
+                    raise ValueError(f"{class_name} is no class of its results.json")
         if len(found) != len(digests):
             raise ValueError(f"{len(found)} lists instead of {len(digests)}")
+        named = {int(number): name for number, name in classes.items()}
         return [
-            _counted(seed, digest, found[seed], classes[seed])
+            _counted(seed, digest, named, found[seed], about[seed])
             for seed, digest in zip(found, digests, strict=True)
         ]
     except (ValueError, csv.Error) as error:
@@ -280,17 +295,19 @@ def read_episodes(path: pathlib.Path, digests: Sequence[str]) -> list[Counted]:
 def _counted(
     seed: int,
     digest: str,
+    classes: Mapping[int, str],
     rows: Mapping[str, Mapping[int, list[int]]],
-    classes: Mapping[int, tuple[int, str]],
+    about: Mapping[int, tuple[str, int]],
 ) -> Counted:
-    episodes = range(len(classes))
+    episodes = range(len(about))
     if any(sorted(of) != list(episodes) for of in rows.values()):
         raise ValueError(f"an episode of list {seed} is missing")
     return Counted(
         seed,
         digest,
-        dict(sorted(set(classes.values()))),
-        np.array([classes[i][0] for i in episodes]),
+        dict(classes),
+        np.array([about[i][1] for i in episodes]),
+        [about[i][0] for i in episodes],
         {name: np.array([of[i] for i in episodes]) for name, of in rows.items()},
     )
 

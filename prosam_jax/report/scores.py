@@ -44,7 +44,7 @@ def print_scores(result: Result) -> None:
     over = "" if n == of else f" (over {n} of {of} classes)"
     table.add_row(f"mIoU{over}", f"{100 * result.scores.miou:.2f}")
     low, high = (100 * x for x in interval)
-    table.add_row("  95 % interval over episodes", f"{low:.2f} to {high:.2f}")
+    table.add_row("  95 % interval over pictures", f"{low:.2f} to {high:.2f}")
     table.add_row("FB-IoU", f"{100 * result.scores.fb_iou:.2f}")
     if result.others:
         table.add_section()
