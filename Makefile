@@ -10,7 +10,7 @@ demo: .venv/runtime
 
 # Takes hours. On a CPU it does as many runs at a time as there are cores.
 demo-full: .venv/runtime
-	$(BIN)/prosam demo --full --results docs/results.md $(ARGS)
+	$(BIN)/prosam reproduce --table methods --table shown --seeds 3 $(ARGS)
 
 test: .venv/workflow
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not exhaustive" $(ARGS)

@@ -76,7 +76,6 @@ def test_the_version_is_told(capsys):
         (["weights", "fetsch"], "fetsch"),
         (["cache", "bild"], "bild"),
         (["cache"], "WHAT"),
-        (["demo", "--annotation=dots"], "dots"),
         (["export", "--workdir=x", "--out=y", "--config.data.fold=1"], "--config.data.fold"),
         (["train", "--workdir="], "--workdir"),
         (["train", "--workdir=x", "--config="], "--config"),

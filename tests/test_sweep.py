@@ -9,51 +9,12 @@ import signal
 import threading
 import time
 
-import numpy as np
 import pytest
 from finished_runs import BASE, finished
-from PIL import Image
 
 from prosam_jax.comparison import methods, sweep
-from prosam_jax.config import replaced
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-def test_the_grid_is_every_combination_once(tmp_path):
-    runs = sweep.runs(BASE, tmp_path, 3)
-    assert len(runs) == len({run.workdir for run in runs}) == len({run.cfg for run in runs}) == 144
-    assert {run.cfg.seed for run in runs[:48]} == {321}
-    few = sweep.runs(BASE, tmp_path, 1, ("mask", "point"))
-    assert len(few) == 24 and set(few) < set(runs)
-    for run in runs:
-        cfg = run.cfg
-        names = (cfg.data.annotation, cfg.data.fold, cfg.distribution.name, cfg.seed)
-        assert run.workdir.name == "{}-fold{}-{}-seed{}".format(*names)
-        assert cfg.eval.controls and cfg.train.eval_every == -1
-
-
-def _own_folder(root):
-    """Two pictures of each of three classes."""
-    for name in ("images", "masks"):
-        (root / name).mkdir(parents=True)
-    (root / "classes.txt").write_text("ant\nbee\ncow\n")
-    for class_id in (1, 2, 3):
-        for number in range(2):
-            name = f"{class_id}{number}.png"
-            labels = np.zeros((32, 32), np.uint8)
-            labels[8:24, 8:24] = class_id
-            Image.fromarray(80 * labels).convert("RGB").save(root / "images" / name)
-            Image.fromarray(labels).save(root / "masks" / name)
-    return str(root)
-
-
-def test_the_folds_are_those_of_the_dataset(tmp_path):
-    own = replaced(BASE, {"data.name": "folder", "data.root": _own_folder(tmp_path / "own")})
-    assert {run.cfg.data.fold for run in sweep.runs(own, tmp_path, 1, ("mask",))} == {0, 1, 2}
-    named = replaced(own, {"data.novel": "bee"})  # the same classes in all of its folds
-    runs = sweep.runs(named, tmp_path, 1, ("mask",))
-    assert [(run.cfg.data.fold, run.cfg.data.name) for run in runs] == [(0, "folder")] * 3
 
 
 @pytest.mark.slow

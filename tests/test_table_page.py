@@ -34,7 +34,7 @@ GAUSSIAN, STUDENT = np.array([10.0, 20, 30, 40]), np.array([16.0, 18, 60, 44])
 @pytest.fixture
 def made(tmp_path):
     """Table 4 on two folds, with two episodes of each class."""
-    made = reproduce.plan(4, SMALL, tmp_path, folds=[0, 1])
+    made = reproduce.plan("4", SMALL, tmp_path, folds=[0, 1])
     for (labels, fold), (run,) in made.runs.items():
         of = (STUDENT if labels == ("ProSAM",) else GAUSSIAN) + fold
         counts = np.concatenate([counts_of(iou, 1) for iou in (*of, *of)])
@@ -77,7 +77,7 @@ def test_the_page_shows_every_value_with_its_interval(made, tmp_path):
                 low, high = (f"{y:{sign}.2f}" for y in x.interval)
                 assert f"{x.ours:{sign}.2f} ({low} to {high})" in words
             x = line.values["mean"]
-            name = "ProSAM over ProSAM, Gaussian" if sign else line.row.labels[0]
+            name = "ProSAM over ProSAM with a Gaussian" if sign else line.row.labels[0]
             low, high = (f"{y:{sign}.2f}" for y in x.interval)
             assert hints.count(f"{name}: {x.ours:{sign}.2f} ({low} to {high})") == 2
     assert not any("the paper" in x for x in hints)  # whose values are of other data
@@ -104,7 +104,7 @@ def test_dots_lie_at_their_values_and_the_papers_where_the_data_is_the_papers(ma
     assert values["ProSAM"].ours == pytest.approx(STUDENT.mean())
     shown = {
         f"ProSAM, the paper: {75.26:.2f}": 75.26,
-        f"ProSAM, Gaussian, the paper: {74.20:.2f}": 74.2,
+        f"ProSAM with a Gaussian, the paper: {74.20:.2f}": 74.2,
     } | {
         f"{name}: {x.ours:.2f} ({x.interval.low:.2f} to {x.interval.high:.2f})": x.ours
         for name, x in values.items()
@@ -115,7 +115,7 @@ def test_dots_lie_at_their_values_and_the_papers_where_the_data_is_the_papers(ma
     np.testing.assert_allclose(slope * np.array(list(shown.values())) + start, at[:, 0], atol=0.1)
     # Gaussian is the first row, and y goes down.
     assert at[0, 1] == at[3, 1] > at[1, 1] == at[2, 1]
-    assert "ProSAM over ProSAM, Gaussian, the paper: +1.06" in marks
+    assert "ProSAM over ProSAM with a Gaussian, the paper: +1.06" in marks
 
 
 def test_differences_are_grey_where_their_interval_includes_zero():
@@ -143,7 +143,7 @@ def test_each_class_is_a_point_with_its_name(made, tmp_path):
     marks = _marks(text)
     at = np.array(
         [
-            marks[f"{name}: ProSAM {y:.1f} %, ProSAM, Gaussian {x:.1f} %"]
+            marks[f"{name}: ProSAM {y:.1f} %, ProSAM with a Gaussian {x:.1f} %"]
             for name, y, x in zip((*CLASSES, *CLASSES), student, gaussian, strict=True)
         ]
     )
@@ -164,11 +164,11 @@ ANNOTATIONS = [f"Shapes-5i, {x}" for x in ("point", "scribble", "box", "mask")]
 @pytest.mark.parametrize(
     ("number", "compared", "title", "curves"),
     [
-        (1, 4, "Shapes-5i, mask: ProSAM over VRP-SAM", ANNOTATIONS),
-        (2, 0, "Shapes-5i: ProSAM", ["Shapes-5i"]),
-        (6, 1, "ProSAM over VRP-SAM", [""]),
-        (7, 2, "ProSAM over VRP-SAM + 2 linear", [""]),
-        (8, 5, "mean prompt only over max of logit masks", [""]),
+        ("1", 4, "Shapes-5i, mask: ProSAM over VRP-SAM", ANNOTATIONS),
+        ("2", 0, "Shapes-5i: ProSAM", ["Shapes-5i"]),
+        ("6", 1, "ProSAM over VRP-SAM", [""]),
+        ("7", 2, "ProSAM over VRP-SAM + 2 linear", [""]),
+        ("8", 5, "mean prompt only over max of logit masks", [""]),
     ],
 )
 def test_each_table_shows_what_it_compares(number, compared, title, curves, tmp_path):
@@ -187,7 +187,7 @@ def test_each_table_shows_what_it_compares(number, compared, title, curves, tmp_
 
 
 def test_backbones_are_families_of_their_own(tmp_path):
-    made = reproduce.plan(9, SMALL, tmp_path)
+    made = reproduce.plan("9", SMALL, tmp_path)
     assert pairs.pictured(made).title == "VGG-16: ProSAM over VRP-SAM"
     assert [x.shared for x in pairs.families(made)] == ["tiny", "VGG-16"]
 
@@ -238,7 +238,7 @@ TINY = {
 def test_pictures_are_of_the_episodes_with_the_largest_gain_and_loss(tmp_path, capsys):
     base = replaced(Config(), settings.recipe("shapes") | TINY)
     preset = Preset("small", {"pascal": base, "coco": base}, paper=False)
-    tables = [reproduce.plan(n, preset, tmp_path, folds=[0]) for n in (4, 8)]
+    tables = [reproduce.plan(n, preset, tmp_path, folds=[0]) for n in ("4", "8")]
     for run in reproduce.together(tables):
         methods.finish(run)
     command = ["reproduce", "--table=4", "--fold=0", f"--workdir={tmp_path}"]

@@ -1,14 +1,11 @@
 """Trains VRP-SAM and ProSAM on generated pictures and compares them on novel classes.
 
     prosam demo
-    prosam demo --full --jobs 2 --annotation mask --workdir runs/full
 
-The first command takes a few minutes, prints a table and writes report.html to the workdir. The
-second runs all folds, methods and seeds (and all annotations without --annotation), which takes
-hours. It writes tables to a document and all numbers to a JSON file beside it, which keeps the
-numbers of earlier runs, so that --config.seed=324 adds seeds. Start either again to resume it. On a
-CPU each run gets one core and there are as many runs at a time as cores, because a second core
-hardly speeds up a small run.
+Takes a few minutes, prints a table and writes report.html to the workdir. Start it again to resume
+it. On a CPU each run gets one core and there are as many runs at a time as cores, because a second
+core hardly speeds up a small run. For every fold, annotation and method there is
+`prosam reproduce --table methods`.
 """
 
 import argparse
@@ -21,7 +18,7 @@ from typing import Any
 
 from prosam_jax.cli import settings
 from prosam_jax.cli.arguments import as_path
-from prosam_jax.config import ANNOTATIONS, Config, check_at_least
+from prosam_jax.config import Config, check_at_least
 from prosam_jax.config.fields import flat, unread
 from prosam_jax.errors import UserError
 
@@ -31,50 +28,30 @@ METHODS = ("vrp", "student_t")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this verb."""
     parser.add_argument(
-        "--workdir", type=as_path, help="folder of the runs (default: runs/demo or runs/full)"
+        "--workdir",
+        type=as_path,
+        default=pathlib.Path("runs/demo"),
+        help="folder of the runs (default: runs/demo)",
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="how many runs at a time")
-    parser.add_argument(
-        "--full", action="store_true", help="run every fold, annotation, method and seed"
-    )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        default=3,
-        metavar="N",
-        help="with --full: number of seeds (default: 3)",
-    )
-    parser.add_argument(
-        "--annotation",
-        action="append",
-        choices=ANNOTATIONS,
-        help="with --full: annotation to run, may be repeated (default: all)",
-    )
-    parser.add_argument(
-        "--results",
-        type=as_path,
-        help="with --full: document for the tables (default: results.md in the workdir)",
-    )
     settings.add_arguments(parser, "default: shapes")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the demo, or with --full every combination; returns the exit status."""
-    for flag in ("jobs", "seeds"):
-        if getattr(args, flag) is not None:
-            check_at_least(f"--{flag}", getattr(args, flag), 1)
+    """Runs the demo; returns the exit status."""
+    if args.jobs is not None:
+        check_at_least("--jobs", args.jobs, 1)
     base = settings.config(args, "shapes")
-    compare, name = (full, "runs/full") if args.full else (demo, "runs/demo")
     try:
-        compare(base, args.workdir or pathlib.Path(name), args)
+        demo(base, args)
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
 
 
-def demo(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
+def demo(base: Config, args: argparse.Namespace) -> None:
     """Trains and scores two methods, prints a table and writes a report."""
     from prosam_jax import console
     from prosam_jax.comparison import methods, report, sweep, tables
@@ -82,7 +59,8 @@ def demo(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
     check_at_least("eval.pictures", base.eval.pictures, 1)
     start = time.monotonic()
     runs = [
-        methods.run_of(base, workdir, method, {"distribution.name": method}) for method in METHODS
+        methods.run_of(base, args.workdir, method, {"distribution.name": method})
+        for method in METHODS
     ]
     _check_heeded(args, runs)
     todo = [run for run in runs if not methods.is_finished(run)]
@@ -98,32 +76,10 @@ def demo(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
         held[run.title] = methods.finish(run)
     print()
     tables.print_table(tables.rows(held), f"novel classes of fold {base.data.fold}")
-    path = workdir / "report.html"
+    path = args.workdir / "report.html"
     report.write(path, runs, shlex.join(["prosam", *sys.argv[1:]]))
     took = console.clock(time.monotonic() - start)
     print(f"{took}; open the report in a browser: {path.resolve()}")
-
-
-def full(base: Config, workdir: pathlib.Path, args: argparse.Namespace) -> None:
-    """Does all runs and writes their tables and numbers."""
-    from prosam_jax import console
-    from prosam_jax.comparison import methods, sweep, tables
-
-    start = time.monotonic()
-    runs = sweep.runs(base, workdir, args.seeds, args.annotation or ANNOTATIONS)
-    _check_heeded(args, runs)
-    todo = [run for run in runs if not methods.is_finished(run)]
-    jobs = args.jobs or sweep.default_jobs(runs)
-    console.note(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time")
-    sweep.finish(todo, jobs=jobs)
-    path = args.results or workdir / "results.md"
-    numbers = path.with_suffix(".json")
-    found = tables.together(tables.numbers(base, runs), numbers)
-    table = tables.markdown(found.scores, tables.note(found))
-    tables.write_markdown(path, table)
-    tables.write_numbers(numbers, found)
-    took = console.clock(time.monotonic() - start)
-    print(f"{table}\n\n{took}; wrote {path} and {numbers}")
 
 
 def _check_heeded(args: argparse.Namespace, runs: Sequence[Any]) -> None:

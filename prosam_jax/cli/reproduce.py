@@ -1,13 +1,17 @@
-r"""Makes tables of the paper again: trains and scores what they need, and prints them.
+r"""Makes tables, the paper's among them: trains and scores what they need, and prints them.
 
     prosam reproduce --table 4
     prosam reproduce --table 1 --table 7 --preset paper --pascal VOC2012 --coco COCO2014 --dry-run
     prosam reproduce --table 8 --preset photos --pascal VOC2012
+    prosam reproduce --table methods --seeds 3
 
 Every value has an interval over test pictures and stands beside the paper's; methods are compared
 on the same episodes; controls are scored with every run. A run is trained once for all tables that
 show it. What is finished is not done again, and what was stopped goes on. Writes tableN.md, .csv,
 .json and .html to the workdir.
+
+Beyond the paper, "methods" is VRP-SAM, Gaussian and Student-t with every annotation, and "shown" is
+what was trained with masks, shown other annotations.
 
 Presets: "small" has generated pictures and the packaged networks, minutes for each run; "photos"
 has photographs in VOC's form and the same small networks, whose figures are no results to quote;
@@ -46,10 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table",
         action="append",
-        type=int,
         required=True,
         metavar="N",
-        help="number of a table of the paper, 1 to 9; may be repeated",
+        help='number of a table of the paper, 1 to 9, or "methods" or "shown"; may be repeated',
     )
     parser.add_argument("--preset", choices=RECIPES, default="small", help="default: small")
     parser.add_argument(
@@ -106,8 +109,8 @@ def run(args: argparse.Namespace) -> int:
     workdir = args.workdir or pathlib.Path("runs/reproduce", args.preset)
     folds = args.fold or reproduce.FOLDS
     tables = [
-        reproduce.plan(number, preset, workdir, seeds=args.seeds, folds=folds)
-        for number in dict.fromkeys(args.table)
+        reproduce.plan(name, preset, workdir, seeds=args.seeds, folds=folds)
+        for name in dict.fromkeys(args.table)
     ]
     start = time.monotonic()
     runs = reproduce.together(tables)
@@ -122,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
         _show(runs, 1 if alone else jobs, costs.rate_reached(runs[0].cfg.sam.dtype))
         return 0
     _check_roots(todo)
+    _check_files(todo)
     console.note(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time")
     try:
         sweep.finish(todo, jobs=jobs)
@@ -173,6 +177,31 @@ def _check_roots(runs: "Sequence[Run]") -> None:
                 )
 
 
+def _check_files(runs: "Sequence[Run]") -> None:
+    """Opens every dataset and looks for every weight file once, so that no run begins in vain.
+
+    Raises:
+        UserError: A dataset or a weight file is missing or not valid.
+    """
+    from prosam_jax.comparison import methods
+    from prosam_jax.data import datasets
+    from prosam_jax.evaluation import evaluate
+    from prosam_jax.weights import prompt_encoder
+
+    opened, found = set[Any](), set[Any]()
+    for run in runs:
+        for cfg in (run.cfg, *(methods.scored_with(run, x) for x in run.scorings)):
+            place = replaced(cfg, {"data.annotation": "mask", "data.downsample": "nearest"}).data
+            if place not in opened:
+                opened.add(place)
+                datasets.episodes(cfg.data, "train", seed=cfg.seed)
+                evaluate.test_episodes(cfg)
+        frozen = run.cfg.sam, run.cfg.backbone
+        if frozen not in found:
+            found.add(frozen)
+            prompt_encoder.frozen_weights(run.cfg)
+
+
 def _show(runs: "Sequence[Run]", jobs: int, rate: float) -> None:
     """Prints the runs, what is done of them, and about how long the rest takes."""
     from prosam_jax.comparison import costs, methods
@@ -219,7 +248,7 @@ def _write(made: "Made", workdir: pathlib.Path, command: str) -> None:
     from prosam_jax.comparison import table_files
     from prosam_jax.json_files import write_object
 
-    stem = f"table{made.table.number}"
+    stem = made.table.stem
     text = table_files.markdown(made)
     for suffix, content in ((".md", text), (".csv", table_files.as_csv(made))):
         with replacing(workdir / f"{stem}{suffix}") as part:
@@ -231,6 +260,6 @@ def _write(made: "Made", workdir: pathlib.Path, command: str) -> None:
 def _draw(made: "Made", workdir: pathlib.Path, command: str) -> None:
     from prosam_jax.comparison import extremes, table_page
 
-    page = workdir / f"table{made.table.number}.html"
+    page = workdir / f"{made.table.stem}.html"
     table_page.write(page, made, extremes.found(made), command)
     print(f"with figures and pictures, for a browser: {page.resolve()}")

@@ -42,8 +42,8 @@ its score on the test list and the last one counts."""
 
 
 NEEDED = (
-    "config", "step", "miou", "fb_iou", "per_class", "classes", "episodes", "episode_list_sha256", "seconds",
-    "versions", "device",
+    "config", "step", "miou", "fb_iou", "per_class", "classes", "episodes", "episode_list_sha256",
+    "seconds", "versions", "device",
 )  # fmt: skip
 """What tables and reports read of `results.json`."""
 

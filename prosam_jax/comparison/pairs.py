@@ -118,7 +118,9 @@ def classes(made: Made, group: Group) -> list[Point]:
     points = []
     for fold in made.folds:
         (names, one), (_, other) = (_classes(made, row, fold) for row in group.rows)
-        points += [Point(name, 100 * one[c], 100 * other[c]) for c, name in names.items()]
+        points += [
+            Point(name, 100 * one[c], 100 * other[c]) for c, name in names.items() if c in one
+        ]
     return points
 
 

@@ -69,24 +69,29 @@ class Table:
     """A table.
 
     Attributes:
-        number: Its number in the paper.
+        name: Its number in the paper, or a name if it is not one of the paper's.
         title: What it shows.
         heads: Heads of the columns of `Row.labels`.
         rows: Its rows that this library can run.
         unit: What its values are.
     """
 
-    number: int
+    name: str
     title: str
     heads: tuple[str, ...]
     rows: tuple[Row, ...]
     unit: str = "mIoU in percent"
 
+    @property
+    def stem(self) -> str:
+        """The name of its files, without suffix."""
+        return f"table{self.name}" if self.name.isdecimal() else self.name
+
 
 TITLES = {
     VRP: "VRP-SAM",
     VRP_2LINEAR: "VRP-SAM + 2 linear",
-    GAUSSIAN: "ProSAM, Gaussian",
+    GAUSSIAN: "ProSAM with a Gaussian",
     STUDENT_T: "ProSAM",
 }
 
@@ -153,7 +158,7 @@ _UNKNOWN = (None,) * 5
 
 
 def _backbones(
-    number: int,
+    name: str,
     benchmark: Benchmark,
     other: tuple[str, str],
     printed: Mapping[str, tuple[float, ...]],
@@ -170,14 +175,14 @@ def _backbones(
             row = _row(labels, benchmark, method, of_backbone, backbone=backbone, below=below)
             rows.append(row)
     title = f"The backbone, on {BENCHMARKS[benchmark]}"
-    return Table(number, title, ("method", "backbone"), tuple(rows))
+    return Table(name, title, ("method", "backbone"), tuple(rows))
 
 
-def _tables() -> dict[int, Table]:
+def _tables() -> dict[str, Table]:
     vrp, prosam = TITLES[VRP], TITLES[STUDENT_T]
     tables = [
         Table(
-            1,
+            "1",
             "Methods with SAM, by annotation",
             ("data", "method", "annotation"),
             tuple(
@@ -193,7 +198,7 @@ def _tables() -> dict[int, Table]:
             ),
         ),
         Table(
-            2,
+            "2",
             "Few-shot methods; only ProSAM's row can be run here",
             ("data", "method"),
             tuple(
@@ -202,7 +207,7 @@ def _tables() -> dict[int, Table]:
             ),
         ),
         Table(
-            3,
+            "3",
             "From COCO to Pascal, by both protocols",
             ("tested classes", "method"),
             tuple(
@@ -219,7 +224,7 @@ def _tables() -> dict[int, Table]:
             ),
         ),
         Table(
-            4,
+            "4",
             "The distribution",
             ("method",),
             (
@@ -234,7 +239,7 @@ def _tables() -> dict[int, Table]:
             ),
         ),
         _backbones(
-            5,
+            "5",
             "coco",
             ("DINOv2 ViT-B/14", "dinov2_vitb14"),
             {
@@ -243,7 +248,7 @@ def _tables() -> dict[int, Table]:
             },
         ),
         Table(
-            6,
+            "6",
             "What becomes of each pixel",
             ("the paper calls it", "read as", "method"),
             tuple(
@@ -261,7 +266,7 @@ def _tables() -> dict[int, Table]:
             unit="a share of all pixels in percent",
         ),
         Table(
-            7,
+            "7",
             "VRP-SAM with as many parameters",
             ("method",),
             (
@@ -283,7 +288,7 @@ def _tables() -> dict[int, Table]:
             ),
         ),
         Table(
-            8,
+            "8",
             "Inference strategies, 10 sampled prompts",
             ("strategy",),
             tuple(
@@ -300,7 +305,7 @@ def _tables() -> dict[int, Table]:
             ),
         ),
         _backbones(
-            9,
+            "9",
             "pascal",
             ("VGG-16", "vgg16_bn"),
             {
@@ -309,7 +314,7 @@ def _tables() -> dict[int, Table]:
             },
         ),
     ]
-    return {table.number: table for table in tables}
+    return {table.name: table for table in tables}
 
 
 TABLES = _tables()

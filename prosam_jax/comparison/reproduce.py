@@ -1,6 +1,6 @@
-"""The paper's tables made again: which runs a table needs, and what they gave.
+"""Tables of trained runs, the paper's among them: which runs a table needs, and what they gave.
 
-A run is trained once, whatever tables show it. Every value has an interval over the test episodes
+A run is trained once, whatever tables show it. Every value has an interval over the test pictures
 (`evaluation.intervals`), and every comparison of two methods is made on the same episodes.
 """
 
@@ -13,16 +13,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from prosam_jax.comparison import methods
+from prosam_jax.comparison import beyond, methods, paper
 from prosam_jax.comparison.methods import OWN, Run, Scoring
-from prosam_jax.comparison.paper import BENCHMARKS, FOLDS, TABLES, Benchmark, Row, Table
-from prosam_jax.comparison.sweep import DOWNSAMPLE
+from prosam_jax.comparison.paper import BENCHMARKS, FOLDS, Benchmark, Row, Table
 from prosam_jax.config import Config, replaced
 from prosam_jax.errors import UserError
 from prosam_jax.evaluation import intervals, metrics
 from prosam_jax.evaluation.intervals import Interval
 from prosam_jax.evaluation.results import Counted
 from prosam_jax.weights import prompt_encoder
+
+TABLES = paper.TABLES | beyond.TABLES
+
+DOWNSAMPLE = {"point": "coverage"}
+"""`data.downsample` by annotation, except with the paper's settings: with "nearest", three of four
+references would lose all their points."""
 
 MEAN = "mean"
 """Name of the column after the folds."""
@@ -60,7 +65,7 @@ class Made:
     """A table as it is made: its rows, and the runs of each.
 
     Attributes:
-        table: The paper's table.
+        table: The table.
         preset: With what it is made.
         folds: The folds that are made.
         rows: The rows that are made, with the labels that they have here.
@@ -80,7 +85,7 @@ class Made:
 
 
 def plan(
-    number: int,
+    name: str,
     preset: Preset,
     workdir: pathlib.Path,
     *,
@@ -90,7 +95,7 @@ def plan(
     """The rows and runs of a table.
 
     Args:
-        number: Its number in the paper.
+        name: Its name in `TABLES`.
         preset: With what it is made.
         workdir: Folder of all runs.
         seeds: Number of runs of each kind; the first has the seed of the preset's settings.
@@ -100,10 +105,9 @@ def plan(
         UserError: There is no such table, it cannot be made with this preset, or settings are not
             valid.
     """
-    if number not in TABLES:
-        known = ", ".join(map(str, TABLES))
-        raise UserError(f"--table={number}: the paper has tables {known}")
-    table = TABLES[number]
+    if name not in TABLES:
+        raise UserError(f"--table={name}: there are {', '.join(TABLES)}")
+    table = TABLES[name]
     rows = table.rows
     if preset.single and any(row.benchmark == "pascal" for row in rows):
         rows = tuple(row for row in rows if row.benchmark == "pascal")
@@ -117,7 +121,7 @@ def plan(
     if not runs:
         shown = sorted({fold for row in rows for fold in row.values})
         raise UserError(
-            f"--fold={', '.join(map(str, sorted(folds)))}: table {number} has only fold "
+            f"--fold={', '.join(map(str, sorted(folds)))}: table {name} has only fold "
             f"{', '.join(map(str, shown))}"
         )
     kept = tuple(fold for fold in FOLDS if any((row.labels, fold) in runs for row in rows))
@@ -164,6 +168,9 @@ def _scorings(row: Row, run: Run, preset: Preset) -> tuple[Scoring, ...]:
     if row.scoring == OWN:
         return ()
     changes = dict(row.scoring.changes)
+    rule = DOWNSAMPLE.get(changes.get("data.annotation", ""))
+    if rule and not preset.paper:
+        changes["data.downsample"] = rule
     if "data.test" in changes:
         if preset.bases["coco"].data.name != "coco":
             raise UserError(

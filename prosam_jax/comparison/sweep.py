@@ -1,4 +1,4 @@
-"""Sweeps: runs of every fold, annotation, method and seed, several at a time in processes.
+"""Sweeps: many runs, several at a time in processes.
 
 Each run is a `methods.Run` with a folder of its own, so that a sweep can be resumed.
 """
@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import multiprocessing
 import os
-import pathlib
 import signal
 import threading
 import time
@@ -16,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
-from typing import Any
 
 import rich.progress
 from absl import logging
@@ -24,70 +22,12 @@ from absl import logging
 from prosam_jax import console
 from prosam_jax.comparison import methods
 from prosam_jax.comparison.methods import Run
-from prosam_jax.config import ANNOTATIONS, CHANGES_NO_NUMBER, Config, replaced, to_dict
-from prosam_jax.config.fields import about, flat
-from prosam_jax.data import datasets
 from prosam_jax.errors import UserError
 from prosam_jax.report import curves
 from prosam_jax.training import signals
 
-METHODS = ("vrp", "gaussian", "student_t")
-
-DOWNSAMPLE = {"point": "coverage"}
-"""`data.downsample` by annotation, if it differs from the recipe's: with "nearest", three of four
-references would lose all their points."""
-
-AXES = ("seed", "data.fold", "data.annotation", "data.downsample", "distribution.name")
-"""Settings in which the runs of a sweep differ."""
-
 PATIENCE = 60
 """Seconds after which a process that was told to stop and has saved ends by itself."""
-
-
-def folds(cfg: Config) -> list[int]:
-    """The folds of the dataset that have novel classes, without duplicates.
-
-    A user's folder with `data.novel` has only one.
-
-    Raises:
-        UserError: The dataset is missing or not valid.
-    """
-    novel = datasets.episodes(cfg.data, "train", seed=cfg.seed).fold.rule.novel
-    return [f for f, classes in enumerate(novel) if classes and classes not in novel[:f]]
-
-
-def runs(
-    base: Config, workdir: pathlib.Path, seeds: int, annotations: Sequence[str] = ANNOTATIONS
-) -> list[Run]:
-    """All runs of a sweep, seed by seed, so that a partial sweep can be compared.
-
-    Raises:
-        UserError: The dataset is missing or not valid, or `base` sets `prompt.weights`.
-    """
-    return [
-        methods.run_of(
-            base,
-            workdir,
-            f"{annotation}-fold{fold}-{method}-seed{seed}",
-            dict(zip(AXES, (seed, fold, annotation, _rule(base, annotation), method), strict=True))
-            | {"eval.pictures": 0},
-        )
-        # Fold before annotation and method, because a fold's pictures stay in memory.
-        for seed, fold, annotation, method in itertools.product(
-            range(base.seed, base.seed + seeds), folds(base), annotations, METHODS
-        )
-    ]
-
-
-def _rule(base: Config, annotation: str) -> str:
-    return DOWNSAMPLE.get(annotation, base.data.downsample)
-
-
-def comparable(cfg: Config) -> dict[str, Any]:
-    """The settings, with defaults for those that vary in a sweep or do not affect results."""
-    default = flat(Config())
-    left_out = {x for x in default if x in AXES or about(Config, x).role in CHANGES_NO_NUMBER}
-    return to_dict(replaced(cfg, {name: default[name] for name in left_out}))
 
 
 def finish(todo: Sequence[Run], *, jobs: int) -> None:

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from prosam_jax.comparison import methods, reproduce
+from prosam_jax.comparison import methods, paper, reproduce
 from prosam_jax.comparison.paper import Row
 from prosam_jax.comparison.reproduce import MEAN, Line, Made, Value
 from prosam_jax.evaluation import controls
@@ -47,26 +47,30 @@ def markdown(made: Made) -> str:
 
 
 def title(made: Made) -> str:
-    """The number of the table, what it is made on, and what it shows."""
+    """The table, what it is made on, and what it shows."""
     on = " and ".join(dict.fromkeys(made.preset.data(row.benchmark) for row in made.rows))
-    return f"Table {made.table.number} of the paper on {on}: {made.table.title}"
+    if made.table.name in paper.TABLES:
+        return f"Table {made.table.name} of the paper on {on}: {made.table.title}"
+    return f"{made.table.title}, on {on}"
 
 
 def note(made: Made) -> str:
     """What the values are."""
     first = next(iter(made.runs.values()))
     several = f" Values are means over {len(first)} seeds." if len(first) > 1 else ""
-    if made.preset.paper:
-        beside = "Less the paper: ours minus the paper's value."
+    if not any(x is not None for row in made.rows for x in row.values.values()):
+        beside = ""
+    elif made.preset.paper:
+        beside = " Less the paper: ours minus the paper's value."
     else:
         beside = (
-            "The paper's values are of other data and networks and stand here for the differences "
+            " The paper's values are of other data and networks and stand here for the differences "
             "between rows alone."
         )
     return (
         f"Each value is {made.table.unit}, in brackets its {100 * LEVEL:.0f} % interval over test "
-        "episodes, which tells how far it depends on the pictures that were tested, not on the seed "
-        f"of the training. {beside}{several}"
+        "pictures, which tells how far it depends on the pictures that were tested, not on the "
+        f"seed of the training.{beside}{several}"
     )
 
 
@@ -127,6 +131,11 @@ def _rows(found: Sequence[Line], made: Made, apart: bool = False) -> list[list[s
         shown = values.values()
         cells.append([*labels, "ours", *(_ours(x, sign) for x in shown)])
         blank = [""] * len(labels)
+        if any(len(x.seeds) > 1 for x in shown):
+            of_seeds = (", ".join(_number(y, sign) for y in x.seeds) for x in shown)
+            cells.append([*blank, "each seed", *of_seeds])
+        if all(x.paper is None for x in shown):
+            continue
         cells.append([*blank, "paper", *(_number(x.paper, sign) for x in shown)])
         if made.preset.paper and not apart:
             cells.append([*blank, "less the paper", *map(_less, shown)])
@@ -135,18 +144,18 @@ def _rows(found: Sequence[Line], made: Made, apart: bool = False) -> list[list[s
 
 def _ours(value: Value, sign: str) -> str:
     low, high = value.interval
-    return f"{value.ours:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+    return f"{value.ours:{sign}z.2f} ({low:{sign}z.2f} to {high:{sign}z.2f})"
 
 
 def _number(x: float | None, sign: str = "") -> str:
-    return "not known" if x is None else f"{x:{sign}.2f}"
+    return "not printed" if x is None else f"{x:{sign}z.2f}"
 
 
 def _less(value: Value) -> str:
     if value.paper is None:
-        return "not known"
+        return "not printed"
     low, high = (x - value.paper for x in value.interval)
-    return f"{value.ours - value.paper:+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{value.ours - value.paper:+z.2f} ({low:+z.2f} to {high:+z.2f})"
 
 
 def made_by(made: Made) -> str:
@@ -187,7 +196,7 @@ def as_csv(made: Made) -> str:
                     less = tuple(f"{y - x.paper:.4f}" for y in (x.ours, *x.interval))
                 writer.writerow(
                     [
-                        made.table.number,
+                        made.table.name,
                         ", ".join(row.labels),
                         below,
                         column,
@@ -217,7 +226,7 @@ def as_json(made: Made, command: str) -> dict[str, Any]:
         ]
 
     return {
-        "table": made.table.number,
+        "table": made.table.name,
         "title": made.table.title,
         "unit": made.table.unit,
         "preset": made.preset.name,

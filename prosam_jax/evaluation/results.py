@@ -226,16 +226,19 @@ def percent(interval: Interval) -> list[float]:
 
 
 EPISODE_COLUMNS = ("seed", "episode", "target", "class_id", "class", "scored", "iou", *COUNTS)
-_TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # any name that a file can have
+_ERRORS = "surrogateescape"  # for any name that a file can have
 
 
 def write_episodes(path: pathlib.Path, result: Result) -> None:
     """Writes the pixels of each episode, for each name that was scored, as CSV.
 
-    `target` is the picture's name, `iou` is that of the object, from 0 to 1; `COUNTS` are numbers of pixels. From them any score
-    and interval follows.
+    `target` is the picture's name, `iou` is that of the object, from 0 to 1; `COUNTS` are numbers
+    of pixels. From them any score and interval follows.
     """
-    with replacing(path) as part, part.open("w", newline="", **_TEXT) as file:
+    with (
+        replacing(path) as part,
+        part.open("w", newline="", encoding="utf-8", errors=_ERRORS) as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(EPISODE_COLUMNS)
         for one in result.lists:
@@ -268,7 +271,7 @@ def read_episodes(
     found: dict[int, dict[str, dict[int, list[int]]]] = {}
     about: dict[int, dict[int, tuple[str, int]]] = {}
     try:
-        with path.open(newline="", **_TEXT) as file:
+        with path.open(newline="", encoding="utf-8", errors=_ERRORS) as file:
             reader = csv.reader(file)
             if tuple(next(reader, ())) != EPISODE_COLUMNS:
                 raise ValueError("its first line is not that of this version")

@@ -76,11 +76,11 @@ def dots(rows: Sequence[Dot], *, differences: bool = False) -> Markup:
         colour = GREY if differences and low <= 0 <= high else COLOURS[0]
         axes.plot([low, high], [i, i], color=colour, linewidth=2.4, gid=f"dot{i}")
         axes.plot([value], [i], "o", color=colour, markersize=7, gid=f"dot{i}")
-        hints[f"dot{i}"] = f"{label}: {value:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+        hints[f"dot{i}"] = f"{label}: {value:{sign}z.2f} ({low:{sign}z.2f} to {high:{sign}z.2f})"
         if paper is not None:
             axes.plot([paper], [i], "D", color="none", markeredgecolor=COLOURS[1], gid=f"paper{i}")
-            hints[f"paper{i}"] = f"{label}, the paper: {paper:{sign}.2f}"
-        for x, text, side in ((0, label, "left"), (1, f"{value:{sign}.2f}", "right")):
+            hints[f"paper{i}"] = f"{label}, the paper: {paper:{sign}z.2f}"
+        for x, text, side in ((0, label, "left"), (1, f"{value:{sign}z.2f}", "right")):
             axes.text(
                 x, i - 0.2, text, ha=side, va="bottom", fontsize=9, parse_math=False,
                 transform=axes.get_yaxis_transform(), in_layout=False,
