@@ -55,7 +55,16 @@ def test_a_run_of_an_older_version_is_scored_again(tmp_path):
     run = finished(tmp_path, "vrp", 40.0)
     path = run.workdir / "results.json"
     held = json.loads(path.read_text())
-    for change in ({"prior_threshold": ...}, {"controls": {"another": {}}}, {"config": 3}):
+    for change in (
+        {"prior_threshold": ...},
+        {"controls": {"another": {}}},
+        {"config": 3},
+        {"classes": ["ant"]},
+        {"classes": {"x": "ant"}},
+        {"classes": {"1": "another"}},
+        {"lists": [3]},
+        {"lists": 3},
+    ):
         other = {k: v for k, v in (held | change).items() if v is not ...}
         path.write_text(json.dumps(other))
         assert methods.results(run) is None

@@ -177,12 +177,17 @@ def counted(folder: pathlib.Path, held: Mapping[str, Any]) -> list[Counted]:
     """The episodes of a scoring, from the folder with its `results.json`, whose contents are given.
 
     Raises:
-        UserError: `episodes.csv` is damaged, or of other lists.
+        UserError: A file is damaged, or they are of different lists.
         OSError: It cannot be read.
     """
-    lists = held.get("lists") or [held]
-    digests = [x["episode_list_sha256"] for x in lists]
-    return read_episodes(folder / "episodes.csv", digests, held["classes"])
+    try:
+        digests = [x["episode_list_sha256"] for x in held.get("lists") or [held]]
+        classes = {str(number): name for number, name in held["classes"].items()}
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(
+            f"{folder}/results.json is damaged; delete it, and score the run again"
+        ) from None
+    return read_episodes(folder / "episodes.csv", digests, classes)
 
 
 def _last_step(cfg: Config) -> int:

@@ -86,7 +86,7 @@ def dots(rows: Sequence[Dot], *, differences: bool = False) -> Markup:
                 transform=axes.get_yaxis_transform(), in_layout=False,
             )  # fmt: skip
         if differences:  # not one line, which would cross the labels
-            axes.plot([0, 0], [i - 0.25, i + 0.25], color=GREY, linewidth=1.2, gid=f"zero{i}")
+            axes.plot([0, 0], [i - 0.17, i + 0.25], color=GREY, linewidth=1.2, gid=f"zero{i}")
     axes.set_ylim(len(rows) - 0.6, -0.8)
     axes.set_yticks([])
     axes.margins(x=0.08)
