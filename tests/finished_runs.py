@@ -6,7 +6,7 @@ import numpy as np
 
 from prosam_jax.comparison import methods
 from prosam_jax.config import Config, to_dict
-from prosam_jax.evaluation import controls, results
+from prosam_jax.evaluation import controls, metrics, results, strategies
 from prosam_jax.evaluation.prediction import RESULT
 from prosam_jax.evaluation.results import Example
 from prosam_jax.types import Episode
@@ -73,10 +73,12 @@ def finish(run, miou, counts=None, scoring=methods.OWN, classes=(CLASS,)):
     one = results.Counted(
         run.cfg.eval.seed, digest, named, class_id, [f"{i}.jpg" for i in range(n)], counts
     )
+    scores = {name: metrics.scores(of, class_id) for name, of in counts.items()}
+    percent = {x: {"miou": 100 * of.miou, "fb_iou": 100 * of.fb_iou} for x, of in scores.items()}
     results.write_episodes(folder / "episodes.csv", results.Result([one], False, 1.0, [], n, 0))
     held = {
-        "miou": miou,
-        "fb_iou": miou / 2,
+        **percent[RESULT],
+        "strategies": {name: of for name, of in percent.items() if name in strategies.NAMES},
         "per_class": {CLASS: miou},
         "classes": {str(c): name for c, name in named.items()},
         "episodes": n,

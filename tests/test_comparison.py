@@ -64,6 +64,12 @@ def test_a_run_of_an_older_version_is_scored_again(tmp_path):
         {"classes": {"1": "another"}},
         {"lists": [3]},
         {"lists": 3},
+        {"controls": 5},
+        {"versions": None},
+        {"device": 5},
+        {"episodes": "3"},
+        {"episode_list_sha256": "zz"},
+        {"miou": 41.0},
     ):
         other = {k: v for k, v in (held | change).items() if v is not ...}
         path.write_text(json.dumps(other))
@@ -72,6 +78,13 @@ def test_a_run_of_an_older_version_is_scored_again(tmp_path):
         path.write_text(text, encoding="latin-1")
         assert methods.results(run) is None
     path.write_text(json.dumps(held))
+    assert methods.results(run) == held
+    episodes = run.workdir / "episodes.csv"
+    lines = episodes.read_text()
+    for cut in (lines[:-40], lines[: lines.rindex("\n", 0, -1) + 1], lines[:-2], lines[:70]):
+        episodes.write_text(cut)  # within a line, after one, within its last number, all of them
+        assert methods.results(run) is None
+    episodes.write_text(lines)
     assert methods.results(run) == held
     examples = run.workdir / "examples.npz"
     whole = examples.read_bytes()

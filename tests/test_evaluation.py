@@ -225,7 +225,7 @@ def test_what_a_scored_run_writes(run, tmp_path, capsys):
         assert kept.counts.keys() == again.counts.keys()
         for name in kept.counts:
             np.testing.assert_array_equal(kept.counts[name], again.counts[name])
-    drawn = intervals.mean([x.draws(RESULT, False) for x in read])
+    drawn = results.draws(read, RESULT, False)
     assert [100 * x for x in intervals.interval(drawn.miou)] == held["miou_interval"]
 
     with (tmp_path / "episodes.csv").open() as file:

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 
 from prosam_jax.evaluation import intervals, metrics
+from prosam_jax.evaluation.intervals import Listed
 
 
 def _digest(text):
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _draws(counts, class_id, target, digest, absent=()):
+    return intervals.draws([Listed(counts, class_id, target)], digest, absent)
 
 
 def _apart(counts):
@@ -27,7 +32,7 @@ def _episodes(rng, n, classes=1, mean=0.6, spread=0.25):
 def test_one_class_has_the_standard_error_of_a_mean():
     """With unions of one size the IoU is a mean, whose bootstrap error is s / sqrt(n)."""
     counts, class_id = _episodes(np.random.default_rng(0), 400)
-    drawn = intervals.draws(counts, class_id, _apart(counts), _digest("a")).miou
+    drawn = _draws(counts, class_id, _apart(counts), _digest("a")).miou
     assert drawn.mean() == pytest.approx(metrics.scores(counts, class_id).miou, abs=0.002)
     error = (counts[:, 0] / 100).std() / 400**0.5
     assert drawn.std() == pytest.approx(error, rel=0.06)
@@ -38,7 +43,7 @@ def test_one_class_has_the_standard_error_of_a_mean():
 def test_draws_are_scores_of_episodes_drawn_again():
     counts, class_id = _episodes(np.random.default_rng(1), 12, classes=3)
     digest = _digest("b")
-    drawn = intervals.draws(counts, class_id, _apart(counts), digest, absent=[2, 9])
+    drawn = _draws(counts, class_id, _apart(counts), digest, absent=[2, 9])
     times = np.random.default_rng(int(digest, 16)).multinomial(12, [1 / 12] * 12, intervals.DRAWS)
     for k in (0, 5, 1999):
         again = np.repeat(np.arange(12), times[k])
@@ -52,9 +57,9 @@ def test_a_class_that_a_draw_lacks_does_not_count_in_it():
     """Unless it is said to count as 0."""
     counts = np.array([[50, 0, 50, 0]] * 3 + [[100, 0, 0, 0]])
     of = counts, np.array([1, 1, 1, 2]), _apart(counts), _digest("f")
-    left_out = intervals.draws(*of).miou
+    left_out = _draws(*of).miou
     assert set(left_out.round(6)) == {0.5, 0.75, 1.0}
-    as_zero = intervals.draws(*of, absent=[1, 2]).miou
+    as_zero = _draws(*of, absent=[1, 2]).miou
     assert set(as_zero.round(6)) == {0.25, 0.75, 0.5}
 
 
@@ -68,7 +73,7 @@ def test_intervals_cover_the_truth():
     for i in range(300):
         chosen = rng.integers(0, len(pool), 200)
         low, high = intervals.interval(
-            intervals.draws(pool[chosen], class_id[chosen], chosen, _digest(str(i))).miou
+            _draws(pool[chosen], class_id[chosen], chosen, _digest(str(i))).miou
         )
         inside += low <= truth <= high
     assert 0.91 <= inside / 300 <= 0.98
@@ -85,10 +90,10 @@ def _pictures(rng, n, episodes):
 def test_episodes_of_one_picture_are_drawn_together():
     """With three episodes a picture, the error is that of the means of pictures."""
     counts, class_id, picture = _pictures(np.random.default_rng(5), 300, 3)
-    drawn = intervals.draws(counts, class_id, picture, _digest("e")).miou
+    drawn = _draws(counts, class_id, picture, _digest("e")).miou
     of_pictures = (counts[:, 0] / 100).reshape(300, 3).mean(1)
     assert drawn.std() == pytest.approx(of_pictures.std() / 300**0.5, rel=0.06)
-    alone = intervals.draws(counts, class_id, _apart(counts), _digest("e")).miou
+    alone = _draws(counts, class_id, _apart(counts), _digest("e")).miou
     assert drawn.std() > 1.5 * alone.std()  # near the square root of 3
 
 
@@ -100,7 +105,7 @@ def test_intervals_cover_the_truth_where_pictures_repeat():
     for i in range(300):
         chosen = (3 * rng.integers(0, 20_000, 80)[:, None] + np.arange(3)).ravel()
         of = counts[chosen], class_id[chosen], picture[chosen]
-        low, high = intervals.interval(intervals.draws(*of, _digest(str(i))).miou)
+        low, high = intervals.interval(_draws(*of, _digest(str(i))).miou)
         inside += low <= truth <= high
     assert 0.91 <= inside / 300 <= 0.98
 
@@ -109,20 +114,28 @@ def test_two_methods_on_one_list_are_drawn_together():
     rng = np.random.default_rng(3)
     counts, class_id = _episodes(rng, 300, classes=4, mean=0.5, spread=0.2)
     better = counts + np.array([2, 0, -2, 0]) * (counts[:, :1] <= 98) * (counts[:, 2:3] >= 2)
-    one, other = (
-        intervals.draws(x, class_id, _apart(x), _digest("c")).miou for x in (better, counts)
-    )
-    apart = intervals.draws(counts, class_id, _apart(counts), _digest("d")).miou
+    one, other = (_draws(x, class_id, _apart(x), _digest("c")).miou for x in (better, counts))
+    apart = _draws(counts, class_id, _apart(counts), _digest("d")).miou
     low, high = intervals.interval(one - other)
     assert 0.015 < low < high < 0.021  # 0.02 everywhere but at the ends
     assert np.ptp(intervals.interval(one - apart)) > 10 * (high - low)
 
 
 def test_lists_are_averaged():
+    """With pictures of their own, which are drawn independently."""
     rng = np.random.default_rng(4)
-    several = [
-        intervals.draws(*_episodes(rng, 200), np.arange(200), _digest(str(i))) for i in range(4)
-    ]
-    mean = intervals.mean(several)
-    np.testing.assert_allclose(mean.miou, np.mean([x.miou for x in several], axis=0))
-    assert mean.miou.std() == pytest.approx(np.mean([x.miou.std() for x in several]) / 2, rel=0.1)
+    lists = [Listed(*_episodes(rng, 200), 200 * i + np.arange(200)) for i in range(4)]
+    drawn = intervals.draws(lists, _digest("0")).miou
+    means = [metrics.scores(one.counts, one.class_id).miou for one in lists]
+    assert drawn.mean() == pytest.approx(np.mean(means), abs=0.002)
+    alone = [intervals.draws([one], _digest(str(i))).miou.std() for i, one in enumerate(lists)]
+    assert drawn.std() == pytest.approx(np.mean(alone) / 2, rel=0.1)
+
+
+def test_lists_of_the_same_pictures_are_drawn_together():
+    """More lists of a fold's pictures make an interval hardly narrower."""
+    counts, class_id, picture = _pictures(np.random.default_rng(7), 100, 5)
+    lists = [Listed(counts[i::5], class_id[i::5], picture[i::5]) for i in range(5)]
+    together = intervals.draws(lists, _digest("g")).miou
+    of_pictures = (counts[:, 0] / 100).reshape(100, 5).mean(1)
+    assert together.std() == pytest.approx(of_pictures.std() / 10, rel=0.06)

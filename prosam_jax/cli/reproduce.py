@@ -28,6 +28,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from prosam_jax.atomic import check_place
 from prosam_jax.cli import settings
 from prosam_jax.cli.arguments import as_path
 from prosam_jax.config import Config, check_at_least, replaced
@@ -126,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     _check_roots(todo)
     _check_files(todo)
+    for made in tables:
+        check_place(workdir / f"{made.table.stem}.json")
     console.note(f"{len(runs)} runs in {workdir}, {len(todo)} to do, {jobs} at a time")
     try:
         sweep.finish(todo, jobs=jobs)

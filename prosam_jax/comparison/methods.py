@@ -6,14 +6,16 @@ repeated; an unfinished one is resumed.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prosam_jax import runs
 from prosam_jax.config import CHANGES_NO_NUMBER, Config, changed, recorded, replaced
 from prosam_jax.data import datasets
 from prosam_jax.errors import UserError
-from prosam_jax.evaluation import controls
+from prosam_jax.evaluation import controls, metrics, strategies
+from prosam_jax.evaluation.prediction import RESULT
 from prosam_jax.evaluation.results import (
     Counted,
     load_examples,
@@ -164,30 +166,43 @@ def results(run: Run, scoring: Scoring = OWN) -> dict[str, Any] | None:
             return None
         if wanted.eval.samples and cfg.eval.samples != wanted.eval.samples:
             return None
-        counted(folder, held)
+        _check_whole(counted(folder, held), held, cfg)
         if wanted.eval.pictures:
             load_examples(folder / "examples.npz")
-    except (OSError, UserError):  # scored again, these files are as they must be
-        return None
+        made_by(held)
+    except (OSError, UserError, TypeError, ValueError, KeyError, AttributeError):
+        return None  # not whole, or of another version: it is scored again
     frozen = prompt_encoder.frozen_weights(run.cfg)
     return held if prompt_encoder.read_frozen(run.workdir) == frozen else None
+
+
+def _check_whole(lists: Sequence[Counted], held: Mapping[str, Any], cfg: Config) -> None:
+    """Raises UserError unless the episodes have the scores of `results.json`, and nothing lacks."""
+    scored = {RESULT: held, **held.get("strategies", {})}
+    lacking = {*(strategies.NAMES if cfg.eval.samples else ())} - scored.keys()
+    ok = not lacking and held["episodes"] == sum(len(x.class_id) for x in lists)
+    for name, of in scored.items():
+        if not ok or any(name not in x.counts for x in lists):
+            raise UserError("episodes are missing")
+        found = metrics.mean([x.scores(name, cfg.eval.absent == "zero") for x in lists])
+        for score in ("miou", "fb_iou"):
+            ok &= abs(100 * getattr(found, score) - of[score]) < 1e-6
+    numbers = [held["seconds"], *(x["miou"] for x in held.get("controls", {}).values())]
+    ok &= all(isinstance(x, float | int) for x in numbers)
+    ok &= all(re.fullmatch("[0-9a-f]+", x.digest) is not None for x in lists)
+    if not ok:
+        raise UserError("results.json and episodes.csv have different scores")
 
 
 def counted(folder: pathlib.Path, held: Mapping[str, Any]) -> list[Counted]:
     """The episodes of a scoring, from the folder with its `results.json`, whose contents are given.
 
     Raises:
-        UserError: A file is damaged, or they are of different lists.
+        UserError: `episodes.csv` is damaged, or of other lists.
         OSError: It cannot be read.
     """
-    try:
-        digests = [x["episode_list_sha256"] for x in held.get("lists") or [held]]
-        classes = {str(number): name for number, name in held["classes"].items()}
-    except (TypeError, KeyError, AttributeError):
-        raise UserError(
-            f"{folder}/results.json is damaged; delete it, and score the run again"
-        ) from None
-    return read_episodes(folder / "episodes.csv", digests, classes)
+    digests = [x["episode_list_sha256"] for x in held.get("lists") or [held]]
+    return read_episodes(folder / "episodes.csv", digests, held["classes"])
 
 
 def _last_step(cfg: Config) -> int:

@@ -18,7 +18,7 @@ from prosam_jax.comparison.methods import OWN, Run, Scoring
 from prosam_jax.comparison.paper import BENCHMARKS, FOLDS, Benchmark, Row, Table
 from prosam_jax.config import Config, replaced
 from prosam_jax.errors import UserError
-from prosam_jax.evaluation import intervals, metrics
+from prosam_jax.evaluation import intervals, metrics, results
 from prosam_jax.evaluation.intervals import Interval
 from prosam_jax.evaluation.results import Counted
 from prosam_jax.weights import prompt_encoder
@@ -321,7 +321,7 @@ def _percent(
     lists = counted(run, scoring)
     absent = methods.scored_with(run, scoring).eval.absent == "zero"
     scores = metrics.mean([x.scores(name, absent) for x in lists])
-    drawn = intervals.mean([x.draws(name, absent) for x in lists])
+    drawn = results.draws(lists, name, absent)
     if share is None:
         return 100 * scores.miou, 100 * drawn.miou
     return 100 * scores.shares[share], 100 * drawn.shares[:, share]
@@ -347,7 +347,10 @@ def counted(run: Run, scoring: Scoring) -> list[Counted]:
 
 
 def controls_of(made: Made) -> list[tuple[Row, dict[str, float]]]:
-    """Means over folds and seeds of the controls, in mIoU percent, of each kind of run once."""
+    """Means over folds and seeds of the controls, in mIoU percent, of each kind of run once.
+
+    Without a control that a run does not have, as that of a wrong class in a fold of one class.
+    """
     found, seen = [], set()
     for row in made.rows:
         runs = [run for fold in made.folds for run in made.runs[row.labels, fold]]
@@ -355,7 +358,8 @@ def controls_of(made: Made) -> list[tuple[Row, dict[str, float]]]:
             continue
         seen.add(runs[0].workdir)
         of_runs = [held(run)["controls"] for run in runs]
-        mean = {x: float(np.mean([one[x]["miou"] for one in of_runs])) for x in of_runs[0]}
+        kept = [x for x in of_runs[0] if all(x in one for one in of_runs)]
+        mean = {x: float(np.mean([one[x]["miou"] for one in of_runs])) for x in kept}
         found.append((row, mean))
     return found
 

@@ -34,41 +34,54 @@ class Interval(NamedTuple):
     high: float
 
 
-def draws(
-    counts: Integer[np.ndarray, "n 4"],
-    class_id: Integer[np.ndarray, " n"],
-    target: Shaped[np.ndarray, " n"],
-    digest: str,
-    absent: Collection[int] = (),
-) -> Draws:
-    """Scores of n episodes, whose targets are each time drawn again.
+class Listed(NamedTuple):
+    """A list of n episodes.
 
-    Args:
+    Attributes:
         counts: Pixels of each episode, from `metrics.confusion`.
         class_id: Their classes.
-        target: What tells their target pictures apart; a picture's episodes are drawn together.
-        digest: Hexadecimal digest of the list, the seed of the draws.
+        target: What tells their target pictures apart.
+    """
+
+    counts: Integer[np.ndarray, "n 4"]
+    class_id: Integer[np.ndarray, " n"]
+    target: Shaped[np.ndarray, " n"]
+
+
+def draws(lists: Sequence[Listed], digest: str, absent: Collection[int] = ()) -> Draws:
+    """Mean scores of lists of episodes, whose target pictures are each time drawn again.
+
+    A picture's episodes are drawn together, in all lists, since lists of one fold share pictures.
+
+    Args:
+        lists: One list or several of the same fold.
+        digest: Hexadecimal digest of the first list, the seed of the draws.
         absent: As for `metrics.scores`: these count as 0 in a draw without an episode of theirs;
             any other class does not count in it.
     """
+    target = np.concatenate([one.target for one in lists])
     _, first, which = np.unique(target, return_index=True, return_inverse=True)
-    place = np.argsort(np.argsort(first))  # pictures in the order of the list
+    place = np.argsort(np.argsort(first))  # pictures in the order of the lists
     n, rng = len(first), np.random.default_rng(int(digest, 16))
     times = rng.multinomial(n, np.full(n, 1 / n), DRAWS)[:, place[which]]
-    classes, sums = metrics.by_class(counts, class_id, times)
-    drawn = np.stack([times[:, class_id == c].any(1) | (c in absent) for c in classes], axis=1)
+    ends = np.cumsum([len(one.target) for one in lists])
+    parts = np.split(times, ends[:-1], axis=1)
+    several = [_scored(one, of, absent) for one, of in zip(lists, parts, strict=True)]
+    return Draws(*(np.mean(x, axis=0) for x in zip(*several, strict=True)))
+
+
+def _scored(one: Listed, times: Integer[np.ndarray, "k n"], absent: Collection[int]) -> Draws:
+    """The scores of a list, if episode j counts `times[i, j]` times in draw i."""
+    classes, sums = metrics.by_class(one.counts, one.class_id, times)
+    drawn = np.stack([times[:, one.class_id == c].any(1) | (c in absent) for c in classes], axis=1)
     count = drawn.sum(1) + len({*absent} - {*classes})
     total = sums.sum(1)
     return Draws(
-        miou=metrics.foreground_iou(sums).sum(1) / count,
+        # A short list beside others can have no episode in a draw.
+        miou=metrics.foreground_iou(sums).sum(1) / np.maximum(count, 1),
         fb_iou=metrics.fb_iou(sums),
         shares=total / np.maximum(total.sum(1, keepdims=True), 1),
     )
-
-
-def mean(several: Sequence[Draws]) -> Draws:
-    """Draws of the mean over several lists of episodes, which are drawn independently."""
-    return Draws(*(np.mean(x, axis=0) for x in zip(*several, strict=True)))
 
 
 def interval(values: Float[np.ndarray, " k"]) -> Interval:

@@ -20,7 +20,7 @@ from prosam_jax.atomic import replacing
 from prosam_jax.config import Config, to_dict
 from prosam_jax.errors import UserError
 from prosam_jax.evaluation import intervals, metrics, strategies
-from prosam_jax.evaluation.intervals import Draws, Interval
+from prosam_jax.evaluation.intervals import Draws, Interval, Listed
 from prosam_jax.evaluation.metrics import COUNTS, Scores
 from prosam_jax.evaluation.prediction import RESULT
 from prosam_jax.json_files import write_object
@@ -71,12 +71,11 @@ class Counted:
         """The scores of one name; with `absent` classes without an episode count as 0."""
         return metrics.scores(self.counts[name], self.class_id, self.classes if absent else ())
 
-    def draws(self, name: str, absent: bool) -> Draws:
-        """`scores` of each draw of the bootstrap."""
-        target, absent_classes = np.array(self.target), self.classes if absent else ()
-        return intervals.draws(
-            self.counts[name], self.class_id, target, self.digest, absent_classes
-        )
+
+def draws(lists: Sequence[Counted], name: str, absent: bool) -> Draws:
+    """The mean scores of one name over lists of a fold in each draw of the bootstrap."""
+    listed = [Listed(x.counts[name], x.class_id, np.array(x.target)) for x in lists]
+    return intervals.draws(listed, lists[0].digest, lists[0].classes if absent else ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +128,7 @@ class Result:
 
     def draws(self, name: str = RESULT) -> Draws:
         """`scores_of` in each draw of the bootstrap."""
-        return intervals.mean([x.draws(name, self.absent) for x in self.lists])
+        return draws(self.lists, name, self.absent)
 
 
 def joined(several: Sequence[Result]) -> Result:
