@@ -153,7 +153,26 @@ def test_what_is_not_there_is_told_before_any_run(tmp_path, capsys):
     weights = f"--config.sam.weights={tmp_path / 'sam.safetensors'}"
     assert status_of("reproduce", "--table=4", weights, *one) == 1
     one_line(capsys.readouterr().err, "sam.safetensors")
+    # The file is there and whole, but it is the backbone's.
+    backbone = Config().backbone.of(name="shapes", weights="packaged").weight_file()
+    weights = f"--config.sam.weights={backbone}"
+    assert status_of("reproduce", "--table=4", weights, *one) == 1
+    one_line(capsys.readouterr().err, backbone, "backbone.name=shapes, not for sam.model=shapes")
+    coco = ["--preset=paper", f"--pascal={wrong}", f"--coco={wrong}"]
+    assert status_of("reproduce", "--table=3", *coco, *one) == 1
+    one_line(capsys.readouterr().err, f"data.root={str(wrong)!r}")
     assert not work.exists()
+
+
+def test_a_dry_run_needs_neither_data_nor_weights(tmp_path, capsys):
+    work, nowhere = tmp_path / "work", tmp_path / "nowhere"
+    given = [f"--pascal={nowhere}", f"--config.sam.weights={nowhere}/sam.safetensors"]
+    one = [f"--workdir={work}", "--fold=0", "--dry-run", "--rate=1"]
+    for preset, runs in (("photos", 2), ("paper", 2)):
+        assert status_of("reproduce", "--table=4", f"--preset={preset}", *given, *one) == 0
+        out, err = capsys.readouterr()
+        assert f"{runs} runs, about" in out and not err
+    assert not work.exists() and not nowhere.exists()
 
 
 def test_a_table_without_printed_values_shows_each_seed_and_no_paper(tmp_path):

@@ -184,7 +184,8 @@ def _check_files(runs: "Sequence[Run]") -> None:
     """Opens every dataset and looks for every weight file once, so that no run begins in vain.
 
     Raises:
-        UserError: A dataset or a weight file is missing or not valid.
+        UserError: A dataset or a weight file is missing or not valid, or the file is of another
+            network.
     """
     from prosam_jax.comparison import methods
     from prosam_jax.data import datasets

@@ -194,6 +194,26 @@ def metadata(path: str | os.PathLike[str], *, made_by: str) -> dict[str, Any]:
         return read_metadata(file, path)
 
 
+def frozen_metadata(
+    file: str | os.PathLike[str], *, kind: str, architecture: str
+) -> dict[str, Any]:
+    """The metadata of the weight file of a frozen network; its arrays are not read.
+
+    Args:
+        file: The weight file.
+        kind: "sam" or "backbone".
+        architecture: Value of `sam.model` or `backbone.name`.
+
+    Raises:
+        UserError: The file is missing, damaged, not a weight file, or of another kind or
+            architecture.
+    """
+    command = made_by(kind, architecture, file)
+    held = metadata(file, made_by=command)
+    _check_metadata(file, held, kind, architecture, command)
+    return held
+
+
 def load(
     build: Callable[[nnx.Rngs], Module],
     path: str | os.PathLike[str],

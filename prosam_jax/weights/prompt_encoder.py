@@ -147,7 +147,7 @@ def frozen_weights(cfg: Config) -> dict[str, dict[str, Any]]:
     """The frozen weights that the settings name, in the form of `Trained.frozen`.
 
     Raises:
-        UserError: A weight file is missing or damaged.
+        UserError: A weight file is missing, damaged or of another network.
     """
     found = {}
     for kind, name, file in (
@@ -157,7 +157,7 @@ def frozen_weights(cfg: Config) -> dict[str, dict[str, Any]]:
         if file == RANDOM:
             origin = {"seed": cfg.seed}
         else:
-            held = files.metadata(file, made_by=files.made_by(kind, name, file))
+            held = files.frozen_metadata(file, kind=kind, architecture=name)
             origin = {"arrays_sha256": held.get("arrays_sha256")}
         found[kind] = {"architecture": name, **origin}
     return found
@@ -167,7 +167,7 @@ def write_frozen(cfg: Config, workdir: pathlib.Path) -> None:
     """Records in a run's folder which frozen weights it uses.
 
     Raises:
-        UserError: A weight file is missing or damaged.
+        UserError: A weight file is missing, damaged or of another network.
     """
     write_object(workdir / FROZEN, frozen_weights(cfg))
 
