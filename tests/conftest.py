@@ -58,6 +58,7 @@ install_import_hook(
         f"prosam_jax.{name}"
         for name in (
             "backbone",
+            "curvature",
             "data",
             "equations",
             "equations_fast",
