@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import html
 import io
+import json
 import re
 
 import jax
@@ -288,8 +289,13 @@ def test_pictures_are_of_the_episodes_with_the_largest_gain_and_loss(tmp_path, c
     row[-4:] = map(str, (tp + fn, fp, 0, tn))
     assert fn > 64 * 64 / extremes.ALIKE
     file.write_text("\n".join(map(",".join, rows)))
-    reproduce._percent.cache_clear()
-    reproduce.counted.cache_clear()
+    held = json.loads((file.parent / "results.json").read_text())
+    (one,) = methods.counted(file.parent, held)
+    scores = one.scores(RESULT, absent=False)
+    held |= {"miou": 100 * scores.miou, "fb_iou": 100 * scores.fb_iou}
+    (file.parent / "results.json").write_text(json.dumps(held))
+    for cached in (reproduce._percent, reproduce.counted, reproduce.held):
+        cached.cache_clear()
     assert status_of(*command) == 1
     one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], "results.json", "delete it")
     assert (tmp_path / "table4.md").is_file()
