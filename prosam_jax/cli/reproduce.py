@@ -20,6 +20,7 @@ has photographs in VOC's form and the same small networks, whose figures are no 
 """
 
 import argparse
+import dataclasses
 import math
 import pathlib
 import shlex
@@ -195,7 +196,7 @@ def _check_files(runs: "Sequence[Run]") -> None:
     opened, found = set[Any](), set[Any]()
     for run in runs:
         for cfg in (run.cfg, *(methods.scored_with(run, x) for x in run.scorings)):
-            place = replaced(cfg, {"data.annotation": "mask", "data.downsample": "nearest"}).data
+            place = dataclasses.replace(cfg.data, annotation="mask", downsample="nearest")
             if place not in opened:
                 opened.add(place)
                 datasets.episodes(cfg.data, "train", seed=cfg.seed)

@@ -14,13 +14,14 @@ from prosam_jax import runs
 from prosam_jax.config import CHANGES_NO_NUMBER, Config, changed, recorded, replaced
 from prosam_jax.data import datasets
 from prosam_jax.errors import UserError
-from prosam_jax.evaluation import controls, metrics, strategies
+from prosam_jax.evaluation import controls, strategies
 from prosam_jax.evaluation.prediction import RESULT
 from prosam_jax.evaluation.results import (
     Counted,
     load_examples,
     read_episodes,
     save_examples,
+    scores,
 )
 from prosam_jax.json_files import read_object
 from prosam_jax.training import loop, state
@@ -169,7 +170,6 @@ def results(run: Run, scoring: Scoring = OWN) -> dict[str, Any] | None:
         _check_whole(counted(folder, held), held, cfg)
         if wanted.eval.pictures:
             load_examples(folder / "examples.npz")
-        made_by(held)
     except (OSError, UserError, TypeError, ValueError, KeyError, AttributeError):
         return None  # not whole, or of another version: it is scored again
     frozen = prompt_encoder.frozen_weights(run.cfg)
@@ -177,21 +177,27 @@ def results(run: Run, scoring: Scoring = OWN) -> dict[str, Any] | None:
 
 
 def _check_whole(lists: Sequence[Counted], held: Mapping[str, Any], cfg: Config) -> None:
-    """Raises UserError unless the episodes have the scores of `results.json`, and nothing lacks."""
-    scored = {RESULT: held, **held.get("strategies", {})}
-    lacking = {*(strategies.NAMES if cfg.eval.samples else ())} - scored.keys()
-    ok = not lacking and held["episodes"] == sum(len(x.class_id) for x in lists)
-    for name, of in scored.items():
-        if not ok or any(name not in x.counts for x in lists):
-            raise UserError("episodes are missing")
-        found = metrics.mean([x.scores(name, cfg.eval.absent == "zero") for x in lists])
-        for score in ("miou", "fb_iou"):
-            ok &= abs(100 * getattr(found, score) - of[score]) < 1e-6
+    """Checks that `results.json` is whole and has the scores of the episodes.
+
+    Raises:
+        UserError, TypeError, KeyError, AttributeError: It is not.
+    """
+    of_names = {RESULT: held, **held.get("strategies", {})}
+    needed = {RESULT, *(strategies.NAMES if cfg.eval.samples else ())}
     numbers = [held["seconds"], *(x["miou"] for x in held.get("controls", {}).values())]
-    ok &= all(isinstance(x, float | int) for x in numbers)
-    ok &= all(re.fullmatch("[0-9a-f]+", x.digest) is not None for x in lists)
-    if not ok:
-        raise UserError("results.json and episodes.csv have different scores")
+    whole = (
+        needed <= of_names.keys()
+        and held["episodes"] == sum(len(x.class_id) for x in lists)
+        and all(isinstance(x, float | int) for x in numbers)
+        and all(re.fullmatch("[0-9a-f]+", x.digest) for x in lists)
+    )
+    made_by(held)
+    for name, of in of_names.items():
+        found = scores(lists, name, cfg.eval.absent == "zero")
+        apart = abs(100 * found.miou - of["miou"]), abs(100 * found.fb_iou - of["fb_iou"])
+        whole = whole and all(x < 1e-6 for x in apart)
+    if not whole:
+        raise UserError("results.json and episodes.csv do not belong together")
 
 
 def counted(folder: pathlib.Path, held: Mapping[str, Any]) -> list[Counted]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from prosam_jax.comparison import reproduce
 from prosam_jax.comparison.paper import Row
 from prosam_jax.comparison.reproduce import Line, Made
-from prosam_jax.evaluation import metrics
+from prosam_jax.evaluation import results
 
 
 class Group(NamedTuple):
@@ -118,9 +118,7 @@ def classes(made: Made, group: Group) -> list[Point]:
     points = []
     for fold in made.folds:
         (names, one), (_, other) = (_classes(made, row, fold) for row in group.rows)
-        points += [
-            Point(name, 100 * one[c], 100 * other[c]) for c, name in names.items() if c in one
-        ]
+        points += [Point(name, 100 * one[c], 100 * other[c]) for c, name in names.items()]
     return points
 
 
@@ -128,6 +126,5 @@ def _classes(made: Made, row: Row, fold: int) -> tuple[dict[int, str], dict[int,
     """Name and IoU of each class."""
     runs = made.runs[row.labels, fold]
     lists = [x for run in runs for x in reproduce.counted(run, reproduce.scoring_of(run, row))]
-    names = {c: name for one in lists for c, name in one.classes.items()}
-    scores = metrics.mean([one.scores(row.scored, absent=False) for one in lists])
-    return names, scores.per_class
+    per_class = results.scores(lists, row.scored, absent=False).per_class
+    return {c: name for c, name in lists[0].classes.items() if c in per_class}, per_class

@@ -18,7 +18,7 @@ from prosam_jax.comparison.methods import OWN, Run, Scoring
 from prosam_jax.comparison.paper import BENCHMARKS, FOLDS, Benchmark, Row, Table
 from prosam_jax.config import Config, replaced
 from prosam_jax.errors import UserError
-from prosam_jax.evaluation import intervals, metrics, results
+from prosam_jax.evaluation import intervals, results
 from prosam_jax.evaluation.intervals import Interval
 from prosam_jax.evaluation.results import Counted
 from prosam_jax.weights import prompt_encoder
@@ -152,8 +152,7 @@ def _run(row: Row, fold: int, preset: Preset, workdir: pathlib.Path, seed: int) 
         "eval.pictures": 0,
     }
     name = f"{base.data.name}-fold{fold}-{row.annotation}-{row.method}"
-    if not preset.paper and (rule := DOWNSAMPLE.get(row.annotation)):
-        changes["data.downsample"] = rule
+    changes |= _downsample(row.annotation, preset)
     if row.backbone:
         name += f"-{row.backbone}"
         weights = Config().backbone.weights
@@ -164,13 +163,17 @@ def _run(row: Row, fold: int, preset: Preset, workdir: pathlib.Path, seed: int) 
     return dataclasses.replace(run, scorings=_scorings(row, run, preset))
 
 
+def _downsample(annotation: str, preset: Preset) -> dict[str, Any]:
+    """The setting that `DOWNSAMPLE` asks for with this annotation, if any."""
+    rule = None if preset.paper else DOWNSAMPLE.get(annotation)
+    return {} if rule is None else {"data.downsample": rule}
+
+
 def _scorings(row: Row, run: Run, preset: Preset) -> tuple[Scoring, ...]:
     if row.scoring == OWN:
         return ()
     changes = dict(row.scoring.changes)
-    rule = DOWNSAMPLE.get(changes.get("data.annotation", ""))
-    if rule and not preset.paper:
-        changes["data.downsample"] = rule
+    changes |= _downsample(changes.get("data.annotation", ""), preset)
     if "data.test" in changes:
         if preset.bases["coco"].data.name != "coco":
             raise UserError(
@@ -320,7 +323,7 @@ def _percent(
 ) -> tuple[float, Float[np.ndarray, " k"]]:
     lists = counted(run, scoring)
     absent = methods.scored_with(run, scoring).eval.absent == "zero"
-    scores = metrics.mean([x.scores(name, absent) for x in lists])
+    scores = results.scores(lists, name, absent)
     drawn = results.draws(lists, name, absent)
     if share is None:
         return 100 * scores.miou, 100 * drawn.miou

@@ -72,8 +72,13 @@ class Counted:
         return metrics.scores(self.counts[name], self.class_id, self.classes if absent else ())
 
 
+def scores(lists: Sequence[Counted], name: str, absent: bool) -> Scores:
+    """The mean scores of one name over lists of a fold; `absent` as for `Counted.scores`."""
+    return metrics.mean([x.scores(name, absent) for x in lists])
+
+
 def draws(lists: Sequence[Counted], name: str, absent: bool) -> Draws:
-    """The mean scores of one name over lists of a fold in each draw of the bootstrap."""
+    """`scores` in each draw of the bootstrap."""
     listed = [Listed(x.counts[name], x.class_id, np.array(x.target)) for x in lists]
     return intervals.draws(listed, lists[0].digest, lists[0].classes if absent else ())
 
@@ -124,7 +129,7 @@ class Result:
 
     def scores_of(self, name: str) -> Scores:
         """The scores of one name, means over the lists."""
-        return metrics.mean([x.scores(name, self.absent) for x in self.lists])
+        return scores(self.lists, name, self.absent)
 
     def draws(self, name: str = RESULT) -> Draws:
         """`scores_of` in each draw of the bootstrap."""
