@@ -91,9 +91,9 @@ def mask_loss(logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]) -> Fl
 # Eq. 5-7: the distribution over prompts.
 
 
-def scale(log_scale: Float[Array, "*b q c"], min_scale: float = 0.0) -> Float[Array, "*b q c"]:
-    """Sigma = exp(log sigma) + min_scale; the floor is 0 in the paper."""
-    return jnp.exp(log_scale) + min_scale
+def scale(log_scale: Float[Array, "*b q c"]) -> Float[Array, "*b q c"]:
+    """Sigma = exp(log sigma)."""
+    return jnp.exp(log_scale)
 
 
 def student_t_log_prob(
@@ -156,7 +156,6 @@ def sample_prompts(
     *,
     sampler: str,
     nu: float,
-    min_scale: float = 0.0,
 ) -> Float[Array, "k b q c"]:
     """Eq. 6-7: k prompts from q(p | I_r, A_r, I_t).
 
@@ -167,7 +166,7 @@ def sample_prompts(
     if posterior.log_scale is None:
         raise UserError("this posterior has no scale: a vrp variant cannot be sampled")
     noise = draw_noise(key, (k, *posterior.mean.shape), sampler, nu)
-    return reparameterise(posterior.mean, scale(posterior.log_scale, min_scale), noise, nu)
+    return reparameterise(posterior.mean, scale(posterior.log_scale), noise, nu)
 
 
 # Eq. 8-10: the objective.

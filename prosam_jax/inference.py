@@ -103,9 +103,7 @@ def sampled_prompts(
     cfg = model.distribution
 
     def draw(one: Posterior) -> Float[Array, "k 1 q c"]:
-        return equations.sample_prompts(
-            key, one, samples, sampler=cfg.name, nu=cfg.nu, min_scale=cfg.min_scale
-        )
+        return equations.sample_prompts(key, one, samples, sampler=cfg.name, nu=cfg.nu)
 
     each = jax.tree.map(lambda x: x[:, None], posterior)
     return jax.vmap(draw, out_axes=1)(each)[:, :, 0]

@@ -3,7 +3,7 @@
 import os
 import pathlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
-from prosam_jax import backbone, equations, equations_fast, platforms, resize
+from prosam_jax import backbone, curvature, equations, equations_fast, platforms, resize, sampling
 from prosam_jax.config import Config
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.sam.build_sam import build_sam, embed
@@ -183,7 +183,7 @@ class ProSAM(nnx.Module):
     def objective(
         self, features: Features, target: Bool[Array, "b h w"], key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Eq. 10 with training's dropout, and values to log.
+        """Eq. 10, or Eq. 13 if `distribution.objective` is "laplacian", with training's dropout.
 
         Args:
             features: Output of `encode`.
@@ -194,6 +194,8 @@ class ProSAM(nnx.Module):
             The loss, and a dict: "bce" and "dice" (Eq. 4's terms), "intersection" and "union" (b)
             of the samples' masks (averaged over K), and for the probabilistic variants
             "scale_mean", "scale_p05", "scale_p95" (of sigma) and "scale_to_norm" (|sigma| / |mu|).
+            With Eq. 13 also "gap", its second term, and masks and terms are those of the mean
+            prompts; with a prior also "prior_kl".
         """
         dropout_key, sample_key = jax.random.split(key)
         posterior = self.posterior(features, dropout_key)
@@ -225,16 +227,57 @@ class ProSAM(nnx.Module):
 
         if posterior.log_scale is None:
             return loss(posterior.mean)
-        prompts = equations.sample_prompts(
-            key, posterior, cfg.samples, sampler=cfg.name, nu=cfg.nu, min_scale=cfg.min_scale
+        mean, sigma = posterior.mean, equations.scale(posterior.log_scale)
+        noise = sampling.draw_noise(
+            key,
+            (cfg.samples, *mean.shape),
+            cfg.name,
+            cfg.nu,
+            draws=cfg.draws,
+            shared_delta=cfg.shared_delta,
         )
-        group = cfg.sample_group or platforms.samples_at_once(cfg.samples)
-        value, aux = equations_fast.monte_carlo(loss, prompts, group)
-        sigma = equations.scale(posterior.log_scale, cfg.min_scale)
-        aux = {name: x.mean(0) for name, x in aux.items()} | _scale_statistics(
-            posterior.mean, sigma
-        )
+        prompts = equations.reparameterise(mean, sigma, noise, cfg.nu)
+        if cfg.objective == "laplacian":
+            value, aux = loss(mean)
+            aux["gap"] = self._noise_gap(lambda p: loss(p)[0], mean, sigma, key)
+            value += aux["gap"]
+        else:
+            group = cfg.sample_group or platforms.samples_at_once(cfg.samples)
+            value, aux = equations_fast.monte_carlo(loss, prompts, group)
+            aux = {name: x.mean(0) for name, x in aux.items()}
+        aux |= _scale_statistics(mean, sigma)
+        if cfg.prior_weight:
+            aux["prior_kl"] = sampling.kl_to_prior(
+                prompts, mean, sigma, cfg.prior_scale, sampler=cfg.name, nu=cfg.nu
+            )
+            value += cfg.prior_weight * aux["prior_kl"]
         return value - cfg.entropy_weight * posterior.log_scale.mean(), aux
+
+    def _noise_gap(
+        self,
+        loss: Callable[[Float[Array, "b q c"]], Float[Array, ""]],
+        mean: Float[Array, "b q c"],
+        sigma: Float[Array, "b q c"],
+        key: PRNGKeyArray,
+    ) -> Float[Array, ""]:
+        """The second term of Eq. 13 with a sigma for each coordinate, by Hutchinson's estimate.
+
+        Its gradient has third derivatives. They are computed for one random sign after the other:
+        jaxlib 0.10 crashes on a CPU where they are computed for several together.
+        """
+        cfg = self.distribution
+
+        def of_noise(z: Float[Array, "b q c"]) -> Float[Array, ""]:
+            return loss(mean + sigma * z)
+
+        @jax.checkpoint
+        def half_square(signs: Float[Array, "b q c"]) -> Float[Array, ""]:
+            product = curvature.hessian_vector(of_noise, jnp.zeros_like(mean), signs)
+            return jnp.vdot(signs, product) / 2
+
+        signs = jax.random.rademacher(key, (cfg.samples, *mean.shape), mean.dtype)
+        variance = curvature.noise_variance(cfg.name, cfg.nu, mean.shape[-1])
+        return variance * jax.lax.map(half_square, signs).mean()
 
 
 def _scale_statistics(mean: Array, sigma: Array) -> dict[str, Array]:

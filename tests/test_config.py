@@ -172,6 +172,16 @@ UNREAD = [
         "distribution.name",
         {"distribution.name": "t3vae"},
     ),
+    (
+        {"distribution.prior_scale": 0.3},
+        "distribution.prior_weight",
+        {"distribution.prior_weight": 0.1},
+    ),
+    (
+        {"distribution.name": "gaussian", "distribution.shared_delta": True},
+        "distribution.name",
+        {"distribution.name": "student_t"},
+    ),
     ({"cache.dtype": "int8"}, "cache.dir", {"cache.dir": "x"}),
     ({"train.steps": 5, "train.epochs": 3}, "train.steps", {"train.steps": 0}),
     (
@@ -189,6 +199,29 @@ def test_what_is_set_and_not_read_is_refused(given, read_with, mended):
     check_line(error, list(given)[-1], read_with)
     kept = flat(replaced(Config(), given | mended))
     assert kept.items() >= (given | mended).items()
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"scale": "fixed", "min_scale": 0.1}, ["min_scale=0.1", "scale=fixed"]),
+        ({"scale": "fixed", "entropy_weight": 0.1}, ["entropy_weight=0.1", "scale=fixed"]),
+        ({"scale": "fixed", "prior_weight": 0.1}, ["prior_weight=0.1", "scale=fixed"]),
+        ({"objective": "laplacian", "draws": "stratified"}, ["draws=stratified", "laplacian"]),
+        ({"objective": "laplacian", "shared_delta": True}, ["shared_delta=True", "laplacian"]),
+        ({"objective": "laplacian", "nu": 2.0}, ["nu=2.0", "above 2"]),
+    ],
+)
+def test_settings_of_the_distribution_that_do_not_go_together_are_refused(given, named):
+    with pytest.raises(UserError) as error:
+        Config.from_dict({"distribution": given})
+    check_line(error, *named)
+
+
+def test_the_expansion_needs_a_variance_only_where_there_may_be_none():
+    for given in ({"name": "t3vae", "nu": 1.0}, {"name": "student_t", "nu": 2.5}):
+        cfg = Config.from_dict({"distribution": {"objective": "laplacian", **given}})
+        assert cfg.distribution.nu == given["nu"]
 
 
 def test_what_is_not_read_any_more_becomes_its_default():

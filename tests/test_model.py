@@ -244,6 +244,98 @@ def test_entropy_weight_rewards_wide_scales():
     np.testing.assert_allclose(rewarded, plain - 0.5 * log_scale, rtol=1e-5)
 
 
+def _loss_and_posterior(whole, episode, key):
+    """The objective, its values to log, and what it was computed from."""
+
+    @jax.jit
+    def run(episode):
+        features = whole.encode(episode)
+        loss, aux = whole.objective(features, jnp.asarray(episode.target_mask), key)
+        dropout_key, sample_key = jax.random.split(key)
+        posterior = whole.posterior(features, dropout_key)
+        return loss, aux, features.image_embeddings, posterior, sample_key
+
+    return run(episode)
+
+
+@pytest.fixture
+def smooth_decoder(monkeypatch):
+    """Masks that bend with the prompts and have no kinks, whose curvature differences would see."""
+
+    def decode(self, image_embeddings, prompts, size):
+        weight = jax.random.normal(jax.random.key(0), (prompts.shape[-1], size[0] * size[1]))
+        logits = jnp.sin(2 * prompts.sum(1) @ weight / np.sqrt(len(weight))) * 3
+        return logits.reshape(-1, *size)
+
+    monkeypatch.setattr(model.ProSAM, "decode", decode)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "variance"), [("gaussian", 1.0), ("student_t", 5 / 3)])
+def test_laplacian_objective_is_equation_13(name, variance, smooth_decoder):
+    """L(mean) and half of variance * z^T H z, computed from the gradient by differences."""
+    whole = _small(name=name, objective="laplacian", samples=2, init_scale=0.1)
+    episode = _episode(3)
+    target = jnp.asarray(episode.target_mask)
+    loss, aux, embeddings, posterior, key = _loss_and_posterior(whole, episode, jax.random.key(4))
+    mean, sigma = posterior.mean, jnp.exp(posterior.log_scale)
+
+    @jax.jit
+    @jax.value_and_grad
+    def of_prompts(prompts):
+        return equations.mask_loss(whole.decode(embeddings, prompts, (32, 32)), target)
+
+    signs = jax.random.rademacher(key, (2, *mean.shape), mean.dtype)
+    step, halves = 0.05, []
+    for x in sigma[None] * signs:
+        up, down = (of_prompts(mean + s * step * x)[1] for s in (1, -1))
+        halves.append(jnp.vdot(x, up - down) / (2 * step) / 2)
+    at_mean = of_prompts(mean)[0]
+    np.testing.assert_allclose(loss, at_mean + aux["gap"], rtol=1e-5)
+    np.testing.assert_allclose(aux["gap"], variance * np.mean(halves), rtol=0.02)
+    np.testing.assert_allclose(at_mean, aux["bce"] + aux["dice"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_laplacian_objective_has_gradients_of_mean_and_scale(smooth_decoder):
+    """Against differences of the objective itself, in a direction of each."""
+    whole = _small(name="student_t", objective="laplacian", samples=2, init_scale=0.3)
+    episode, key = _episode(3), jax.random.key(4)
+    *_, embeddings, posterior, key = _loss_and_posterior(whole, episode, key)
+    target = jnp.asarray(episode.target_mask)
+
+    @jax.jit
+    @jax.value_and_grad
+    def run(posterior):
+        return whole.expected_loss(embeddings, posterior, target, key)[0]
+
+    _, gradient = run(posterior)
+    for i in (0, 1):
+        along = [jnp.zeros_like(x) for x in posterior]
+        along[i] = gradient[i] / jnp.linalg.norm(gradient[i])
+        step = 0.02
+        up, down = (
+            run(type(posterior)(*(x + s * step * d for x, d in zip(posterior, along, strict=True))))
+            for s in (1, -1)
+        )
+        np.testing.assert_allclose(
+            (up[0] - down[0]) / (2 * step), jnp.linalg.norm(gradient[i]), rtol=0.05
+        )
+
+
+@pytest.mark.slow
+def test_prior_is_weighed_against_the_loss():
+    key, episode = jax.random.key(0), _episode(2)
+    plain, *_, posterior, _ = _loss_and_posterior(_small(name="gaussian", samples=2), episode, key)
+    whole = _small(name="gaussian", samples=2, prior_weight=0.3, prior_scale=0.2)
+    loss, aux, *_ = _loss_and_posterior(whole, episode, key)
+    width = 0.2 * np.sqrt(np.square(posterior.mean).mean(-1, keepdims=True))
+    ratio = np.exp(posterior.log_scale) / width
+    expected = (np.square(ratio) / 2 - 0.5 - np.log(ratio)).mean()
+    np.testing.assert_allclose(aux["prior_kl"], expected, rtol=1e-4)
+    np.testing.assert_allclose(loss, plain + 0.3 * aux["prior_kl"], rtol=1e-5)
+
+
 def test_missing_weights_are_named_with_the_command_that_makes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:

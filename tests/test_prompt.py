@@ -176,6 +176,38 @@ def test_scale_starts_where_it_is_told(init_scale):
     np.testing.assert_allclose(log_scale.mean(), np.log(init_scale), atol=0.05)
 
 
+def _wide(**changes):
+    """Features, what a head of width 256 makes of them, and its layers."""
+    cfg = DistributionConfig.of(init_scale=0.5, **changes)
+    head = PosteriorHead(cfg, 256, rngs=nnx.Rngs(3))
+    features = jax.random.normal(jax.random.key(0), (2, 50, 256))
+    return features, head(features), head
+
+
+def test_relative_scale_is_a_share_of_each_prompts_root_mean_square():
+    features, (mean, log_scale), head = _wide(scale="relative")
+    rms = np.sqrt(np.square(mean).mean(-1, keepdims=True))
+    share = np.exp(head.log_scale(features))
+    np.testing.assert_allclose(np.exp(log_scale), share * rms, rtol=1e-4)
+    np.testing.assert_allclose(share.mean(), 0.5, rtol=0.3)
+
+
+def test_fixed_scale_is_not_learned():
+    _, (mean, log_scale), head = _wide(scale="fixed")
+    rms = np.sqrt(np.square(mean).mean(-1, keepdims=True))
+    expected = np.broadcast_to(0.5 * rms, mean.shape)
+    np.testing.assert_allclose(np.exp(log_scale), expected, rtol=1e-5)
+    assert not hasattr(head, "log_scale")
+
+
+@pytest.mark.parametrize("scale", ["absolute", "relative"])
+def test_floor_is_added_to_the_scale(scale):
+    _, (mean, plain), _ = _wide(scale=scale)
+    _, (_, raised), _ = _wide(scale=scale, min_scale=0.7)
+    unit = 1 if scale == "absolute" else np.sqrt(np.square(mean).mean(-1, keepdims=True))
+    np.testing.assert_allclose(np.exp(raised), np.exp(plain) + 0.7 * unit, rtol=1e-4)
+
+
 def test_prior_is_normalised_only_when_asked():
     query, support, mask = _random_inputs(1)
     support = support._replace(prior=support.prior * mask[..., None])

@@ -82,7 +82,7 @@ def test_each_row_is_compared_with_one_that_is_there(name):
         if row.below:
             other = rows[row.below]
             assert other.values.keys() == row.values.keys()
-            kinds = {(x.method, x.annotation, x.scored) for x in (row, other)}
+            kinds = {(x.method, x.variant, x.annotation, x.scored) for x in (row, other)}
             assert len(kinds) == 2
 
 

@@ -54,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="N",
-        help='number of a table of the paper, 1 to 9, or "methods" or "shown"; may be repeated',
+        help='number of a table of the paper, 1 to 9, or "methods", "shown", "noise" or "scale"; '
+        "may be repeated",
     )
     parser.add_argument("--preset", choices=RECIPES, default="small", help="default: small")
     parser.add_argument(

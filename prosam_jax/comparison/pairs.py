@@ -92,14 +92,14 @@ def _group(several: Sequence[tuple[Row, ...]]) -> Group:
 def pictured(made: Made) -> Group:
     """The two rows whose episodes are worth a look.
 
-    The last two that are compared and of which each is a method trained by itself. If one model is
+    The last two that are compared and of which each was trained in its own way. If one model is
     used in several ways, the row that others are compared with, and the lowest of those. If nothing
     is compared, the last row alone.
     """
     if not (found := pairs(made)):
         return compared(made, made.rows[-1])
     for group in reversed(found):
-        if len({row.method for row in group.rows}) > 1:
+        if len({(row.method, row.variant) for row in group.rows}) > 1:
             return group
     lowest = min(reproduce.differences(made), key=_first)
     below = made.by_label[lowest.row.below or ()]

@@ -45,6 +45,9 @@ class Row:
         mean: The paper's mean; None if it has none.
         annotation: `data.annotation`.
         backbone: `backbone.name`; "" for the recipe's.
+        variant: What tells its runs from the method's own in the names of their folders; "" for
+            those.
+        settings: What a variant's training changes, by dotted name.
         scored: What of an evaluation the row shows: `RESULT`, or the name of a strategy.
         share: For a share of all pixels instead of the mIoU, its place in `metrics.COUNTS`.
         scoring: How the run is scored, if not by its own settings.
@@ -58,6 +61,8 @@ class Row:
     mean: float | None = None
     annotation: str = "mask"
     backbone: str = ""
+    variant: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
     scored: str = RESULT
     share: int | None = None
     scoring: Scoring = OWN

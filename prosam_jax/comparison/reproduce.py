@@ -157,6 +157,9 @@ def _run(row: Row, fold: int, preset: Preset, workdir: pathlib.Path, seed: int) 
         name += f"-{row.backbone}"
         weights = Config().backbone.weights
         changes |= {"backbone.name": row.backbone, "backbone.weights": weights}
+    if row.variant:
+        name += f"-{row.variant}"
+        changes |= dict(row.settings)
     run = methods.run_of(
         base, workdir, f"{name}-seed{base.seed + seed}", changes, cached=not preset.paper
     )

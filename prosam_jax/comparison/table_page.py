@@ -13,7 +13,6 @@ from prosam_jax import console
 from prosam_jax.atomic import replacing
 from prosam_jax.comparison import pairs, reproduce, table_files
 from prosam_jax.comparison.extremes import Extremes
-from prosam_jax.comparison.paper import TITLES
 from prosam_jax.comparison.reproduce import MEAN, Line, Made
 from prosam_jax.comparison.table_files import Grid
 from prosam_jax.errors import printable
@@ -133,12 +132,12 @@ def _training(made: Made) -> dict[str, Markup]:
     found = {}
     for group in pairs.families(made):
         runs = {
-            TITLES[row.method]: [
+            name: [
                 curves.read(run.workdir)
                 for fold in made.folds
                 for run in made.runs[row.labels, fold]
             ]
-            for row in group.rows
+            for name, row in zip(group.names, group.rows, strict=True)
         }
         shared = f", {group.shared}" if group.shared else ""
         found |= {f"{name}{shared}": svg for name, svg in figures.training(runs).items()}

@@ -21,6 +21,9 @@ Backbone = Literal[
     "tiny",
 ]
 Distribution = Literal["vrp", "vrp_2linear", "gaussian", "student_t", "t3vae"]
+Scale = Literal["absolute", "relative", "fixed"]
+Objective = Literal["monte_carlo", "laplacian"]
+Draws = Literal["independent", "antithetic", "stratified"]
 Dataset = Literal["pascal", "coco", "fss", "shapes", "folder"]
 Annotation = Literal["mask", "box", "scribble", "point"]
 CacheDType = Literal["float32", "bfloat16", "int8"]
@@ -30,6 +33,7 @@ DTYPES: tuple[str, ...] = typing.get_args(DType)
 ATTENTIONS: tuple[str, ...] = typing.get_args(Attention)
 BACKBONES: tuple[str, ...] = typing.get_args(Backbone)
 DISTRIBUTIONS: tuple[str, ...] = typing.get_args(Distribution)
+DRAWS: tuple[str, ...] = typing.get_args(Draws)
 DATASETS: tuple[str, ...] = typing.get_args(Dataset)
 ANNOTATIONS: tuple[str, ...] = typing.get_args(Annotation)
 CACHE_DTYPES: tuple[str, ...] = typing.get_args(CacheDType)

@@ -15,8 +15,11 @@ from prosam_jax.config.choices import (
     CacheDType,
     Dataset,
     Distribution,
+    Draws,
     DType,
+    Objective,
     SAMModel,
+    Scale,
 )
 from prosam_jax.config.fields import Group, Role, flat, setting, unread
 from prosam_jax.config.sam import SAMConfig
@@ -166,11 +169,26 @@ class DistributionConfig(Group):
         samples: K of Eq. 10, the number of Monte Carlo samples per training step.
         sample_group: Samples that are decoded at once; 0 for two on a CPU, where more are slower,
             and all of them elsewhere. Memory grows with it; the result does not change.
+        scale: What the head predicts: "absolute" for sigma itself, as in the paper; "relative" for
+            sigma as a share of the root mean square of its prompt's mean; "fixed" for nothing,
+            sigma being `init_scale` times that root mean square.
         init_scale: The initial scale sigma, around which the log-scale head is centred; 1 in the
-            paper. On Shapes-5i, training learns nothing from 1 and works from 0.03.
-        min_scale: A floor that is added to sigma; 0 in the paper.
+            paper. On Shapes-5i, training learns nothing from 1 and works from 0.03. A share unless
+            `scale` is "absolute".
+        min_scale: A floor that is added to sigma, or to its share; 0 in the paper.
         entropy_weight: Weight of the mean log-scale, which is subtracted from the loss; 0 in the
             paper.
+        prior_weight: Weight of the divergence of the distribution from a prior of the same mean,
+            per dimension (`sampling.kl_to_prior`), which is added to the loss; 0 in the paper.
+        prior_scale: Scale of that prior, as a share of the root mean square of each prompt's mean.
+        objective: "monte_carlo" for Eq. 10; "laplacian" for its second-order expansion, Eq. 13: the
+            loss of the mean and half the trace of the Hessian times the noise's variance, which
+            `samples` random signs estimate.
+        draws: How the noise of the K samples is drawn: "independent", as in the paper; "antithetic"
+            for pairs of opposite noise; "stratified" for a Latin hypercube, in which each
+            coordinate has one sample in each of K equally likely intervals.
+        shared_delta: Whether all prompts of a sample share one delta of Eq. 6; each has its own in
+            the paper.
     """
 
     PREFIX: ClassVar[str] = "distribution."
@@ -179,9 +197,41 @@ class DistributionConfig(Group):
     nu: float = setting(5.0, Role.TRAINING, above=0, read_with=_HEAVY_TAILED)
     samples: int = setting(10, Role.TRAINING, least=1, most=10_000, read_with=_SAMPLED)
     sample_group: int = setting(0, Role.SPEED, least=0, most=10_000, read_with=_SAMPLED)
+    scale: Scale = setting("absolute", Role.ARCHITECTURE, read_with=_SAMPLED)
     init_scale: float = setting(1.0, Role.TRAINING, above=0, read_with=_SAMPLED)
     min_scale: float = setting(0.0, Role.TRAINING, least=0, read_with=_SAMPLED)
     entropy_weight: float = setting(0.0, Role.TRAINING, least=0, read_with=_SAMPLED)
+    prior_weight: float = setting(0.0, Role.TRAINING, least=0, read_with=_SAMPLED)
+    prior_scale: float = setting(
+        0.1, Role.TRAINING, above=0, read_with=("distribution.prior_weight", None)
+    )
+    objective: Objective = setting("monte_carlo", Role.TRAINING, read_with=_SAMPLED)
+    draws: Draws = setting("independent", Role.TRAINING, read_with=_SAMPLED)
+    shared_delta: bool = setting(False, Role.TRAINING, read_with=_HEAVY_TAILED)
+
+    def __post_init__(self) -> None:
+        """Checks what the ranges of the fields cannot express."""
+        super().__post_init__()
+        if self.scale == "fixed":
+            self._check_unset(
+                "scale", ("min_scale", "entropy_weight", "prior_weight"), "learns no scale"
+            )
+        if self.objective == "laplacian":
+            self._check_unset("objective", ("draws", "shared_delta"), "draws no samples")
+            if self.name == "student_t" and self.nu <= 2:
+                raise UserError(
+                    f"distribution.nu={self.nu} must be above 2 with distribution.objective="
+                    "laplacian: with 2 or less the noise has no variance"
+                )
+
+    def _check_unset(self, owner: str, names: tuple[str, ...], why: str) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in names and value != field.default:
+                raise UserError(
+                    f"distribution.{field.name}={value} does nothing with distribution.{owner}="
+                    f"{getattr(self, owner)}, which {why}: leave it out, or change {owner}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

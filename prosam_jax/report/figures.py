@@ -1,5 +1,6 @@
 """Figures of pages, as inline SVG that is visible on light and on dark pages."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from prosam_jax.evaluation.intervals import Interval
 from prosam_jax.report import html
 
 COLOURS = ("#1f77d0", "#d9730d", "#2a9d5c", "#a04bc2", "#c23b5e")
+_LINES = ("-", "--", ":", "-.")
+"""Styles that tell methods of the same colour apart."""
 GRID, GREY = "#80808050", "#808890"
 
 _WIDTH = 5.4
@@ -24,7 +27,7 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 def training(runs: Mapping[str, Sequence[Lines]]) -> dict[str, Markup]:
-    """Loss and mIoU over the steps, with a colour for each method and a line for each run.
+    """Loss and mIoU over the steps, with a style for each method and a line for each run.
 
     Args:
         runs: The runs of each method, by its title.
@@ -41,11 +44,18 @@ def training(runs: Mapping[str, Sequence[Lines]]) -> dict[str, Markup]:
 def _curves(runs: Mapping[str, Sequence[Lines]], key: str, factor: float = 1) -> Markup:
     figure, axes = _plot(3)
     width = 1.8 if all(len(of) == 1 for of in runs.values()) else 1.0
-    for colour, (title, of) in zip(COLOURS, runs.items(), strict=False):
+    styles = itertools.cycle((line, colour) for line in _LINES for colour in COLOURS)
+    for (line_style, colour), (title, of) in zip(styles, runs.items(), strict=False):
         for i, lines in enumerate(of):
             points = [(line["step"], factor * line[key]) for line in lines if key in line]
             label = "_" if i else title  # which the legend leaves out
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=width, label=label)
+            axes.plot(
+                *zip(*points, strict=True),
+                color=colour,
+                linestyle=line_style,
+                linewidth=width,
+                label=label,
+            )
     axes.set_xlim(left=0)
     axes.set_xlabel("step")
     axes.grid(axis="y", color=GRID)
