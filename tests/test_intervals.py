@@ -4,9 +4,10 @@ import hashlib
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from prosam_jax.evaluation import intervals, metrics
-from prosam_jax.evaluation.intervals import Listed
+from prosam_jax.evaluation.intervals import Interval, Listed
 
 
 def _digest(text):
@@ -139,3 +140,31 @@ def test_lists_of_the_same_pictures_are_drawn_together():
     together = intervals.draws(lists, _digest("g")).miou
     of_pictures = (counts[:, 0] / 100).reshape(100, 5).mean(1)
     assert together.std() == pytest.approx(of_pictures.std() / 10, rel=0.06)
+
+
+def test_seeds_alone_have_students_interval():
+    seeds = np.array([48.0, 50.5, 49.0])
+    found = intervals.over_seeds(Interval(seeds.mean(), seeds.mean()), [seeds])
+    law = scipy.stats.t(2, seeds.mean(), scipy.stats.sem(seeds))
+    np.testing.assert_allclose(found, law.interval(0.95), rtol=1e-12)
+    assert intervals.over_seeds(Interval(1, 2), [seeds[:1], seeds[:1]]) is None
+
+
+def test_pictures_and_seeds_are_joined_on_each_side():
+    """Two folds whose seeds have a variance of 2; the mean of four has the error 1 / sqrt(2)."""
+    folds = [np.array([10.0, 12.0]), np.array([30.0, 32.0])]
+    reach = scipy.stats.t.ppf(0.975, 2) / np.sqrt(2)
+    found = intervals.over_seeds(Interval(20, 24), folds)
+    np.testing.assert_allclose(found, [21 - np.hypot(1, reach), 21 + np.hypot(3, reach)])
+
+
+def test_intervals_over_seeds_cover_the_truth():
+    """Errors of pictures, shared by the seeds of a fold, and of seeds, both unknown beforehand."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(2_000):
+        pictures = rng.normal(0, 0.5, 4)
+        folds = [10 * f + x + rng.normal(0, 1.2, 3) for f, x in enumerate(pictures)]
+        centre, reach = np.mean(folds), 1.96 * 0.5 / 2
+        low, high = intervals.over_seeds(Interval(centre - reach, centre + reach), folds)
+        held += low <= 15 <= high
+    assert 0.94 < held / 2_000 < 0.97

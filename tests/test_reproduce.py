@@ -187,6 +187,8 @@ def test_a_table_without_printed_values_shows_each_seed_and_no_paper(tmp_path):
     lines = text.splitlines()
     start = "| box | VRP-SAM | mask | ours | 30.50 (30.50 to 30.50) |"
     assert lines[lines.index(start) + 1] == "|  |  |  | each seed | 30.00, 31.00 |"
+    # Student's t with one degree of freedom: 30.5 -+ 12.706 * 0.5
+    assert lines[lines.index(start) + 2] == "|  |  |  | over seeds | (24.15 to 36.85) |"
     assert "| box | VRP-SAM | mask over box | ours | +10.00 (+10.00 to +10.00) |" in lines
 
 

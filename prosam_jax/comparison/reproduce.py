@@ -211,12 +211,14 @@ class Value(NamedTuple):
         ours: The mean over the seeds.
         interval: Over episodes.
         seeds: The value of each seed.
+        over_seeds: The interval over episodes and seeds; None if there is one seed.
     """
 
     paper: float | None
     ours: float
     interval: Interval
     seeds: tuple[float, ...]
+    over_seeds: Interval | None
 
 
 class Drawn(NamedTuple):
@@ -293,19 +295,22 @@ def _values(
     mean: float | None,
 ) -> dict[str, Value]:
     """The values of a line, with a mean if there are several folds."""
-    found = {name: _value(printed[name], of) for name, of in drawn.items()}
+    found = {name: _value(printed[name], of, [of.seeds]) for name, of in drawn.items()}
     if len(drawn) > 1:
         over = Drawn(*(np.mean(x, axis=0) for x in zip(*drawn.values(), strict=True)))
-        found[MEAN] = _value(mean if made.folds == FOLDS else None, over)
+        of_folds = [x.seeds for x in drawn.values()]
+        found[MEAN] = _value(mean if made.folds == FOLDS else None, over, of_folds)
     return found
 
 
-def _value(paper: float | None, drawn: Drawn) -> Value:
+def _value(paper: float | None, drawn: Drawn, folds: Sequence[Float[np.ndarray, " s"]]) -> Value:
+    pictures = intervals.interval(drawn.draws)
     return Value(
         paper,
         float(drawn.seeds.mean()),
-        intervals.interval(drawn.draws),
+        pictures,
         tuple(drawn.seeds.tolist()),
+        intervals.over_seeds(pictures, folds),
     )
 
 

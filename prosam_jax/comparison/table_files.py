@@ -9,7 +9,7 @@ from prosam_jax.comparison import methods, paper, reproduce
 from prosam_jax.comparison.paper import Row
 from prosam_jax.comparison.reproduce import MEAN, Line, Made, Value
 from prosam_jax.evaluation import controls
-from prosam_jax.evaluation.intervals import LEVEL
+from prosam_jax.evaluation.intervals import LEVEL, Interval
 
 BETWEEN = " over "
 """Between the names of two rows whose difference is shown."""
@@ -19,7 +19,7 @@ CONTROLS = "Controls and baselines of the same runs, mIoU in percent, mean over 
 
 COLUMNS = (
     "table", "row", "over", "fold", "paper", "ours", "low", "high", "less_paper",
-    "less_paper_low", "less_paper_high", "seeds",
+    "less_paper_low", "less_paper_high", "seeds", "over_seeds_low", "over_seeds_high",
 )  # fmt: skip
 
 
@@ -57,7 +57,12 @@ def title(made: Made) -> str:
 def note(made: Made) -> str:
     """What the values are."""
     first = next(iter(made.runs.values()))
-    several = f" Values are means over {len(first)} seeds." if len(first) > 1 else ""
+    several = ""
+    if len(first) > 1:
+        several = (
+            f" Values are means over {len(first)} seeds; *over seeds* is the interval that also "
+            "counts how far the seeds are apart."
+        )
     if not any(x is not None for row in made.rows for x in row.values.values()):
         beside = ""
     elif made.preset.paper:
@@ -134,6 +139,7 @@ def _rows(found: Sequence[Line], made: Made, apart: bool = False) -> list[list[s
         if any(len(x.seeds) > 1 for x in shown):
             of_seeds = (", ".join(_number(y, sign) for y in x.seeds) for x in shown)
             cells.append([*blank, "each seed", *of_seeds])
+            cells.append([*blank, "over seeds", *(_bounds(x.over_seeds, sign) for x in shown)])
         if all(x.paper is None for x in shown):
             continue
         cells.append([*blank, "paper", *(_number(x.paper, sign) for x in shown)])
@@ -143,8 +149,14 @@ def _rows(found: Sequence[Line], made: Made, apart: bool = False) -> list[list[s
 
 
 def _ours(value: Value, sign: str) -> str:
-    low, high = value.interval
-    return f"{value.ours:{sign}z.2f} ({low:{sign}z.2f} to {high:{sign}z.2f})"
+    return f"{value.ours:{sign}z.2f} {_bounds(value.interval, sign)}"
+
+
+def _bounds(interval: Interval | None, sign: str) -> str:
+    if interval is None:
+        return ""
+    low, high = interval
+    return f"({low:{sign}z.2f} to {high:{sign}z.2f})"
 
 
 def _number(x: float | None, sign: str = "") -> str:
@@ -204,6 +216,7 @@ def as_csv(made: Made) -> str:
                         *(f"{y:.4f}" for y in (x.ours, *x.interval)),
                         *less,
                         " ".join(f"{y:.4f}" for y in x.seeds),
+                        *((f"{y:.4f}" for y in x.over_seeds) if x.over_seeds else ("", "")),
                     ]
                 )
     return file.getvalue()

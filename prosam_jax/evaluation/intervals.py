@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 from jaxtyping import Float, Integer, Shaped
 
 from prosam_jax.evaluation import metrics
@@ -88,3 +89,28 @@ def interval(values: Float[np.ndarray, " k"]) -> Interval:
     """The interval between the percentiles that leave (1 - `LEVEL`) / 2 of the draws outside."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))
+
+
+def over_seeds(pictures: Interval, folds: Sequence[Float[np.ndarray, " s"]]) -> Interval | None:
+    """The interval of a mean over folds and seeds that also counts how far seeds are apart.
+
+    The seeds' part is Student's interval of the mean over the folds, each with its own mean over s
+    seeds and one variance among seeds for all folds; it is joined to the pictures' in squares, as
+    independent errors are. Half-widths are kept on each side, since the pictures' may be skewed.
+
+    Args:
+        pictures: The interval over pictures.
+        folds: The values of the seeds of each fold.
+
+    Returns:
+        None if no fold has several seeds.
+    """
+    freedom = sum(len(x) - 1 for x in folds)
+    if not freedom:
+        return None
+    variance = sum(np.square(x - x.mean()).sum() for x in folds) / freedom
+    error = np.sqrt(variance * sum(1 / len(x) for x in folds)) / len(folds)
+    reach = scipy.stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    centre = float(np.mean([x.mean() for x in folds]))
+    low, high = (float(np.hypot(x - centre, reach)) for x in pictures)
+    return Interval(centre - low, centre + high)
