@@ -11,7 +11,9 @@ For trained Student-t runs, and for prompt encoders before training, on episodes
 * the loss and the IoU when the mean prompts are multiplied by a number, and the derivative of the
   expected loss with respect to the log of that number, which an absolute sigma adds to training.
 
-Writes `studies/sigma.json` and `images/sigma.png` into `--out`.
+Writes `studies/sigma.json` and `images/sigma.png` into `--out`. The figure also has the size of
+sigma over the steps of all runs in the folder that have one, of fold 0 and the first seed; with
+`--redraw` only these are read again.
 """
 
 import argparse
@@ -239,7 +241,7 @@ def trajectories(folder: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def draw(results: dict[str, Any], paths: dict[str, list[tuple[int, float]]]) -> Figure:
+def draw(results: dict[str, Any]) -> Figure:
     """The expected loss and its slopes against the noise, the loss of stretched prompts, paths."""
     figure = Figure((10, 7.2), layout="constrained")
     (losses, of_sigma), (stretched, over_steps) = figure.subplots(2, 2)
@@ -265,7 +267,7 @@ def draw(results: dict[str, Any], paths: dict[str, list[tuple[int, float]]]) -> 
     for axes in (losses, of_sigma, stretched):
         axes.legend(frameon=False)
     styles = [(line, f"C{i}") for line in ("-", "--") for i in range(10)]
-    for (line, colour), (name, points) in zip(styles, paths.items(), strict=False):
+    for (line, colour), (name, points) in zip(styles, results["paths"].items(), strict=False):
         over_steps.plot(*zip(*points, strict=True), line, color=colour, label=name)
     over_steps.set(
         yscale="log", xlabel="step", ylabel="|sigma| / |mu|", title="Sigma in training, fold 0"
@@ -279,17 +281,8 @@ def joined(several: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return jax.tree.map(lambda *x: np.concatenate(x), *several)
 
 
-def main() -> None:
-    """Runs the study."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=pathlib.Path, required=True)
-    parser.add_argument("--episodes", type=int, default=40, help="of each run (default: 40)")
-    parser.add_argument("--pairs", type=int, default=8, help="draws x, each also as -x")
-    parser.add_argument("--products", type=int, default=8, help="products with the Hessian")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs"))
-    args = parser.parse_args()
+def asked(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is measured."""
     folders = finished(args.runs)
     print(f"{len(folders)} runs", flush=True)
     trained, untrained, folds = [], [], set()
@@ -300,18 +293,32 @@ def main() -> None:
             folds.add(cfg.data.fold)
             untrained.append(measured(build(cfg), cfg, args))
         print(f"{folder.name}: share of sigma {trained[-1]['share'].mean():.3f}", flush=True)
-    results = {
+    return {
         "runs": [x.name for x in folders],
         "trained": summary(joined(trained)),
         "untrained": summary(joined(untrained)),
     }
-    paths = trajectories(args.runs)
-    with replacing(args.out / "studies" / "sigma.json") as part:
-        part.write_text(json.dumps(results | {"paths": paths}, indent=1) + "\n")
+
+
+def main() -> None:
+    """Runs the study."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=pathlib.Path, required=True)
+    parser.add_argument("--episodes", type=int, default=40, help="of each run (default: 40)")
+    parser.add_argument("--pairs", type=int, default=8, help="draws x, each also as -x")
+    parser.add_argument("--products", type=int, default=8, help="products with the Hessian")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs"))
+    parser.add_argument("--redraw", action="store_true", help="measure nothing, read the JSON")
+    args = parser.parse_args()
+    file = args.out / "studies" / "sigma.json"
+    results = json.loads(file.read_text()) if args.redraw else asked(args)
+    results["paths"] = trajectories(args.runs)
+    with replacing(file) as part:
+        part.write_text(json.dumps(results, indent=1) + "\n")
     with replacing(args.out / "images" / "sigma.png") as part:
-        draw(results, paths).savefig(part, dpi=110, format="png")
-    for name in ("trained", "untrained"):
-        print(name, json.dumps(results[name]["own"]["of_same_draws"]))
+        draw(results).savefig(part, dpi=110, format="png")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def _scales() -> tuple[Row, ...]:
     relative = {"scale": "relative"}
     rows = (
         Row(RECIPE, "pascal", STUDENT_T, _NO_VALUES),
-        _variant("from 0.3", "from0.3", init_scale=0.3),
+        *(_variant(f"from {s:g}", f"from{s:g}", init_scale=s) for s in (0.3, 1.0)),
         *(
             _variant(f"relative, from {s:g}", f"relative{s:g}", init_scale=s, **relative)
             for s in (0.1, 0.3, 1.0)
