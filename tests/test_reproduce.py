@@ -15,6 +15,7 @@ from finished_runs import BASE, counts_of, finish
 from prosam_jax.comparison import methods, paper, reproduce, sweep, table_files
 from prosam_jax.comparison.reproduce import Preset
 from prosam_jax.config import Config, replaced
+from prosam_jax.config.fields import flat
 from prosam_jax.errors import UserError
 from prosam_jax.evaluation import intervals, strategies
 from prosam_jax.evaluation.prediction import RESULT
@@ -190,6 +191,36 @@ def test_a_table_without_printed_values_shows_each_seed_and_no_paper(tmp_path):
     # Student's t with one degree of freedom: 30.5 -+ 12.706 * 0.5
     assert lines[lines.index(start) + 2] == "|  |  |  | over seeds | (24.15 to 36.85) |"
     assert "| box | VRP-SAM | mask over box | ours | +10.00 (+10.00 to +10.00) |" in lines
+
+
+def test_single_rows_bring_those_that_they_are_compared_with(tmp_path):
+    made = reproduce.plan("7", SMALL, tmp_path, folds=[0], only=["ProSAM"])
+    assert [row.labels[0] for row in made.rows] == ["VRP-SAM", "VRP-SAM + 2 linear", "ProSAM"]
+    made = reproduce.plan("scale", SMALL, tmp_path, only=["from 0.3", "fixed at 1"])
+    assert [row.labels[0] for row in made.rows] == ["VRP-SAM", "from 0.3", "fixed at 1"]
+    assert len(reproduce.together([made])) == 12
+    with pytest.raises(UserError) as error:
+        reproduce.plan("7", SMALL, tmp_path, only=["prosam"])
+    told(error, "--row=prosam", "VRP-SAM, VRP-SAM + 2 linear, ProSAM")
+
+
+def test_variants_have_runs_of_their_own(tmp_path):
+    """Each row trains what no other row of its table trains, with only its settings changed."""
+    base = replaced(BASE, {"distribution.samples": 2, "distribution.init_scale": 0.03})
+    preset = Preset("small", {"pascal": base, "coco": base}, paper=False)
+    for name in ("noise", "scale"):
+        made = reproduce.plan(name, preset, tmp_path, folds=[0])
+        runs = reproduce.together([made])
+        assert len(runs) == len(made.rows)
+        assert len({run.cfg.distribution for run in runs}) == len(runs)
+        for row in made.rows:
+            (run,) = made.runs[row.labels, 0]
+            values = flat(run.cfg)
+            assert values["distribution.name"] == row.method
+            assert all(values[x] == y for x, y in row.settings)
+            assert run.workdir.name == "-".join(
+                ["shapes-fold0-mask", row.method, *filter(None, [row.variant]), "seed321"]
+            )
 
 
 def test_what_cannot_be_made_is_said(tmp_path):

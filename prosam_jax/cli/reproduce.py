@@ -74,6 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fold to make, may be repeated (default: all)",
     )
     parser.add_argument(
+        "--row",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="make only the rows with this label, and what they are compared with; may be repeated",
+    )
+    parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="runs of each kind (default: 1)"
     )
     parser.add_argument(
@@ -112,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     workdir = args.workdir or pathlib.Path("runs/reproduce", args.preset)
     folds = args.fold or reproduce.FOLDS
     tables = [
-        reproduce.plan(name, preset, workdir, seeds=args.seeds, folds=folds)
+        reproduce.plan(name, preset, workdir, seeds=args.seeds, folds=folds, only=args.row)
         for name in dict.fromkeys(args.table)
     ]
     start = time.monotonic()

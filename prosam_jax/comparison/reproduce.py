@@ -91,6 +91,7 @@ def plan(
     *,
     seeds: int = 1,
     folds: Collection[int] = FOLDS,
+    only: Collection[str] = (),
 ) -> Made:
     """The rows and runs of a table.
 
@@ -100,10 +101,11 @@ def plan(
         workdir: Folder of all runs.
         seeds: Number of runs of each kind; the first has the seed of the preset's settings.
         folds: The folds to make.
+        only: Labels, of which a row must have one, or be compared with such a row; none for all.
 
     Raises:
-        UserError: There is no such table, it cannot be made with this preset, or settings are not
-            valid.
+        UserError: There is no such table or row, it cannot be made with this preset, or settings
+            are not valid.
     """
     if name not in TABLES:
         raise UserError(f"--table={name}: there are {', '.join(TABLES)}")
@@ -111,7 +113,7 @@ def plan(
     rows = table.rows
     if preset.single and any(row.benchmark == "pascal" for row in rows):
         rows = tuple(row for row in rows if row.benchmark == "pascal")
-    rows = tuple(_relabelled(row, preset) for row in rows)
+    rows = _chosen(tuple(_relabelled(row, preset) for row in rows), only)
     runs = {}
     for row in rows:
         for fold in folds:
@@ -126,6 +128,23 @@ def plan(
         )
     kept = tuple(fold for fold in FOLDS if any((row.labels, fold) in runs for row in rows))
     return Made(table, preset, kept, rows, runs)
+
+
+def _chosen(rows: tuple[Row, ...], only: Collection[str]) -> tuple[Row, ...]:
+    """The rows with one of these labels and those that they are compared with."""
+    if not only:
+        return rows
+    if unknown := set(only) - {label for row in rows for label in row.labels}:
+        of_rows = dict.fromkeys(label for row in rows for label in row.labels)
+        raise UserError(
+            f"--row={unknown.pop()} is not in this table; its rows: {', '.join(of_rows)}"
+        )
+    kept = {row.labels for row in rows if set(row.labels) & set(only)}
+    below = {row.below for row in rows if row.labels in kept}
+    while not below - {None} <= kept:
+        kept |= below - {None}
+        below = {row.below for row in rows if row.labels in kept}
+    return tuple(row for row in rows if row.labels in kept)
 
 
 def _relabelled(row: Row, preset: Preset) -> Row:
