@@ -8,7 +8,7 @@ two are independent: a temperature calibrates and leaves the ranking of pixels a
 leading axes of weights are draws of a bootstrap.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,8 @@ def expected_iou(logits: Float[Array, "*b h w"]) -> Float[Array, "*b"]:
     """The IoU that the pixels' probabilities promise each mask, in [0, 1].
 
     If pixels of the true mask M are independent with probabilities p, the mask P of `foreground`
-    has E|M n P| / E|M u P| = sum_P p / (|P| + sum_{not P} p). This ratio of expectations is the
-    usual estimate of the expected ratio; the difference vanishes with the size of P (Nowozin, CVPR
-    2014). It is 0 for an empty mask, as its true IoU is with any object.
+    has E|M n P| / E|M u P| = sum_P p / (|P| + sum_{not P} p). This ratio of expectations is close to
+    the expected ratio for masks of many pixels (Nowozin, CVPR 2014, compares the two). It is 0 for an empty mask, as its true IoU is with any object.
     """
     p, mask = jax.nn.sigmoid(logits), foreground(logits)
     both = jnp.where(mask, p, 0).sum((-2, -1))
@@ -61,7 +60,8 @@ def fit_temperature(logits: Float[np.ndarray, "*n"], labels: Bool[np.ndarray, "*
     ends = -np.log(1e3), np.log(1e3)
     if not slope(ends[0]) < 0 < slope(ends[1]):
         raise ValueError("no temperature between 0.001 and 1000 fits these labels best")
-    return float(np.exp(-scipy.optimize.brentq(slope, *ends, xtol=1e-6)))
+    root: Any = scipy.optimize.brentq(slope, *ends, xtol=1e-6)
+    return float(np.exp(-root))
 
 
 def log_loss(
@@ -158,9 +158,9 @@ def aurc(
     loss: Shaped[np.ndarray, "*#d n"],
     weight: Float[np.ndarray, "*#d n"] | None = None,
 ) -> Float[np.ndarray, "*d"]:
-    """Area under the risk-coverage curve (Geifman et al., ICLR 2019, arXiv 1805.08206): low is good.
+    """Area under the risk-coverage curve, low if the order is good (Geifman et al., ICLR 2019).
 
-    The area is that of the continuous curve, on which part of an item can be kept, and items of one
+    See arXiv 1805.08206. The area is that of the continuous curve, on which part of an item can be kept, and items of one
     score are kept in random order. So a constant score has exactly the mean loss, and a binary loss
     with mean e has at best e + (1 - e) ln(1 - e). Arguments as of `risk_coverage`.
     """
