@@ -30,8 +30,9 @@ def expected_iou(logits: Float[Array, "*b h w"]) -> Float[Array, "*b"]:
     """The IoU that the pixels' probabilities promise each mask, in [0, 1].
 
     If pixels of the true mask M are independent with probabilities p, the mask P of `foreground`
-    has E|M n P| / E|M u P| = sum_P p / (|P| + sum_{not P} p). This ratio of expectations is close to
-    the expected ratio for masks of many pixels (Nowozin, CVPR 2014, compares the two). It is 0 for an empty mask, as its true IoU is with any object.
+    has E|M n P| / E|M u P| = sum_P p / (|P| + sum_{not P} p). This ratio of expectations is close
+    to the expected ratio for masks of many pixels (Nowozin, CVPR 2014, compares the two). It is 0
+    for an empty mask, as its true IoU is with any object.
     """
     p, mask = jax.nn.sigmoid(logits), foreground(logits)
     both = jnp.where(mask, p, 0).sum((-2, -1))
@@ -160,9 +161,10 @@ def aurc(
 ) -> Float[np.ndarray, "*d"]:
     """Area under the risk-coverage curve, low if the order is good (Geifman et al., ICLR 2019).
 
-    See arXiv 1805.08206. The area is that of the continuous curve, on which part of an item can be kept, and items of one
-    score are kept in random order. So a constant score has exactly the mean loss, and a binary loss
-    with mean e has at best e + (1 - e) ln(1 - e). Arguments as of `risk_coverage`.
+    See arXiv 1805.08206. The area is that of the continuous curve, on which part of an item can be
+    kept, and items of one score are kept in random order. So a constant score has exactly the mean
+    loss, and a binary loss with mean e has at best e + (1 - e) ln(1 - e). Arguments as of
+    `risk_coverage`.
     """
     mass, lost = _by_score(score, loss, weight)
     total = mass.sum(-1, keepdims=True)

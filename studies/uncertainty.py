@@ -585,7 +585,7 @@ def main() -> None:
     add("--runs", type=pathlib.Path, required=True, help="folder with the runs")
     add("--keep", type=pathlib.Path, required=True, help="folder for what they predict")
     add("--out", type=pathlib.Path, default=pathlib.Path("docs"))
-    add("--episodes", type=int, default=100, help="test episodes of each fold")
+    add("--episodes", type=int, default=250, help="test episodes of each fold")
     add("--folds", type=int, nargs="+", default=[0, 1, 2, 3])
     add("--seeds", type=int, nargs="+", default=[321, 322, 323])
     args = parser.parse_args()
