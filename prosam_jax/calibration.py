@@ -4,8 +4,8 @@ A score can be good in two ways. It is calibrated if it is right on average: of 
 probability 0.8, 80 % are foreground. It ranks well if what it trusts least is what is wrong. The
 two are independent: a temperature calibrates and leaves the ranking of pixels as it is.
 
-`expected_iou` and `entropy` run in the model; everything else is measurement on the host, where
-leading axes of weights are draws of a bootstrap.
+`expected_iou` runs in the model, everything else on the host, where leading axes of weights are
+draws of a bootstrap. What these measures say of trained models is in docs/uncertainty.md.
 """
 
 from typing import Any, NamedTuple
@@ -20,10 +20,16 @@ from jaxtyping import Array, Bool, Float, Shaped
 from prosam_jax.equations import foreground
 
 
-def entropy(logits: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Entropy of labels with these logits, in bits: 0 where sure, 1 at probability 1/2."""
-    p, q = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)  # 1 - p would round to 0 early
-    return (jax.scipy.special.entr(p) + jax.scipy.special.entr(q)) / jnp.log(2.0)
+def entropy(logits: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    """Entropy of labels with these logits, in bits: 0 where sure, 1 at probability 1/2.
+
+    It is (ln(1 + e) + z e / (1 + e)) / ln 2 with z = |logit| and e = exp(-z), which neither
+    overflows nor rounds 1 - p to 0.
+    """
+    z = np.abs(logits)
+    e = np.exp(-z)
+    nats = np.log1p(e) + z * e / (1 + e)
+    return np.minimum(nats / np.log(2).astype(logits.dtype), 1)  # which rounding can exceed
 
 
 def expected_iou(logits: Float[Array, "*b h w"]) -> Float[Array, "*b"]:

@@ -228,11 +228,11 @@ def predicted(path: pathlib.Path, episodes: int) -> Found:
         found.masks[SOFTENED[factor]] = promised(p, foreground(logits))
         found.reliability[BLURRED[factor]] = per_picture(p, truth)
         found.log_loss[BLURRED[factor]] = log_loss(p, truth)
-    of_mean = np.asarray(calibration.entropy(logits))
+    of_mean = calibration.entropy(logits)
     found.levels[ENTROPY] = levelled(of_mean, found.wrong)
     found.masks |= {
         CERTAINTY: -of_mean.mean((1, 2)),
-        INSIDE: np.asarray(inference.confidence(logits)),
+        INSIDE: mean_inside(logits),
         EXPECTED: np.asarray(calibration.expected_iou(logits)),
         SCALED: np.asarray(calibration.expected_iou(logits / temperature["base"])),
     }
@@ -265,6 +265,12 @@ def kept(path: pathlib.Path, episodes: int, keep: pathlib.Path) -> Found:
             held[field] = value
     held["temperature"] = {name: float(t) for name, t in held["temperature"].items()}
     return Found(**held)
+
+
+def mean_inside(logits: np.ndarray) -> np.ndarray:
+    """Mean probability inside each mask, 0 if it is empty."""
+    p, mask = probabilities(logits), foreground(logits)
+    return (p * mask).sum((1, 2)) / np.maximum(mask.sum((1, 2)), 1)
 
 
 def promised(p: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -154,4 +154,6 @@ def test_entropy_is_in_bits():
     logits = np.array([0.0, 1e4, -1e4, 90.0, 2.0, -2.0], np.float32)
     of_two = scipy.stats.entropy([expit(2.0), expit(-2.0)], base=2)
     expected = [1, 0, 0, 0, of_two, of_two]
-    np.testing.assert_allclose(calibration.entropy(jnp.asarray(logits)), expected, atol=1e-6)
+    np.testing.assert_allclose(calibration.entropy(logits), expected, atol=1e-6)
+    near = calibration.entropy(np.linspace(-0.01, 0.01, 10_001, dtype=np.float32))
+    assert near.dtype == np.float32 and near.max() == 1
