@@ -16,34 +16,51 @@ from typing import Any
 
 from prosam_jax.errors import UserError
 from studies.uncertainty_figures import draw_calibration, draw_coverage
-from studies.uncertainty_measures import Drawn, Folds, measured
+from studies.uncertainty_measures import Drawn, Folds, averaged, mean_iou, measured, shown
 from studies.uncertainty_runs import ENTROPY, EXPECTED, SAMPLES, ensemble, kept, with_seeds
 
 METHODS = {"student_t": "Student-t", "gaussian": "Gaussian", "vrp": "VRP-SAM"}
 
 
-def table(found: dict[str, Any], kind: str) -> str:
-    """A Markdown table: excess AURC by score and method."""
-    names = list(dict.fromkeys(name for one in found.values() for name in one[kind]))
-    lines = [
-        f"| {kind} | {' | '.join(METHODS[m] for m in found)} |",
-        "|---" * (len(found) + 1) + "|",
-    ]
-    for name in names:
+def area_table(found: dict[str, Any], kind: str) -> str:
+    """Excess AURC by score and method, with the interval of the difference to the simplest."""
+    lines = [_head(kind, [METHODS[method] for method in found])]
+    for name in _names(found, kind):
         cells = []
         for one in found.values():
-            if name not in one[kind]:
+            if name in one[kind]:
+                value, _, _ = one[kind][name]["excess AURC"]
+                _, low, high = one[kind][name]["difference"]
+                cells.append(f"{value:.3f} ({low:+.3f} ... {high:+.3f})")
+            else:
                 cells.append("")
-                continue
-            value, _, _ = one[kind][name]["excess AURC"]
-            _, low, high = one[kind][name]["difference"]
-            cells.append(f"{value:.3f} ({low:+.3f} ... {high:+.3f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def calibration_table(found: dict[str, Any], kind: str, measures: tuple[str, ...]) -> str:
+    """Measures of calibration by what predicts, one method under the other."""
+    lines = [_head(kind, list(measures))]
+    for method, one in found.items():
+        for name, of in one[kind].items():
+            cells = [
+                f"{value:.3f} ({low:.3f} ... {high:.3f})"
+                for value, low, high in map(of.get, measures)
+            ]
+            lines.append(f"| {METHODS[method]}: {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _head(first: str, columns: list[str]) -> str:
+    return f"| {first} | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|"
+
+
+def _names(found: dict[str, Any], kind: str) -> list[str]:
+    return list(dict.fromkeys(name for one in found.values() for name in one[kind]))
+
+
 def main() -> None:
-    """Measures, writes numbers and figures, and prints the two tables of areas."""
+    """Measures, writes numbers and figures, and prints tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -72,6 +89,8 @@ def main() -> None:
         one = folds[0][1][0]
         numbers[method] = measured(folds, list(one.levels), list(one.masks))
         ensembles[method] = measured(grouped, [ENTROPY], [EXPECTED])
+        gain = averaged(grouped, mean_iou) - averaged(folds, mean_iou)
+        ensembles[method]["gain in mean IoU"] = shown(gain)
         if method == "student_t":
             student = folds, grouped
     images, studies = args.out / "images", args.out / "studies"
@@ -91,7 +110,13 @@ def main() -> None:
         "ensembles": ensembles,
     }
     (studies / "uncertainty.json").write_text(json.dumps(whole, indent=1) + "\n")
-    print(table(numbers, "pixels"), table(numbers, "masks"), sep="\n\n")
+    print(
+        area_table(numbers, "pixels"),
+        area_table(numbers, "masks"),
+        calibration_table(numbers, "calibration of pixels", ("ECE", "bias", "log loss")),
+        calibration_table(numbers, "calibration of masks", ("bias", "ECE", "mean absolute error")),
+        sep="\n\n",
+    )
 
 
 if __name__ == "__main__":

@@ -58,6 +58,11 @@ def averaged(folds: Folds, value: Callable[[Found, np.ndarray], np.ndarray]) -> 
     return np.mean(of_folds, axis=0)
 
 
+def mean_iou(one: Found, times: np.ndarray) -> np.ndarray:
+    """Mean IoU over episodes."""
+    return times @ one.iou / times.sum(1)
+
+
 def pixel_area(name: str, one: Found, times: np.ndarray) -> np.ndarray:
     """Excess AURC of a score of pixels: 0 is the oracle's, 1 that of chance."""
     count, wrong = (times @ one.levels[name][:, i].astype(float) for i in (0, 1))
@@ -107,7 +112,7 @@ def shown(values: np.ndarray) -> list[float]:
 def measured(folds: Folds, pixels: list[str], masks: list[str]) -> dict[str, Any]:
     """All numbers of one method."""
     found: dict[str, Any] = {
-        "mean IoU": shown(averaged(folds, lambda x, times: times @ x.iou / times.sum(1))),
+        "mean IoU": shown(averaged(folds, mean_iou)),
         "wrong pixels": shown(
             averaged(folds, lambda x, times: times @ x.wrong.mean((1, 2)) / times.sum(1))
         ),

@@ -58,7 +58,7 @@ def test_draws_are_of_pictures_and_the_first_row_is_the_result():
     np.testing.assert_array_equal(drawn.episodes.sum(1), 6)
     other = model(1)
     folds = [(drawn, [one, other])]
-    found = measures.averaged(folds, lambda x, times: times @ x.iou / times.sum(1))
+    found = measures.averaged(folds, measures.mean_iou)
     assert found[0] == pytest.approx((one.iou.mean() + other.iou.mean()) / 2)
     again = drawn.episodes[7] @ np.stack([one.iou, other.iou], axis=1) / 6
     assert found[7] == pytest.approx(drawn.seeds[7] @ again)
