@@ -15,7 +15,7 @@ import pathlib
 from typing import Any
 
 from prosam_jax.errors import UserError
-from studies.uncertainty_figures import draw_calibration, draw_coverage
+from studies.uncertainty_figures import draw_calibration, draw_coverage, draw_examples
 from studies.uncertainty_measures import Drawn, Folds, averaged, mean_iou, measured, shown
 from studies.uncertainty_runs import ENTROPY, EXPECTED, SAMPLES, ensemble, kept, with_seeds
 
@@ -97,9 +97,11 @@ def main() -> None:
     images.mkdir(parents=True, exist_ok=True)
     studies.mkdir(parents=True, exist_ok=True)
     assert student is not None
-    title = f"ProSAM, Student-t, novel classes of {len(args.folds)} folds, {len(args.seeds)} seeds"
+    title = f"ProSAM, Student-t, novel classes; folds {args.folds}, seeds {args.seeds}"
     draw_coverage(student[0], images / "uncertainty_coverage.png", title)
     draw_calibration(*student, images / "uncertainty_calibration.png", title)
+    first = args.runs / f"shapes-fold{args.folds[0]}-mask-student_t-seed{args.seeds[0]}"
+    draw_examples(first, images / "uncertainty_examples.png")
     whole = {
         "episodes of each fold": args.episodes,
         "folds": args.folds,

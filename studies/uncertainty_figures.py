@@ -5,11 +5,13 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
 from prosam_jax import calibration
 from prosam_jax.calibration import Reliability
+from prosam_jax.equations import foreground
 from studies.uncertainty_measures import Folds, mask_reliability, pixel_reliability
 from studies.uncertainty_runs import (
     AVERAGED,
@@ -26,6 +28,8 @@ from studies.uncertainty_runs import (
     SEED_PAIRS,
     SEEDS,
     Found,
+    examples,
+    iou,
 )
 
 COVERAGE = np.linspace(0.05, 1, 96)
@@ -119,6 +123,35 @@ def draw_calibration(folds: Folds, grouped: Folds, path: pathlib.Path, title: st
         axes.grid(alpha=0.3)
     fig.suptitle(title, fontsize=11)
     fig.savefig(path, dpi=90)
+    plt.close(fig)
+
+
+def draw_examples(run: pathlib.Path, path: pathlib.Path, count: int = 3) -> None:
+    """The first test episodes: where the mask is wrong, its entropy, and what samples say."""
+    plt = pyplot()
+    found = examples(run, count)
+    mask, truth = foreground(found["logits"]), found["truth"]
+    bits, samples = calibration.entropy(found["logits"]), found[DISAGREEMENT[1.0]]
+    promised = np.asarray(calibration.expected_iou(jnp.asarray(found["logits"])))
+    size = {"figsize": (2 * 5, 2.1 * count), "layout": "constrained"}
+    fig, axes = plt.subplots(count, 5, squeeze=False, **size)
+    for i, row in enumerate(axes):
+        row[0].imshow(found["image"][i])
+        row[0].contour(truth[i], [0.5], colors="white", linewidths=1.5)
+        row[1].imshow(mask[i], cmap="gray")
+        row[1].set_title(
+            f"expected IoU {promised[i]:.2f}, true {iou(mask, truth)[i]:.2f}", fontsize=9
+        )
+        row[2].imshow(mask[i] != truth[i], cmap="gray")
+        row[3].imshow(bits[i], cmap="inferno", vmin=0, vmax=1)
+        row[4].imshow(samples[i], cmap="inferno", vmin=0, vmax=samples.max())
+    heads = ("target, true mask", "", "wrong pixels", "entropy, 0 to 1 bit")
+    heads += (f"disagreement of samples,\n0 to {samples.max():.2g} bit",)
+    for column, head in zip(axes[0], heads, strict=True):
+        column.set_title(head or column.get_title(), fontsize=9)
+    for one in axes.ravel():
+        one.set_axis_off()
+    fig.savefig(path, dpi=64)
     plt.close(fig)
 
 

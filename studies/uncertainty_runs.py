@@ -226,6 +226,16 @@ def predicted(path: pathlib.Path, episodes: int) -> Found:
     return found
 
 
+def examples(path: pathlib.Path, count: int) -> dict[str, np.ndarray]:
+    """Targets ("image"), true masks ("truth") and `judged` of the first test episodes."""
+    prosam, cfg = load(path, {})
+    parts = split(prosam)
+    source = evaluate.test_episodes(replaced(cfg, {"eval.episodes": count}))
+    episode = next(make_loader(source, batch_size=count))
+    found = jax.device_get(judged(*parts, episode, sampled=True))
+    return found | {"image": episode.target_image, "truth": episode.target_mask}
+
+
 def kept(path: pathlib.Path, episodes: int, keep: pathlib.Path) -> Found:
     """`predicted`, from the file in `keep` if there is one."""
     file = keep / f"{path.name}-{episodes}.npz"
