@@ -151,7 +151,7 @@ def draw_examples(run: pathlib.Path, path: pathlib.Path, count: int = 3) -> None
         column.set_title(head or column.get_title(), fontsize=9)
     for one in axes.ravel():
         one.set_axis_off()
-    fig.savefig(path, dpi=64)
+    fig.savefig(path, dpi=60)
     plt.close(fig)
 
 
