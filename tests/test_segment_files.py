@@ -126,7 +126,7 @@ class _Stopped(Segmenter):
         sizes = [image.shape[:2] for image in images]
         one, none = np.ones(1, np.float32), None
         return [
-            Segmentation(("object",), np.ones((1, *s), bool), np.ones(s, np.int32), one, one, none)
+            Segmentation(("object",), np.ones((1, *s), bool), np.ones(s, np.int32), one, none)
             for s in sizes
         ]
 
