@@ -97,7 +97,8 @@ def main() -> None:
     images.mkdir(parents=True, exist_ok=True)
     studies.mkdir(parents=True, exist_ok=True)
     assert student is not None
-    title = f"ProSAM, Student-t, novel classes; folds {args.folds}, seeds {args.seeds}"
+    folds, seeds = (", ".join(map(str, x)) for x in (args.folds, args.seeds))
+    title = f"ProSAM, Student-t, novel classes of folds {folds}; seeds {seeds}"
     draw_coverage(student[0], images / "uncertainty_coverage.png", title)
     draw_calibration(*student, images / "uncertainty_calibration.png", title)
     first = args.runs / f"shapes-fold{args.folds[0]}-mask-student_t-seed{args.seeds[0]}"

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from PIL import Image
 
 from prosam_jax import calibration
 from prosam_jax.calibration import Reliability
@@ -151,8 +152,11 @@ def draw_examples(run: pathlib.Path, path: pathlib.Path, count: int = 3) -> None
         column.set_title(head or column.get_title(), fontsize=9)
     for one in axes.ravel():
         one.set_axis_off()
-    fig.savefig(path, dpi=60)
+    fig.savefig(path, dpi=72)
     plt.close(fig)
+    with Image.open(path) as picture:  # fewer colours, since pictures of noise make a large file
+        small = picture.convert("RGB").quantize(128)
+    small.save(path, optimize=True)
 
 
 def plot_reliability(axes: Any, sums: Reliability, label: str) -> None:
