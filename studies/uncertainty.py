@@ -1,8 +1,8 @@
 """Which number tells best where a mask is wrong, and which mask.
 
-    python -m studies.uncertainty --runs=runs/methods --keep=/tmp/uncertainty [--out=docs]
+    python -m studies.uncertainty --runs=runs/small --keep=/tmp/uncertainty [--out=docs]
 
-`--runs` holds the runs of `prosam reproduce --table methods --seeds 3`, whose prompt encoders are
+`--runs` holds the runs of `prosam reproduce --table 4 --table 7 --seeds 3`, whose prompt encoders are
 asked about the novel classes of their folds. Every score of a pixel or of a mask is judged by the
 errors of the same masks, those of the mean prompts. Temperatures are fitted on base classes in
 pictures that no run was trained on. Writes docs/studies/uncertainty.json and the figures
@@ -79,7 +79,7 @@ def main() -> None:
             runs = [args.runs / f"shapes-fold{fold}-mask-{method}-seed{s}" for s in args.seeds]
             if missing := [str(run) for run in runs if not run.is_dir()]:
                 raise UserError(
-                    f"{missing[0]} is missing: make it with prosam reproduce --table methods "
+                    f"{missing[0]} is missing: make it with prosam reproduce --table 4 --table 7 "
                     f"--seeds {len(args.seeds)}, or pass other --folds and --seeds"
                 )
             models = [kept(run, args.episodes, args.keep) for run in runs]
@@ -97,8 +97,8 @@ def main() -> None:
     images.mkdir(parents=True, exist_ok=True)
     studies.mkdir(parents=True, exist_ok=True)
     assert student is not None
-    folds, seeds = (", ".join(map(str, x)) for x in (args.folds, args.seeds))
-    title = f"ProSAM, Student-t, novel classes of folds {folds}; seeds {seeds}"
+    listed = [", ".join(map(str, x)) for x in (args.folds, args.seeds)]
+    title = "ProSAM, Student-t, novel classes of folds {}; seeds {}".format(*listed)
     draw_coverage(student[0], images / "uncertainty_coverage.png", title)
     draw_calibration(*student, images / "uncertainty_calibration.png", title)
     first = args.runs / f"shapes-fold{args.folds[0]}-mask-student_t-seed{args.seeds[0]}"
