@@ -2,10 +2,10 @@
 
     python -m studies.uncertainty --runs=runs/small --keep=/tmp/uncertainty [--out=docs]
 
-`--runs` holds the runs of `prosam reproduce --table 4 --table 7 --seeds 3`, whose prompt encoders are
-asked about the novel classes of their folds. Every score of a pixel or of a mask is judged by the
-errors of the same masks, those of the mean prompts. Temperatures are fitted on base classes in
-pictures that no run was trained on. Writes docs/studies/uncertainty.json and the figures
+`--runs` holds the runs of `prosam reproduce --table 4 --table 7 --seeds 3`, whose models are asked
+about the novel classes of their folds. Every score of a pixel or of a mask is judged by the errors
+of the same masks, those of the mean prompts. Temperatures are fitted on base classes in pictures
+that no run was trained on. Writes docs/studies/uncertainty.json and the figures
 docs/images/uncertainty_*.png. What a run predicted stays in `--keep` for the next call.
 """
 
