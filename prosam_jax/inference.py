@@ -1,8 +1,9 @@
-"""Inference as pure functions: masks of the mean prompts, and how far to trust them.
+"""Inference as pure functions: masks of the mean prompts, how far to trust them, and samples.
 
 The paper's inference uses the mean prompts alone. Its five ways to merge the masks of sampled
-prompts (Table 8, `evaluation.strategies`) score below that at K times the cost, so here samples
-only show where the mask is uncertain.
+prompts (Table 8, `evaluation.strategies`) score below that at K times the cost, and how much
+samples disagree tells less about the errors of a mask than its own probabilities do
+(docs/uncertainty.md).
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from prosam_jax import equations, resize
+from prosam_jax import calibration, equations, resize
 from prosam_jax.model import ProSAM
 from prosam_jax.types import Features, Posterior, Taps
 
@@ -34,16 +35,12 @@ class Prediction(NamedTuple):
     """Masks of one class.
 
     Attributes:
-        posterior: The prompts that they come from.
         logits: Of the masks; `equations.foreground` turns them into masks.
-        score: Mean probability of the foreground inside each mask, 0 if it is empty.
-        iou: The IoU that SAM expects of each mask. SAM learned to predict it for clicks and boxes.
+        expected_iou: How good each mask is by its own probabilities (`calibration.expected_iou`).
     """
 
-    posterior: Posterior
     logits: Float[Array, "b h w"]
-    score: Float[Array, " b"]
-    iou: Float[Array, " b"]
+    expected_iou: Float[Array, " b"]
 
 
 def predict(
@@ -63,42 +60,26 @@ def predict(
     support, mask = jax.tree.map(lambda x: jnp.tile(x, (b, *(1,) * (x.ndim - 1))), references)
     posterior = model.posterior(Features(targets.image_embeddings, targets.taps, support, mask))
     shots = len(references.mask)
-    low_res, iou = model.decode_low_res(targets.image_embeddings, posterior.mean, shots)
+    low_res, _ = model.decode_low_res(targets.image_embeddings, posterior.mean, shots)
     logits = resize.bilinear_map(low_res, size)
-    return Prediction(posterior, logits, confidence(logits), iou)
-
-
-def uncertainty(
-    model: ProSAM,
-    image_embeddings: Float[Array, "b i j e"],
-    posterior: Posterior,
-    size: tuple[int, int],
-    samples: int,
-    key: PRNGKeyArray,
-) -> Float[Array, "b h w"]:
-    """How much the masks of K sampled prompts disagree, in [0, 1] (`disagreement`).
-
-    Args:
-        model: The model.
-        image_embeddings: SAM's embeddings of the targets.
-        posterior: The posterior of the same targets.
-        size: (height, width) of the map.
-        samples: K.
-        key: Draws the noise.
-
-    Raises:
-        UserError: The posterior has no scale (a deterministic variant).
-    """
-    prompts = sampled_prompts(model, posterior, samples, key)
-    return disagreement(jax.vmap(lambda p: model.decode(image_embeddings, p, size))(prompts))
+    return Prediction(logits, calibration.expected_iou(logits))
 
 
 def sampled_prompts(
     model: ProSAM, posterior: Posterior, samples: int, key: PRNGKeyArray
 ) -> Float[Array, "k b q c"]:
-    """K prompts for each target; arguments and errors as of `uncertainty`.
+    """K prompts for each target.
 
     The noise is the same for every target, so that no result depends on the others of its batch.
+
+    Args:
+        model: The model.
+        posterior: The posterior of the targets.
+        samples: K.
+        key: Draws the noise.
+
+    Raises:
+        UserError: The posterior has no scale (a deterministic variant).
     """
     cfg = model.distribution
 
@@ -124,10 +105,3 @@ def disagreement(logits: Float[Array, "k b h w"]) -> Float[Array, "b h w"]:
     foreground, background = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
     of_mean = entropy(foreground.mean(0), background.mean(0))
     return jnp.clip(of_mean - entropy(foreground, background).mean(0), 0, 1)
-
-
-def confidence(logits: Float[Array, "b h w"]) -> Float[Array, " b"]:
-    """Mean probability of the foreground inside each mask, 0 if it is empty."""
-    mask = equations.foreground(logits)
-    total = jnp.where(mask, jax.nn.sigmoid(logits), 0).sum((1, 2))
-    return total / jnp.maximum(mask.sum((1, 2)), 1)

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,6 @@ from prosam_jax.segmenter import Segmentation, Segmenter
 SHOWN = 3
 TINT = (25, 130, 255)
 _MOST = 120_000_000  # of 40 megapixels: the results of a batch are in memory together
-_DARKEST = 0.5 / 255  # smaller values are black in a map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +120,6 @@ def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Pa
     bad: dict[pathlib.Path, str] = {}
     records: dict[str, Any] = coco(segmenter.classes)
     uncertainty = any("uncertainty" in paths for paths in todo.outputs.values())
-    largest = 0.0
     stderr = console.stderr()
     shown = rich.progress.Progress(console=stderr, transient=True, disable=not stderr.is_terminal)
     with _written_at_the_end(todo.json, records), shown as bar:
@@ -134,15 +131,11 @@ def run(segmenter: Segmenter, todo: Plan, *, batch_size: int) -> dict[pathlib.Pa
 
         for names, images in _batches(list(todo.outputs), batch_size, failed):
             found = list(segmenter.segment(images, uncertainty=uncertainty, batch_size=batch_size))
-            maps = [x.uncertainty for x in found if x.uncertainty is not None]
-            largest = max([largest, *(x.max() for x in maps)])
             for name, image, one in zip(names, images, found, strict=True):
                 _write(todo.outputs[name], image, one)
                 if todo.json:
                     add_to_coco(records, name, one)
                 bar.advance(task)
-    if uncertainty and largest < _DARKEST:
-        print(f"uncertainty is at most {largest:.1g}, so its maps are black", file=sys.stderr)
     return bad
 
 
@@ -185,8 +178,7 @@ def add_to_coco(dataset: dict[str, Any], target: pathlib.Path, found: Segmentati
                 "area": int(mask.sum()),
                 "bbox": [x, y, int(cols[-1]) + 1 - x, int(rows[-1]) + 1 - y],
                 "iscrowd": 0,
-                "score": float(found.scores[category - 1]),
-                "predicted_iou": float(found.predicted_iou[category - 1]),
+                "score": float(found.expected_iou[category - 1]),
             }
         )
 

@@ -14,16 +14,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 from PIL import Image
 
-from prosam_jax import inference, model, resize
+from prosam_jax import calibration, inference, model, resize
 from prosam_jax.config import check_at_least
 from prosam_jax.data.annotation import given_annotation
 from prosam_jax.data.transforms import resize_image
-from prosam_jax.equations import SAMPLERS, foreground
+from prosam_jax.equations import foreground
 from prosam_jax.errors import UserError
 from prosam_jax.images import ImageLike, Numbers, read
 from prosam_jax.inference import Prediction, References, Targets
 from prosam_jax.model import ProSAM
-from prosam_jax.types import Posterior
 from prosam_jax.weights import pretrained
 
 
@@ -36,18 +35,16 @@ class Segmentation:
         masks: One mask per class; masks of different classes may overlap.
         label_map: One class per pixel: i + 1 for class i where its logit is the largest and above
             0, and 0 where no logit is above 0.
-        scores: Mean foreground probability inside each mask, 0 if the mask is empty.
-        predicted_iou: The IoU that SAM predicts for each mask. SAM learned this for clicks and
-            boxes, so it is better for ranking masks than as an absolute value.
-        uncertainty: How much masks of sampled prompts disagree, in [0, 1]: mutual information in
-            bits (`inference.disagreement`). None unless it was requested.
+        expected_iou: The IoU that each mask has by its own probabilities, 0 if it is empty
+            (`calibration.expected_iou`): a number to sort masks by.
+        uncertainty: Entropy of each pixel's probability, in bits: 0 where the model is sure, 1 at
+            the mask's border (`calibration.entropy`). None unless it was requested.
     """
 
     classes: tuple[str, ...]
     masks: Bool[np.ndarray, "c H W"]
     label_map: Int32[np.ndarray, "H W"]
-    scores: Float[np.ndarray, " c"]
-    predicted_iou: Float[np.ndarray, " c"]
+    expected_iou: Float[np.ndarray, " c"]
     uncertainty: Float[np.ndarray, "c H W"] | None
 
 
@@ -148,7 +145,6 @@ class Segmenter:
         images: ImageLike,
         *,
         uncertainty: bool = ...,
-        samples: int = ...,
         batch_size: int = ...,
     ) -> Segmentation: ...
 
@@ -158,7 +154,6 @@ class Segmenter:
         images: Iterable[ImageLike],
         *,
         uncertainty: bool = ...,
-        samples: int = ...,
         batch_size: int = ...,
     ) -> Iterator[Segmentation]: ...
 
@@ -167,7 +162,6 @@ class Segmenter:
         images: ImageLike | Iterable[ImageLike],
         *,
         uncertainty: bool = False,
-        samples: int = 10,
         batch_size: int = 4,
     ) -> Segmentation | Iterator[Segmentation]:
         """Segments the classes of the references in pictures.
@@ -176,8 +170,6 @@ class Segmenter:
             images: A picture, as for `set_reference`, or an iterable of pictures of any sizes, such
                 as a list or `folder.glob("*.jpg")`. No more than a batch is in memory at a time.
             uncertainty: Whether to add uncertainty maps.
-            samples: Number of sampled masks that the maps are made from, at least 2; the samples
-                are the same for every call.
             batch_size: How many pictures of an iterable to process at a time; the last batch is
                 padded. It only affects time and memory.
 
@@ -187,31 +179,23 @@ class Segmenter:
             bad picture ends it, after the results of those before.
 
         Raises:
-            UserError: No reference is set, a picture cannot be read, an argument is too small, or
-                uncertainty is requested from a deterministic model.
+            UserError: No reference is set, a picture cannot be read, or `batch_size` is too small.
             FileNotFoundError: There is no such file.
         """
         if not self._references:
             raise UserError("no reference is set: call set_reference first")
         check_at_least("batch_size", batch_size, 1)
-        if uncertainty:
-            check_at_least("samples", samples, 2)
-            if (name := self.model.distribution.name) not in SAMPLERS:
-                raise UserError(
-                    f"a model with distribution.name={name} is deterministic and has no "
-                    f"uncertainty; use one that was trained with {' or '.join(SAMPLERS)}"
-                )
-        k = samples if uncertainty else 0
         if _is_one(images):
-            (found,) = self._batch([read(cast(ImageLike, images))], 1, k, self._references)
+            one = [read(cast(ImageLike, images))]
+            (found,) = self._batch(one, 1, uncertainty, self._references)
             return found
-        return self._each(_several(images), batch_size, k, dict(self._references))
+        return self._each(_several(images), batch_size, uncertainty, dict(self._references))
 
     def _each(
         self,
         images: Iterable[ImageLike],
         batch_size: int,
-        samples: int,
+        uncertainty: bool,
         references: Mapping[str, References],
     ) -> Iterator[Segmentation]:
         pixels = (read(image, f"images[{i}]") for i, image in enumerate(images))
@@ -225,7 +209,7 @@ class Segmenter:
                 ended = error
             if not part:
                 break
-            yield from self._batch(part, batch_size, samples, references)
+            yield from self._batch(part, batch_size, uncertainty, references)
         if ended:
             raise ended
 
@@ -252,7 +236,7 @@ class Segmenter:
         self,
         images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
         batch_size: int,
-        samples: int,
+        uncertainty: bool,
         references: Mapping[str, References],
     ) -> list[Segmentation]:
         side = self.image_size
@@ -261,34 +245,31 @@ class Segmenter:
             squares[i] = resize_image(image, side)
         targets = _encode_targets(self._tree, self._leaves, squares)
         # All classes are dispatched before waiting for the first result.
-        found = [self._predicted(targets, one, samples) for one in references.values()]
-        stacked = [np.stack(xs) for xs in zip(*jax.device_get(found), strict=True)]
+        found = [
+            _predict(self._tree, self._leaves, targets, one, side) for one in references.values()
+        ]
+        logits, expected_iou = map(np.stack, zip(*jax.device_get(found), strict=True))
         return [
-            self._finished([x[:, i] for x in stacked], image.shape[:2], tuple(references))
+            self._finished(
+                logits[:, i], expected_iou[:, i], image.shape[:2], tuple(references), uncertainty
+            )
             for i, image in enumerate(images)
         ]
 
-    def _predicted(
-        self, targets: Targets, references: References, samples: int
-    ) -> tuple[Array, ...]:
-        """Logits, score and predicted IoU of one class, and uncertainty if `samples` is not 0."""
-        side = self.image_size
-        posterior, *found = _predict(self._tree, self._leaves, targets, references, side)
-        if samples:
-            embeddings = targets.image_embeddings
-            found.append(_vary(self._tree, self._leaves, embeddings, posterior, side, samples))
-        return tuple(found)
-
     def _finished(
-        self, found: list[np.ndarray], size: tuple[int, int], classes: tuple[str, ...]
+        self,
+        logits: Float[np.ndarray, "c h w"],
+        expected_iou: Float[np.ndarray, " c"],
+        size: tuple[int, int],
+        classes: tuple[str, ...],
+        uncertainty: bool,
     ) -> Segmentation:
-        """Resizes the output of `_predicted` for one picture, classes first, to its own size.
+        """Resizes what is predicted for one picture to its own size.
 
         It is bilinear with aligned corners, as in VRP-SAM's code, and runs on the host, because a
         device would have to compile it for every picture size.
         """
         rows, cols = (resize.bilinear_weights(self.image_size, n, align_corners=True) for n in size)
-        logits, scores, iou, *uncertainty = found
         logits = rows @ logits @ cols.T
         masks = foreground(logits)
         label_map = logits.argmax(0).astype(np.int32)  # then in place: large pictures fill memory
@@ -298,9 +279,8 @@ class Segmenter:
             classes=classes,
             masks=masks,
             label_map=label_map,
-            scores=scores,
-            predicted_iou=iou,
-            uncertainty=np.clip(rows @ uncertainty[0] @ cols.T, 0, 1) if uncertainty else None,
+            expected_iou=expected_iou,
+            uncertainty=calibration.entropy(logits) if uncertainty else None,
         )
 
 
@@ -344,18 +324,3 @@ def _predict(
 ) -> Prediction:
     prosam = jax.tree.unflatten(tree, leaves)
     return inference.predict(prosam, targets, references, (side, side))
-
-
-@functools.partial(jax.jit, static_argnames=("tree", "side", "samples"))
-def _vary(
-    tree: Any,
-    leaves: list[Array],
-    embeddings: Float[Array, "b i j e"],
-    posterior: Posterior,
-    side: int,
-    samples: int,
-) -> Float[Array, "b h w"]:
-    prosam = jax.tree.unflatten(tree, leaves)
-    return inference.uncertainty(
-        prosam, embeddings, posterior, (side, side), samples, jax.random.key(0)
-    )

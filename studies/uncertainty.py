@@ -1,101 +1,125 @@
-"""How well a trained model predicts where its masks are wrong, on its fold's test episodes.
+"""Which number tells best where a mask is wrong, and which mask.
 
-    python -m studies.uncertainty [--model=prosam-shapes] [--episodes=100]
+    python -m studies.uncertainty --runs=runs/small --keep=/tmp/uncertainty [--out=docs]
 
-For maps it prints how often a wrong pixel has a higher value than a right one (the area under the
-ROC curve; 0.5 by chance), for numbers per mask their rank correlation with the mask's true IoU.
+`--runs` holds the runs of `prosam reproduce --table 4 --table 7 --seeds 3`, whose models are asked
+about the novel classes of their folds. Every score of a pixel or of a mask is judged by the errors
+of the same masks, those of the mean prompts. Temperatures are fitted on base classes in pictures
+that no run was trained on. Writes docs/studies/uncertainty.json and the figures
+docs/images/uncertainty_*.png. What a run predicted stays in `--keep` for the next call.
 """
 
 import argparse
+import json
+import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float
+from prosam_jax.errors import UserError
+from studies.uncertainty_figures import draw_calibration, draw_coverage, draw_examples
+from studies.uncertainty_measures import Drawn, Folds, averaged, mean_iou, measured, shown
+from studies.uncertainty_runs import ENTROPY, EXPECTED, SAMPLES, ensemble, kept, with_seeds
 
-from prosam_jax import inference
-from prosam_jax.config import replaced
-from prosam_jax.data.loader import make_loader
-from prosam_jax.equations import foreground
-from prosam_jax.evaluation import evaluate
-from prosam_jax.model import ProSAM, load
-from prosam_jax.types import Episode
-from prosam_jax.weights.pretrained import DEFAULT
-
-SPREADS = (1.0, 3.0, 10.0, 30.0)
-"""Factors on the trained scale sigma."""
-
-ENTROPY, SCORE, EXPECTED = "entropy of the mean prompts' mask", "score", "predicted IoU"
-DISAGREEMENT = {factor: f"disagreement, sigma x {factor:g}" for factor in SPREADS}
+METHODS = {"student_t": "Student-t", "gaussian": "Gaussian", "vrp": "VRP-SAM"}
 
 
-def judged(prosam: ProSAM, episode: Episode, samples: int) -> dict[str, Array]:
-    """Maps (b, h, w) and numbers (b) of a batch by name; also "wrong" (b, h, w) and "iou" (b)."""
-    features = prosam.encode(episode)
-    posterior = prosam.posterior(features)
-    assert posterior.log_scale is not None, "a deterministic model has no uncertainty"
-    size, truth = episode.target_mask.shape[1:], jnp.asarray(episode.target_mask)
-    logits, expected = prosam.decode_with_iou(features.image_embeddings, posterior.mean, size)
-    mask, p, q = foreground(logits), jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
-    found = {
-        "wrong": (mask != truth) & ~episode.target_ignore,
-        "iou": (mask & truth).sum((1, 2)) / jnp.maximum((mask | truth).sum((1, 2)), 1),
-        ENTROPY: inference.entropy(p, q),
-        SCORE: inference.confidence(logits),
-        EXPECTED: expected,
-    }
-    for factor, name in DISAGREEMENT.items():
-        wider = posterior._replace(log_scale=posterior.log_scale + jnp.log(factor))
-        found[name] = inference.uncertainty(
-            prosam, features.image_embeddings, wider, size, samples, jax.random.key(0)
-        )
-    return found
+def area_table(found: dict[str, Any], kind: str) -> str:
+    """Excess AURC by score and method, with the interval of the difference to the simplest."""
+    lines = [_head(kind, [METHODS[method] for method in found])]
+    for name in _names(found, kind):
+        cells = []
+        for one in found.values():
+            if name in one[kind]:
+                value, _, _ = one[kind][name]["excess AURC"]
+                _, low, high = one[kind][name]["difference"]
+                cells.append(f"{value:.3f} ({low:+.3f} ... {high:+.3f})")
+            else:
+                cells.append("")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def ranks(x: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Ranks from 1 on; equal values share their mean rank."""
-    _, which, count = np.unique(x, return_inverse=True, return_counts=True)
-    return (count.cumsum() - (count - 1) / 2)[which]
+def calibration_table(found: dict[str, Any], kind: str, measures: tuple[str, ...]) -> str:
+    """Measures of calibration by what predicts, one method under the other."""
+    lines = [_head(kind, list(measures))]
+    for method, one in found.items():
+        for name, of in one[kind].items():
+            cells = [
+                f"{value:.3f} ({low:.3f} ... {high:.3f})"
+                for value, low, high in map(of.get, measures)
+            ]
+            lines.append(f"| {METHODS[method]}: {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def roc_area(values: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> float:
-    """Fraction of pairs of a positive and a negative in which the positive has the higher value."""
-    n = int(positive.sum())
-    return float((ranks(values)[positive].sum() - n * (n + 1) / 2) / (n * (len(values) - n)))
+def _head(first: str, columns: list[str]) -> str:
+    return f"| {first} | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|"
 
 
-def rank_correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
-    """Spearman's rank correlation."""
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+def _names(found: dict[str, Any], kind: str) -> list[str]:
+    return list(dict.fromkeys(name for one in found.values() for name in one[kind]))
 
 
 def main() -> None:
-    """Prints the measures of all maps and numbers."""
+    """Measures, writes numbers and figures, and prints tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=DEFAULT)
-    parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=10)
+    add = parser.add_argument
+    add("--runs", type=pathlib.Path, required=True, help="folder with the runs")
+    add("--keep", type=pathlib.Path, required=True, help="folder for what they predict")
+    add("--out", type=pathlib.Path, default=pathlib.Path("docs"))
+    add("--episodes", type=int, default=250, help="test episodes of each fold")
+    add("--folds", type=int, nargs="+", default=[0, 1, 2, 3])
+    add("--seeds", type=int, nargs="+", default=[321, 322, 323])
     args = parser.parse_args()
-    prosam, cfg = load(args.model, {})
-    source = evaluate.test_episodes(replaced(cfg, {"eval.episodes": args.episodes}))
-    judge = jax.jit(judged, static_argnames="samples")
-    batches: list[dict[str, Any]] = []
-    for episode in make_loader(source, batch_size=cfg.eval.batch_size):
-        found = jax.device_get(judge(prosam, episode, args.samples))
-        batches.append({name: x[episode.valid] for name, x in found.items()})
-    whole = {name: np.concatenate([x[name] for x in batches]) for name in batches[0]}
-    wrong, iou = whole.pop("wrong"), whole.pop("iou")
-    print(f"{len(iou)} episodes, mean IoU {iou.mean():.3f}, {wrong.mean():.2%} of pixels wrong")
-    for name in (*DISAGREEMENT.values(), ENTROPY, SCORE, EXPECTED):
-        x = whole[name]
-        line = f"{name:36}"
-        if x.ndim == 3:
-            line += f"  largest {x.max():8.2g}  ROC area {roc_area(x.ravel(), wrong.ravel()):.3f}"
-            x = -x.mean((1, 2))
-        print(f"{line}  correlation with IoU {rank_correlation(x, iou):+.2f}")
+    numbers, ensembles, student = {}, {}, None
+    for method in METHODS:
+        folds: Folds = []
+        for fold in args.folds:
+            runs = [args.runs / f"shapes-fold{fold}-mask-{method}-seed{s}" for s in args.seeds]
+            if missing := [str(run) for run in runs if not run.is_dir()]:
+                raise UserError(
+                    f"{missing[0]} is missing: make it with prosam reproduce --table 4 --table 7 "
+                    f"--seeds {len(args.seeds)}, or pass other --folds and --seeds"
+                )
+            models = [kept(run, args.episodes, args.keep) for run in runs]
+            with_seeds(models)
+            folds.append((Drawn.of(models[0].target, len(models), fold), models))
+        grouped: Folds = [(drawn.only(), [ensemble(models)]) for drawn, models in folds]
+        one = folds[0][1][0]
+        numbers[method] = measured(folds, list(one.levels), list(one.masks))
+        ensembles[method] = measured(grouped, [ENTROPY], [EXPECTED])
+        gain = averaged(grouped, mean_iou) - averaged(folds, mean_iou)
+        ensembles[method]["gain in mean IoU"] = shown(gain)
+        if method == "student_t":
+            student = folds, grouped
+    images, studies = args.out / "images", args.out / "studies"
+    images.mkdir(parents=True, exist_ok=True)
+    studies.mkdir(parents=True, exist_ok=True)
+    assert student is not None
+    listed = [", ".join(map(str, x)) for x in (args.folds, args.seeds)]
+    title = "ProSAM, Student-t, novel classes of folds {}; seeds {}".format(*listed)
+    draw_coverage(student[0], images / "uncertainty_coverage.png", title)
+    draw_calibration(*student, images / "uncertainty_calibration.png", title)
+    first = args.runs / f"shapes-fold{args.folds[0]}-mask-student_t-seed{args.seeds[0]}"
+    draw_examples(first, images / "uncertainty_examples.png")
+    whole = {
+        "episodes of each fold": args.episodes,
+        "folds": args.folds,
+        "seeds": args.seeds,
+        "samples": SAMPLES,
+        "value": "result, and the bounds of a 95 % interval over test pictures and seeds",
+        "methods": numbers,
+        "ensembles": ensembles,
+    }
+    (studies / "uncertainty.json").write_text(json.dumps(whole, indent=1) + "\n")
+    print(
+        area_table(numbers, "pixels"),
+        area_table(numbers, "masks"),
+        calibration_table(numbers, "calibration of pixels", ("ECE", "bias", "log loss")),
+        calibration_table(numbers, "calibration of masks", ("bias", "ECE", "mean absolute error")),
+        sep="\n\n",
+    )
 
 
 if __name__ == "__main__":

@@ -113,12 +113,6 @@ def test_the_segmenters_functions():
         lambda: References(*prosam.encode_references(images, annotated, cells))
     )
     lowered(bound(segmenter._predict, side=SIDE), leaves, targets, references)
-    posterior = jax.eval_shape(
-        lambda t, r: segmenter._predict(tree, leaves, t, r, SIDE).posterior, targets, references
-    )
-    embeddings = targets.image_embeddings
-    vary = bound(segmenter._vary, side=SIDE, samples=2)
-    lowered(vary, leaves, embeddings, posterior)
 
 
 @pytest.fixture

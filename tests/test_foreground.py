@@ -12,7 +12,7 @@ from sam_pairs import CFG, convert
 from segment_anything import SamPredictor as TorchPredictor
 from small import SETTINGS
 
-from prosam_jax import SamPredictor, Segmenter, equations, inference, model
+from prosam_jax import SamPredictor, Segmenter, calibration, equations, model
 from prosam_jax.config import Config
 from prosam_jax.data import datasets
 from prosam_jax.data.loader import make_loader
@@ -109,8 +109,10 @@ def test_zeros_are_background_to_users(given):
     found = seg.segment(image)
     np.testing.assert_array_equal(found.masks, [ABOVE, ABOVE])
     np.testing.assert_array_equal(found.label_map, ABOVE)  # the first of two that are level
-    np.testing.assert_allclose(found.scores, 1 / (1 + np.exp(-1)), rtol=1e-6)
-    nothing = inference.confidence(jnp.asarray([[[0.0, -0.0]]]))
+    p = 1 / (1 + np.exp(-ROW))  # of a logit of 0 it is 1/2, but the pixel is outside
+    expected = p[3] / (1 + p[:3].sum())
+    np.testing.assert_allclose(found.expected_iou, expected, rtol=1e-6)
+    nothing = calibration.expected_iou(jnp.asarray([[[0.0, -0.0]]]))
     np.testing.assert_array_equal(nothing, [0])
 
 

@@ -4,11 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 from scipy.special import expit, xlogy
 
 from prosam_jax import inference
-from studies import uncertainty
 
 
 def test_disagreement_is_mutual_information():
@@ -40,20 +38,3 @@ def test_disagreement_is_mutual_information():
 def test_disagreement_at_its_ends(logits, expected):
     found = inference.disagreement(jnp.asarray(logits, jnp.float32).reshape(-1, 1, 1, 1))
     np.testing.assert_allclose(found[0, 0, 0], expected, atol=1e-6)
-
-
-def test_confidence_is_the_mean_probability_inside():
-    logits = jnp.asarray([[[1.0, 3.0, -2.0]], [[-1.0, -5.0, 0.0]]])
-    expected = [(expit(1.0) + expit(3.0)) / 2, 0]
-    np.testing.assert_allclose(inference.confidence(logits), expected, atol=1e-6)
-
-
-def test_ranks_are_scipys():
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 9, (2, 50)).astype(np.float32)  # with ties
-    expected = scipy.stats.spearmanr(a, b).statistic
-    assert uncertainty.rank_correlation(a, b) == pytest.approx(expected)
-    wrong = rng.random(50) > 0.7
-    pairs = a[wrong][:, None] - a[~wrong][None]
-    area = ((pairs > 0) + 0.5 * (pairs == 0)).mean()
-    assert uncertainty.roc_area(a, wrong) == pytest.approx(area)

@@ -104,7 +104,7 @@ def segmenter(tmp_path_factory):
 
     def see(image):
         found = model.segment(image)
-        return [*found.masks.shape, *found.scores.tolist(), *found.predicted_iou.tolist()]
+        return [*found.masks.shape, *found.expected_iou.tolist()]
 
     return see
 

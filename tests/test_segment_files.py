@@ -126,7 +126,7 @@ class _Stopped(Segmenter):
         sizes = [image.shape[:2] for image in images]
         one, none = np.ones(1, np.float32), None
         return [
-            Segmentation(("object",), np.ones((1, *s), bool), np.ones(s, np.int32), one, one, none)
+            Segmentation(("object",), np.ones((1, *s), bool), np.ones(s, np.int32), one, none)
             for s in sizes
         ]
 
@@ -210,9 +210,8 @@ def test_coco_lists_every_mask_that_is_not_empty():
     masks = np.zeros((2, 5, 7), np.bool_)
     masks[1, 2:4, 3:7] = True
     one = Segmentation(
-        ("cat", "dog"), masks, np.zeros((5, 7), np.int32), np.array([0.5, 0.25], np.float32),
-        np.array([0.75, 0.125], np.float32), None,
-    )  # fmt: skip
+        ("cat", "dog"), masks, np.zeros((5, 7), np.int32), np.array([0.5, 0.25], np.float32), None
+    )
     paths = [pathlib.Path("x/a.jpg"), pathlib.Path("x/b.jpg")]
     dataset = segment_files.coco(one.classes)
     for path in paths:
@@ -225,7 +224,7 @@ def test_coco_lists_every_mask_that_is_not_empty():
     ]  # fmt: skip
     annotation = found["annotations"][0]
     assert (annotation["bbox"], annotation["area"]) == ([3, 2, 4, 2], 8)
-    assert (annotation["score"], annotation["predicted_iou"]) == (0.25, 0.125)
+    assert annotation["score"] == 0.25
     np.testing.assert_array_equal(_decoded(annotation["segmentation"]), masks[1])
 
 

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--uncertainty",
         action="store_true",
-        help="also write uncertainty maps, white for uncertain",
+        help="also write the entropy of each pixel, white for uncertain",
     )
     add("--json", choices=["coco-rle"], help="also write masks.json, in COCO's format")
     add("--force", action="store_true", help="overwrite existing output files")
