@@ -31,8 +31,6 @@ from prosam_jax.weights import prompt_encoder
 RESULTS = "results.json"
 EPISODES = "episodes.csv"
 EXAMPLES = "examples.png"
-SAMPLES = 8
-"""Number of prompts drawn for an uncertainty map."""
 
 
 def settings(
@@ -228,12 +226,4 @@ def _compiled(cfg: Config, parts: model.Parts, mesh: Mesh, *, wrong: bool) -> co
         return prediction.make_predict_step(parts.graph, samples=samples, original=original)
     channels = nnx.merge(*parts).backbone.merged_channels
     fresh = sharding.replicate(controls.untrained(cfg, channels), mesh)
-    sampled = cfg.eval.pictures and cfg.distribution.name in equations.SAMPLERS
-    return controls.make_step(
-        parts.graph,
-        fresh,
-        samples=samples,
-        mapped=SAMPLES if sampled else 0,
-        original=original,
-        wrong=wrong,
-    )
+    return controls.make_step(parts.graph, fresh, samples=samples, original=original, wrong=wrong)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from prosam_jax import model, resize
+from prosam_jax import calibration, model, resize
 from prosam_jax.config import Config
 from prosam_jax.data import datasets
 from prosam_jax.data.loader import make_loader
@@ -37,7 +37,7 @@ def compiled():
     source = datasets.episodes(cfg.data, "test", seed=3, length=2)
     source = dataclasses.replace(source, wrong=True)
     episode = next(make_loader(source, batch_size=2))
-    run = controls.make_step(graph, fresh, mapped=2)
+    run = controls.make_step(graph, fresh)
     return graph, params, frozen, fresh, episode, run
 
 
@@ -77,13 +77,20 @@ def test_each_control_takes_one_thing_away(compiled):
         run(fresh, frozen, episode).masks[RESULT], found.masks[controls.UNTRAINED]
     )
     assert differing(fresh, episode) == {"result", "uncertainty", controls.WRONG}
-    assert 0 <= found.uncertainty.min() < found.uncertainty.max() <= 1
+
+    @jax.jit
+    def logits(episode):
+        built = nnx.merge(graph, params, frozen)
+        return built.segment(built.encode(episode), episode.target_image.shape[1:3])
+
+    bits = calibration.entropy(np.asarray(logits(_plain(episode))))
+    np.testing.assert_allclose(found.uncertainty, bits, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_where_there_is_no_wrong_class_the_other_controls_stay(compiled):
     graph, params, frozen, fresh, episode, run = compiled
-    without = controls.make_step(graph, fresh, mapped=2, wrong=False)
+    without = controls.make_step(graph, fresh, wrong=False)
     found, whole = without(params, frozen, _plain(episode)), run(params, frozen, episode)
     assert found.masks.keys() == {RESULT, *NAMES} - {controls.WRONG}
     for name, mask in found.masks.items():

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from prosam_jax import backbone, equations, model, platforms, resize, runs, sharding
+from prosam_jax import backbone, equations, model, platforms, resize, sharding
 from prosam_jax.config import BackboneConfig, Config, DataConfig, EvalConfig, SAMSettings
 from prosam_jax.data import datasets, folds
 from prosam_jax.errors import UserError
@@ -87,12 +87,12 @@ class Work(NamedTuple):
 def operations(cfg: Config) -> Cost:
     """The operations of the parts of a run; what they depend on is counted once in a process."""
     counted = _counted(cfg)
-    scored = cfg.eval.samples, cfg.eval.controls, bool(cfg.eval.pictures)
+    scored = cfg.eval.samples, cfg.eval.controls
     return Cost(
         encoder=cfg.sam.architecture().encoder_operations(),
         backbone=_backbone(cfg.backbone.name, cfg.data.image_size)[0],
         step=_step(counted),
-        validation=_evaluation(counted, 0, False, False),
+        validation=_evaluation(counted, 0, False),
         scoring=_evaluation(counted, *scored),
     )
 
@@ -321,16 +321,15 @@ def _step(cfg: Config) -> float:
 
 
 @functools.cache
-def _evaluation(cfg: Config, samples: int, controlled: bool, pictures: bool) -> float:
+def _evaluation(cfg: Config, samples: int, controlled: bool) -> float:
     """Operations for one episode, as `runs.score` compiles it."""
     graph, params, frozen = _parts(cfg)
     if not controlled:
         predict = prediction.make_predict_step(graph, samples=samples)
         return _operations(predict, params, frozen, *_inputs(cfg, cfg.data.shots))
-    mapped = runs.SAMPLES if pictures and cfg.distribution.name in equations.SAMPLERS else 0
 
     @jax.jit
     def predict_all(fresh, *arguments):
-        return controls.make_step(graph, fresh, samples=samples, mapped=mapped)(*arguments)
+        return controls.make_step(graph, fresh, samples=samples)(*arguments)
 
     return _operations(predict_all, params, params, frozen, *_inputs(cfg, 2 * cfg.data.shots))

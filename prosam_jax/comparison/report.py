@@ -99,18 +99,14 @@ def _pictures(
 ) -> tuple[list[str], list[list[html.Panel]]]:
     """Column heads and a row of pictures per episode, with the methods side by side."""
     *_, last = examples
-    probabilistic = [title for title, of in examples.items() if of[0].uncertainty is not None]
-    maps = [x.uncertainty for t in probabilistic for x in examples[t] if x.uncertainty is not None]
-    brightest = max((float(x.max()) for x in maps), default=1.0)
     heads = ["reference", "target", "truth", *examples]
-    heads += [f"uncertainty of {title}, white is {brightest:.1g}" for title in probabilistic]
+    heads += [f"uncertainty of {x}" for x, of in examples.items() if of[0].uncertainty is not None]
     if controls.WRONG in examples[last][0].controls:  # not if only one class is tested
         heads += ["wrong reference", f"{last} with that reference"]
-    rows = [_row(of, max(brightest, 1e-6)) for of in zip(*examples.values(), strict=True)]
-    return heads, rows
+    return heads, [_row(of) for of in zip(*examples.values(), strict=True)]
 
 
-def _row(several: Sequence[Example], brightest: float) -> list[html.Panel]:
+def _row(several: Sequence[Example]) -> list[html.Panel]:
     """The pictures of one episode, with the predictions of all methods."""
     first, at_last = several[0], several[-1]
     episode = first.episode
@@ -128,7 +124,7 @@ def _row(several: Sequence[Example], brightest: float) -> list[html.Panel]:
         html.panel(truth),
         *(_prediction(x, x.prediction, pictures.PREDICTED) for x in several),
         *(
-            html.panel(inferno(x.uncertainty / brightest)[..., :3])
+            html.panel(inferno(x.uncertainty)[..., :3])
             for x in several
             if x.uncertainty is not None
         ),

@@ -20,7 +20,7 @@ from prosam_jax.equations import foreground
 from prosam_jax.evaluation import prediction, strategies
 from prosam_jax.evaluation.prediction import RESULT, Prediction, at_targets, counted, low_res
 from prosam_jax.evaluation.results import Counted, Result
-from prosam_jax.model import ProSAM, stream
+from prosam_jax.model import ProSAM
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.types import Features
 
@@ -60,7 +60,6 @@ def make_step(
     fresh: nnx.State,
     *,
     samples: int = 0,
-    mapped: int = 0,
     original: bool = False,
     wrong: bool = True,
 ) -> Predict:
@@ -74,7 +73,6 @@ def make_step(
         graph: Structure of the model.
         fresh: Parameters from `untrained`.
         samples: As for `prediction.make_predict_step`.
-        mapped: Number of prompts drawn for the uncertainty map; 0 for no map.
         original: As for `prediction.make_predict_step`.
         wrong: Whether the reference of a wrong class is among the controls.
     """
@@ -95,12 +93,8 @@ def make_step(
         if wrong:
             named[WRONG] = model.posterior(of_others).mean
         prompts = jnp.stack(list(named.values()))
-        if mapped:
-            key = stream(0, "uncertainty")
-            drawn = inference.sampled_prompts(model, posterior, mapped, key)
-            prompts = jnp.concatenate([prompts, drawn])
         logits = jax.vmap(lambda p: shown(low_res(model, right, p)))(prompts)
-        masks = {name: foreground(logits[i]) for i, name in enumerate(named)}
+        masks = {name: foreground(of) for name, of in zip(named, logits, strict=True)}
         if samples:
             drawn = prediction.sampled_low_res(model, right, posterior, samples)
             masks |= strategies.merged(drawn, shown)
@@ -119,7 +113,7 @@ def make_step(
             counts=counts | {_above(t): cut[i] for i, t in enumerate(THRESHOLDS)},
             masks=masks,
             empty_annotations=right.empty_annotations.reshape(b, -1),
-            uncertainty=inference.disagreement(logits[len(named) :]) if mapped else None,
+            uncertainty=inference.entropy(jax.nn.sigmoid(logits[0]), jax.nn.sigmoid(-logits[0])),
         )
 
     return functools.partial(control_step, fresh)

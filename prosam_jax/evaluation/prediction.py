@@ -25,7 +25,7 @@ class Prediction(NamedTuple):
             strategies, controls and baselines that were asked for.
         masks: Those masks; not all baselines have one.
         empty_annotations: Which references have no annotated cell left at the size of the features.
-        uncertainty: How much masks of sampled prompts disagree; None if it is not computed.
+        uncertainty: Entropy of each pixel of the result, in bits; None if it is not computed.
     """
 
     counts: dict[str, Integer[Any, "b 4"]]

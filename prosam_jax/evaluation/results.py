@@ -36,7 +36,7 @@ class Example(NamedTuple):
         class_name: Name of its class.
         prediction: The predicted mask.
         controls: Masks of the controls, by name.
-        uncertainty: How much masks of sampled prompts disagree; None if it was not computed.
+        uncertainty: Entropy of each pixel of the result, in bits; None if it was not computed.
     """
 
     episode: Episode
