@@ -1,0 +1,440 @@
+"""How flat the loss is around trained prompts, on novel classes, and whether flatter is better.
+
+    python -m studies.flatness --runs=RUNS [--part proposition robustness curvature] [--out=docs]
+
+Proposition 1 of the paper says that noise on the prompts penalises the Laplacian of the loss. The
+first part measures both sides of it; the second how mIoU falls when prompts are perturbed; the
+third the Laplacian itself, and whether it goes with IoU. RUNS is a folder of `prosam reproduce`.
+Each part writes its numbers to OUT/studies/flatness.json, its figure to OUT/images, and prints
+tables in Markdown.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prosam_jax import curvature
+from prosam_jax.atomic import replacing
+from prosam_jax.console import note
+from prosam_jax.model import ProSAM
+from studies import flatness_figures as figures
+from studies import flatness_measures as measures
+from studies import flatness_statistics as statistics
+from studies.flatness_runs import (
+    CONTROL,
+    METHODS,
+    Case,
+    Encoded,
+    Fold,
+    cases,
+    encoded,
+    finished,
+    opened,
+)
+
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+LEVELS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
+AT = 0.2
+"""Share of the noise whose gap stands beside the Laplacian."""
+
+DRAWS = 1000
+"""Of the bootstrap."""
+
+TOP = 6
+"""How many eigenvalues are shown."""
+
+Measure = Callable[[Case, Any, jax.Array], Any]
+PerFold = list[dict[str, np.ndarray]]
+
+
+def over_runs(
+    episodes: Encoded, models: Iterable[ProSAM], count: int, measure: Measure
+) -> dict[str, np.ndarray]:
+    """What is measured on the first episodes with each model: arrays (models, episodes, ...)."""
+    found = []
+    for model in models:
+        one = [
+            measure(case, sigma, jax.random.fold_in(jax.random.key(0), i))
+            for i, (case, sigma) in enumerate(cases(model, episodes, count))
+        ]
+        found.append(measures.stacked(one))
+    return {name: np.stack([x[name] for x in found]) for name in found[0]}
+
+
+def gathered(
+    folds: Sequence[Fold],
+    episodes: Sequence[Encoded],
+    count: int,
+    measure: Callable[[str], Measure],
+    *,
+    seeds: int | None = None,
+    control: bool = True,
+) -> dict[str, PerFold]:
+    """`over_runs` for every method: for each fold the arrays (seeds, episodes, ...) by name.
+
+    Args:
+        folds: Of `finished`.
+        episodes: Of the same folds.
+        count: How many episodes.
+        measure: What is measured with a method.
+        seeds: How many seeds of each fold; None for all.
+        control: Whether to add a prompt encoder before training, of the first seed.
+    """
+    found: dict[str, PerFold] = {name: [] for name in (*METHODS, *[CONTROL] * control)}
+    for fold, of_fold in zip(folds, episodes, strict=True):
+        for name, values in found.items():
+            start = time.monotonic()
+            runs = fold.runs["vrp"][:1] if name == CONTROL else fold.runs[name][:seeds]
+            models = (opened(run, trained=name != CONTROL) for run in runs)
+            values.append(over_runs(of_fold, models, count, measure(name)))
+            seconds = time.monotonic() - start
+            note(f"fold {fold.number}, {name}: {len(runs)} runs, {seconds:.0f} s")
+    return found
+
+
+def drawn_again(
+    folds: Sequence[Fold], episodes: Sequence[Encoded], count: int, *, seeds: bool = True
+) -> list[statistics.Drawn]:
+    """The bootstrap's draws of every fold, of pictures and, unless told otherwise, of seeds."""
+    rng = np.random.default_rng(0)
+    return [
+        statistics.draw(of_fold.target[:count], len(fold.seeds) if seeds else 0, DRAWS, rng)
+        for fold, of_fold in zip(folds, episodes, strict=True)
+    ]
+
+
+def column(found: PerFold, name: str) -> list[np.ndarray]:
+    """One measure in all folds."""
+    return [x[name] for x in found]
+
+
+# Proposition 1.
+
+
+def proposition(
+    decoder: ProSAM, folds: Sequence[Fold], episodes: Sequence[Encoded], count: int, draws: int
+) -> dict[str, Any]:
+    """Both sides of Proposition 1, over the first seed of every method and fold."""
+
+    @jax.jit
+    def both(decoder, case, key):
+        loss = measures.loss_of(decoder, case)
+        at = jnp.zeros_like(case.mean)
+        return measures.proposition(loss, at, key, jnp.array(SHARES), draws)
+
+    @jax.jit
+    def trained(decoder, case, noise):
+        return measures.gap_of(measures.loss_of(decoder, case), noise)
+
+    def measure(name: str) -> Measure:
+        def one(case: Case, sigma: Any, key: jax.Array) -> dict[str, Any]:
+            found = both(decoder, case, key)
+            if sigma is not None:
+                noise = curvature.draw_displacements(
+                    key, sigma, draws, sampler=name, nu=measures.NU
+                )
+                own = trained(decoder, case, noise)
+                found |= {f"own_{x}": value for x, value in own.items()}
+                found["own_size"] = jnp.sqrt(jnp.square(sigma).mean())
+            return found
+
+        return one
+
+    found = gathered(folds, episodes, count, measure, seeds=1, control=False)
+    drawn = drawn_again(folds, episodes, count, seeds=False)
+    # All methods together: (methods, episodes, ...) in every fold.
+    pooled = [
+        {name: np.concatenate([found[m][i][name] for m in METHODS]) for name in found["vrp"][i]}
+        for i in range(len(folds))
+    ]
+    gap, second = column(pooled, "gap"), column(pooled, "second")
+    trace, square = column(pooled, "laplacian"), np.square(SHARES)
+    expected = [x[..., None] * square / 2 for x in trace]
+    same_draws = [x[..., None] * square for x in second]
+    mean_gap, mean_expected = statistics.mean(gap, drawn), statistics.mean(expected, drawn)
+    off = statistics.relative_error(gap, same_draws, drawn)
+    ratio = mean_gap / mean_expected[:, None]
+    paired = mean_gap / statistics.mean(same_draws, drawn)
+    loss = statistics.mean(column(pooled, "loss"), drawn)
+    held: dict[str, Any] = {
+        "episodes": count,
+        "folds": [x.number for x in folds],
+        "draws": draws,
+        "shares": SHARES,
+        "loss": statistics.stated(loss),
+        "negative": statistics.stated(statistics.mean([x < 0 for x in trace], drawn)),
+        "predicted": statistics.each(mean_expected),
+    }
+    for i, noise in enumerate(measures.NOISES):
+        held[noise] = {
+            "gap": statistics.each(mean_gap[:, i]),
+            "ratio": statistics.each(ratio[:, i]),
+            "ratio_same_draws": statistics.each(paired[:, i]),
+            "relative_error": statistics.each(off[:, i]),
+        }
+    for sign, chosen in (
+        ("positive", [x > 0 for x in trace]),
+        ("negative", [x < 0 for x in trace]),
+    ):
+        of_gap = statistics.split_mean(gap, chosen, drawn)
+        held[f"where_{sign}"] = {
+            "predicted": statistics.each(statistics.split_mean(expected, chosen, drawn)),
+            **{x: statistics.each(of_gap[:, i]) for i, x in enumerate(measures.NOISES)},
+        }
+    held["trained_noise"] = {}
+    for name in METHODS:
+        if "own_gap" in found[name][0]:
+            mean = {
+                x: statistics.mean(column(found[name], f"own_{x}"), drawn)
+                for x in ("gap", "second", "loss", "size")
+            }
+            mean |= {"ratio": mean["gap"] / mean["second"], "of_loss": mean["gap"] / mean["loss"]}
+            held["trained_noise"][name] = {x: statistics.stated(v) for x, v in mean.items()}
+    return held
+
+
+# Perturbed prompts.
+
+
+def robustness(
+    decoder: ProSAM, folds: Sequence[Fold], episodes: Sequence[Encoded], count: int, draws: int
+) -> dict[str, Any]:
+    """Novel classes' mIoU against the size of a perturbation, for all runs."""
+    levels = jnp.array(LEVELS)
+
+    @jax.jit
+    def counted(decoder, case, key):
+        return {"counts": measures.robustness(decoder, case, key, levels, draws)}
+
+    found = gathered(
+        folds, episodes, count, lambda _: lambda case, _, key: counted(decoder, case, key)
+    )
+    drawn = drawn_again(folds, episodes, count)
+    classes = [x.class_id[:count] for x in episodes]
+    held: dict[str, Any] = {
+        "episodes": count,
+        "runs": {fold.number: fold.seeds for fold in folds},
+        "draws": draws,
+        "levels": LEVELS,
+    }
+    for p, pattern in enumerate(measures.PATTERNS):
+        miou = {
+            name: 100 * statistics.miou([x["counts"][:, :, p] for x in of], classes, drawn)
+            for name, of in found.items()
+        }
+        held[pattern] = {}
+        for name, of in miou.items():
+            held[pattern][name] = {
+                "miou": statistics.each(of),
+                "to_vrp": statistics.each(of - miou["vrp"]),
+                "loss_to_vrp": statistics.each(of - of[:, :1] - miou["vrp"] + miou["vrp"][:, :1]),
+            }
+    return held
+
+
+# Curvature, and whether flatter is better.
+
+FLAT = ("laplacian", "gap", "slope", "loss")
+"""Whose rank correlation with IoU is taken; the loss is the control, which has to go with it."""
+
+
+def curvatures(
+    decoder: ProSAM, folds: Sequence[Fold], episodes: Sequence[Encoded], count: int, products: int
+) -> dict[str, Any]:
+    """Curvature at the mean prompts of all runs, and its relation to IoU."""
+
+    @jax.jit
+    def flat(decoder, case, key):
+        loss, at = measures.loss_of(decoder, case), jnp.zeros_like(case.mean)
+        found = measures.sharpness(loss, at, key, AT, products, products // 2)
+        counts = measures.robustness(decoder, case, key, jnp.zeros(1), 1)[0, 0]
+        unit = case.mean / jnp.linalg.norm(case.mean, axis=-1, keepdims=True)
+        return found | {
+            "iou": counts[0] / jnp.maximum(counts[:3].sum(), 1),
+            "rms": case.rms,
+            "alike": jnp.square(jnp.linalg.norm(unit.mean(0))),
+        }
+
+    found = gathered(
+        folds, episodes, count, lambda _: lambda case, _, key: flat(decoder, case, key)
+    )
+    drawn = drawn_again(folds, episodes, count)
+    held: dict[str, Any] = {
+        "episodes": count,
+        "runs": {fold.number: fold.seeds for fold in folds},
+        "products": products,
+        "at": AT,
+        "methods": {},
+    }
+    of_vrp = statistics.mean(column(found["vrp"], "laplacian"), drawn)
+    for name, of in found.items():
+        trace, error = column(of, "laplacian"), column(of, "error")
+        sure = [x + 2 * e < 0 for x, e in zip(trace, error, strict=True)]
+        held["methods"][name] = {
+            **{x: statistics.stated(statistics.mean(column(of, x), drawn)) for x in of[0]},
+            "laplacian_to_vrp": statistics.stated(statistics.mean(trace, drawn) - of_vrp),
+            "median": statistics.stated(statistics.median(trace, drawn)),
+            "negative": statistics.stated(statistics.mean([x < 0 for x in trace], drawn)),
+            "surely_negative": statistics.stated(statistics.mean(sure, drawn)),
+            "quantiles": np.quantile(
+                np.concatenate([x.ravel() for x in trace]), np.linspace(0, 1, 41)
+            )
+            .round(5)
+            .tolist(),
+        }
+    held["relation"] = _relation(found, drawn)
+    held["of_runs"] = {
+        name: [
+            [float(f"{x.mean():.4g}") for x in (of["laplacian"][s], of["iou"][s])]
+            for of in found[name]
+            for s in range(len(of["iou"]))
+        ]
+        for name in METHODS
+    }
+    return held
+
+
+def _relation(found: dict[str, PerFold], drawn: Sequence[statistics.Drawn]) -> dict[str, Any]:
+    """Rank correlation of each of `FLAT` with IoU."""
+    held: dict[str, Any] = {}
+    for name in FLAT:
+        within = {
+            m: statistics.within_runs(column(found[m], name), column(found[m], "iou"), drawn)
+            for m in METHODS
+        }
+        x, iou = (
+            [np.stack([found[m][i][of] for m in METHODS]) for i in range(len(drawn))]
+            for of in (name, "iou")
+        )
+        held[name] = {
+            **{m: statistics.stated(of) for m, of in within.items()},
+            "within": statistics.stated(np.mean([*within.values()], axis=0)),
+            "across": statistics.stated(statistics.across_runs(x, iou, drawn)),
+            "means": statistics.stated(statistics.of_means(x, iou, drawn)),
+        }
+    return held
+
+
+def spectra(
+    decoder: ProSAM, fold: Fold, episodes: Encoded, count: int, products: int, shown: int
+) -> dict[str, Any]:
+    """Top eigenvalues and the errors of two estimates of the Laplacian: one fold, one seed.
+
+    Args:
+        decoder: The model whose decoder is used.
+        fold: The fold.
+        episodes: Its episodes.
+        count: Episodes on which the estimates are compared.
+        products: Products with the Hessian of either estimate.
+        shown: Episodes whose eigenvalues are computed.
+    """
+
+    @jax.jit
+    def product(decoder, case, v):
+        return curvature.hessian_vector(measures.loss_of(decoder, case), jnp.zeros_like(v), v)
+
+    @jax.jit
+    def traces(decoder, case, key):
+        loss, at = measures.loss_of(decoder, case), jnp.zeros_like(case.mean)
+        first, second = jax.random.split(key)
+        return {
+            "hutchinson": jnp.stack(curvature.hutchinson(loss, at, first, products)),
+            "hutch_plus_plus": jnp.stack(curvature.hutch_plus_plus(loss, at, second, products)),
+        }
+
+    @jax.jit
+    def exact(decoder, case):
+        return curvature.laplacian(measures.loss_of(decoder, case), jnp.zeros_like(case.mean))
+
+    held: dict[str, Any] = {"fold": fold.number, "seed": fold.seeds[0], "products": products}
+    held |= {"episodes": count, "eigenvalues": {}, "exact": {}}
+    errors = []
+    for name in METHODS:
+        model = opened(fold.runs[name][0])
+        found = over_runs(episodes, [model], count, lambda case, _, key: traces(decoder, case, key))
+        errors.append(np.stack([found[x][0, :, 1] for x in found], axis=1))
+        few = [case for case, _ in cases(model, episodes, shown)]
+        held["eigenvalues"][name] = [
+            [float(f"{x:.3g}") for x in of]
+            for of in (
+                curvature.eigenvalues(partial(product, decoder, case), case.mean, TOP)
+                for case in few
+            )
+        ]
+        if name == "student_t":
+            for method, of in found.items():
+                held["exact"][method] = [float(f"{x:.4g}") for x in of[0, 0]]
+            held["exact"]["laplacian"] = float(f"{exact(decoder, few[0]):.4g}")
+    # (methods, episodes, 2): Hutchinson's error over that of Hutch++, episode by episode.
+    both = [np.stack(errors)]
+    drawn = drawn_again([fold], [episodes], count, seeds=False)
+    for i, name in enumerate(("hutchinson", "hutch_plus_plus")):
+        held[f"error_{name}"] = statistics.stated(
+            statistics.median([x[..., i] for x in both], drawn)
+        )
+    ratio = [x[..., 0] / x[..., 1] for x in both]
+    held["error_ratio"] = statistics.stated(statistics.median(ratio, drawn))
+    return held
+
+
+def compact(held: dict[str, Any]) -> str:
+    """JSON with a line for each list of numbers."""
+    whole = json.dumps(held, indent=1)
+    return re.sub(r"\[[^\[\]{}]*\]", lambda x: re.sub(r"\s+", " ", x[0]), whole)
+
+
+PARTS = ("proposition", "robustness", "curvature", "spectra")
+
+
+def main() -> None:
+    """Measures the parts asked for, and draws and prints all that OUT has."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=pathlib.Path, required=True, help="Folder of the runs.")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs"))
+    parser.add_argument("--part", nargs="*", default=PARTS, choices=PARTS)
+    parser.add_argument("--episodes", type=int, default=100, help="Of every run, for mIoU.")
+    parser.add_argument("--few", type=int, default=20, help="Of every run, for the rest.")
+    parser.add_argument("--draws", type=int, default=2, help="Perturbations of an episode.")
+    parser.add_argument("--pairs", type=int, default=12, help="Pairs of noise for Proposition 1.")
+    parser.add_argument("--products", type=int, default=30, help="With the Hessian, of a trace.")
+    parser.add_argument("--shown", type=int, default=3, help="Episodes with eigenvalues.")
+    args = parser.parse_args()
+    path = args.out / "studies" / "flatness.json"
+    held = json.loads(path.read_text()) if path.exists() else {}
+    if args.part:
+        folds = finished(args.runs)
+        decoder = opened(folds[0].runs["vrp"][0])
+        most = args.episodes if "robustness" in args.part else args.few
+        episodes = [encoded(decoder, fold.runs["vrp"][0].cfg, most) for fold in folds]
+        made = {
+            "proposition": lambda: proposition(decoder, folds, episodes, args.few, args.pairs),
+            "robustness": lambda: robustness(decoder, folds, episodes, args.episodes, args.draws),
+            "curvature": lambda: curvatures(decoder, folds, episodes, args.few, args.products),
+            "spectra": lambda: spectra(
+                decoder, folds[0], episodes[0], args.few, args.products, args.shown
+            ),
+        }
+        for part in args.part:
+            start = time.monotonic()
+            held[part] = json.loads(json.dumps(made[part]()))
+            held[part]["seconds"] = round(time.monotonic() - start)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as new:
+                new.write_text(compact(held) + "\n")
+    figures.draw(held, args.out / "images")
+    print(figures.tables(held))
+
+
+if __name__ == "__main__":
+    main()
