@@ -117,33 +117,58 @@ def column(found: PerFold, name: str) -> list[np.ndarray]:
     return [x[name] for x in found]
 
 
+# Compiled once for all runs: what differs between these are the mean prompts.
+
+
+@partial(jax.jit, static_argnames="products")
+def flat(decoder: ProSAM, case: Case, key: jax.Array, products: int) -> dict[str, Any]:
+    """`measures.sharpness` of an episode, its IoU, and the size and likeness of its prompts."""
+    at, counts = jnp.zeros_like(case.mean), measures.counts_at(decoder, case)
+    unit = case.mean / jnp.linalg.norm(case.mean, axis=-1, keepdims=True)
+    return measures.sharpness(measures.loss_of(decoder, case), at, key, products) | {
+        "iou": counts[0] / jnp.maximum(counts[:3].sum(), 1),
+        "rms": case.rms,
+        "alike": jnp.square(jnp.linalg.norm(unit.mean(0))),
+    }
+
+
+@jax.jit
+def gap_at(decoder: ProSAM, case: Case, noise: jax.Array, shares: jax.Array) -> jax.Array:
+    """`measures.gap_at` of an episode."""
+    return measures.gap_at(measures.loss_of(decoder, case), noise, shares)
+
+
+@jax.jit
+def second_order(decoder: ProSAM, case: Case, noise: jax.Array) -> jax.Array:
+    """`curvature.second_order` at an episode's mean prompts."""
+    loss = measures.loss_of(decoder, case)
+    return curvature.second_order(loss, jnp.zeros_like(case.mean), noise)
+
+
 # Proposition 1.
 
 
 def proposition(
-    decoder: ProSAM, folds: Sequence[Fold], episodes: Sequence[Encoded], count: int, draws: int
+    decoder: ProSAM,
+    folds: Sequence[Fold],
+    episodes: Sequence[Encoded],
+    count: int,
+    draws: int,
+    products: int,
 ) -> dict[str, Any]:
     """Both sides of Proposition 1, over the first seed of every method and fold."""
-
-    @jax.jit
-    def both(decoder, case, key):
-        loss = measures.loss_of(decoder, case)
-        at = jnp.zeros_like(case.mean)
-        return measures.proposition(loss, at, key, jnp.array(SHARES), draws)
-
-    @jax.jit
-    def trained(decoder, case, noise):
-        return measures.gap_of(measures.loss_of(decoder, case), noise)
+    shares, one_share = jnp.array(SHARES), jnp.ones(1)
 
     def measure(name: str) -> Measure:
         def one(case: Case, sigma: Any, key: jax.Array) -> dict[str, Any]:
-            found = both(decoder, case, key)
+            gap, second = partial(gap_at, decoder, case), partial(second_order, decoder, case)
+            found = flat(decoder, case, jax.random.fold_in(key, 1), products)
+            found |= measures.gaps_and_second(gap, second, key, case.mean, shares, draws)
             if sigma is not None:
                 noise = curvature.draw_displacements(
                     key, sigma, draws, sampler=name, nu=measures.NU
                 )
-                own = trained(decoder, case, noise)
-                found |= {f"own_{x}": value for x, value in own.items()}
+                found["own_gap"], found["own_second"] = gap(noise, one_share), second(noise).mean()
                 found["own_size"] = jnp.sqrt(jnp.square(sigma).mean())
             return found
 
@@ -162,8 +187,9 @@ def proposition(
     same_draws = [x[..., None] * square for x in second]
     mean_gap, mean_expected = statistics.mean(gap, drawn), statistics.mean(expected, drawn)
     off = statistics.relative_error(gap, same_draws, drawn)
-    ratio = mean_gap / mean_expected[:, None]
-    paired = mean_gap / statistics.mean(same_draws, drawn)
+    ratio = statistics.signed_ratio(gap, same_draws, trace, drawn)
+    other = [np.broadcast_to(x[:, :, None], g.shape) for x, g in zip(expected, gap, strict=True)]
+    other_draws = statistics.signed_ratio(gap, other, trace, drawn)
     loss = statistics.mean(column(pooled, "loss"), drawn)
     held: dict[str, Any] = {
         "episodes": count,
@@ -178,7 +204,7 @@ def proposition(
         held[noise] = {
             "gap": statistics.each(mean_gap[:, i]),
             "ratio": statistics.each(ratio[:, i]),
-            "ratio_same_draws": statistics.each(paired[:, i]),
+            "ratio_to_laplacian": statistics.each(other_draws[:, i]),
             "relative_error": statistics.each(off[:, i]),
         }
     for sign, chosen in (
@@ -193,11 +219,15 @@ def proposition(
     held["trained_noise"] = {}
     for name in METHODS:
         if "own_gap" in found[name][0]:
+            of = {x: column(found[name], x) for x in found[name][0]}
+            own = [x[..., 0] for x in of["own_gap"]]
             mean = {
-                x: statistics.mean(column(found[name], f"own_{x}"), drawn)
-                for x in ("gap", "second", "loss", "size")
+                "size": statistics.mean(of["own_size"], drawn),
+                "gap": statistics.mean(own, drawn),
+                "loss": statistics.mean(of["loss"], drawn),
+                "ratio": statistics.signed_ratio(own, of["own_second"], of["laplacian"], drawn),
             }
-            mean |= {"ratio": mean["gap"] / mean["second"], "of_loss": mean["gap"] / mean["loss"]}
+            mean["of_loss"] = mean["gap"] / mean["loss"]
             held["trained_noise"][name] = {x: statistics.stated(v) for x, v in mean.items()}
     return held
 
@@ -248,25 +278,21 @@ FLAT = ("laplacian", "gap", "slope", "loss")
 
 
 def curvatures(
-    decoder: ProSAM, folds: Sequence[Fold], episodes: Sequence[Encoded], count: int, products: int
+    decoder: ProSAM,
+    folds: Sequence[Fold],
+    episodes: Sequence[Encoded],
+    count: int,
+    draws: int,
+    products: int,
 ) -> dict[str, Any]:
     """Curvature at the mean prompts of all runs, and its relation to IoU."""
 
-    @jax.jit
-    def flat(decoder, case, key):
-        loss, at = measures.loss_of(decoder, case), jnp.zeros_like(case.mean)
-        found = measures.sharpness(loss, at, key, AT, products, products // 2)
-        counts = measures.robustness(decoder, case, key, jnp.zeros(1), 1)[0, 0]
-        unit = case.mean / jnp.linalg.norm(case.mean, axis=-1, keepdims=True)
-        return found | {
-            "iou": counts[0] / jnp.maximum(counts[:3].sum(), 1),
-            "rms": case.rms,
-            "alike": jnp.square(jnp.linalg.norm(unit.mean(0))),
-        }
+    def one(case: Case, _: Any, key: jax.Array) -> dict[str, Any]:
+        noise = measures.unit_noise(key, case.mean, draws, "gaussian")
+        gap = gap_at(decoder, case, noise, jnp.full(1, AT))[0]
+        return flat(decoder, case, jax.random.fold_in(key, 1), products) | {"gap": gap}
 
-    found = gathered(
-        folds, episodes, count, lambda _: lambda case, _, key: flat(decoder, case, key)
-    )
+    found = gathered(folds, episodes, count, lambda _: one)
     drawn = drawn_again(folds, episodes, count)
     held: dict[str, Any] = {
         "episodes": count,
@@ -325,7 +351,13 @@ def _relation(found: dict[str, PerFold], drawn: Sequence[statistics.Drawn]) -> d
 
 
 def spectra(
-    decoder: ProSAM, fold: Fold, episodes: Encoded, count: int, products: int, shown: int
+    decoder: ProSAM,
+    fold: Fold,
+    episodes: Encoded,
+    count: int,
+    draws: int,
+    products: int,
+    shown: int,
 ) -> dict[str, Any]:
     """Top eigenvalues and the errors of two estimates of the Laplacian: one fold, one seed.
 
@@ -334,6 +366,7 @@ def spectra(
         fold: The fold.
         episodes: Its episodes.
         count: Episodes on which the estimates are compared.
+        draws: Products with the Hessian that are compiled together.
         products: Products with the Hessian of either estimate.
         shown: Episodes whose eigenvalues are computed.
     """
@@ -342,25 +375,22 @@ def spectra(
     def product(decoder, case, v):
         return curvature.hessian_vector(measures.loss_of(decoder, case), jnp.zeros_like(v), v)
 
-    @jax.jit
-    def traces(decoder, case, key):
-        loss, at = measures.loss_of(decoder, case), jnp.zeros_like(case.mean)
-        first, second = jax.random.split(key)
+    def traces(case: Case, _: Any, key: jax.Array) -> dict[str, Any]:
+        # Vectors by the number that `second_order` was compiled for.
+        signs = jax.random.rademacher(key, (-(-products // draws), draws, *case.mean.shape), float)
+        halves = jnp.concatenate([second_order(decoder, case, x) for x in signs])[:products]
+        found = flat(decoder, case, jax.random.fold_in(key, 1), products)
         return {
-            "hutchinson": jnp.stack(curvature.hutchinson(loss, at, first, products)),
-            "hutch_plus_plus": jnp.stack(curvature.hutch_plus_plus(loss, at, second, products)),
+            "hutchinson": jnp.stack(curvature.estimate(2 * halves)),
+            "hutch_plus_plus": jnp.stack([found["laplacian"], found["error"]]),
         }
-
-    @jax.jit
-    def exact(decoder, case):
-        return curvature.laplacian(measures.loss_of(decoder, case), jnp.zeros_like(case.mean))
 
     held: dict[str, Any] = {"fold": fold.number, "seed": fold.seeds[0], "products": products}
     held |= {"episodes": count, "eigenvalues": {}, "exact": {}}
     errors = []
     for name in METHODS:
         model = opened(fold.runs[name][0])
-        found = over_runs(episodes, [model], count, lambda case, _, key: traces(decoder, case, key))
+        found = over_runs(episodes, [model], count, traces)
         errors.append(np.stack([found[x][0, :, 1] for x in found], axis=1))
         few = [case for case, _ in cases(model, episodes, shown)]
         held["eigenvalues"][name] = [
@@ -373,7 +403,9 @@ def spectra(
         if name == "student_t":
             for method, of in found.items():
                 held["exact"][method] = [float(f"{x:.4g}") for x in of[0, 0]]
-            held["exact"]["laplacian"] = float(f"{exact(decoder, few[0]):.4g}")
+            second = partial(second_order, decoder, few[0])
+            trace = measures.laplacian_of(second, few[0].mean, draws)
+            held["exact"]["laplacian"] = float(f"{trace:.4g}")
     # (methods, episodes, 2): Hutchinson's error over that of Hutch++, episode by episode.
     both = [np.stack(errors)]
     drawn = drawn_again([fold], [episodes], count, seeds=False)
@@ -404,11 +436,11 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs"))
     parser.add_argument("--part", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--episodes", type=int, default=100, help="Of every run, for mIoU.")
-    parser.add_argument("--few", type=int, default=20, help="Of every run, for the rest.")
-    parser.add_argument("--draws", type=int, default=2, help="Perturbations of an episode.")
-    parser.add_argument("--pairs", type=int, default=12, help="Pairs of noise for Proposition 1.")
-    parser.add_argument("--products", type=int, default=30, help="With the Hessian, of a trace.")
-    parser.add_argument("--shown", type=int, default=3, help="Episodes with eigenvalues.")
+    parser.add_argument("--few", type=int, default=16, help="Of every run, for the rest.")
+    parser.add_argument("--draws", type=int, default=1, help="Perturbations of an episode.")
+    parser.add_argument("--pairs", type=int, default=16, help="Pairs of noise of a gap.")
+    parser.add_argument("--products", type=int, default=24, help="With the Hessian, of a trace.")
+    parser.add_argument("--shown", type=int, default=2, help="Episodes with eigenvalues.")
     args = parser.parse_args()
     path = args.out / "studies" / "flatness.json"
     held = json.loads(path.read_text()) if path.exists() else {}
@@ -417,13 +449,12 @@ def main() -> None:
         decoder = opened(folds[0].runs["vrp"][0])
         most = args.episodes if "robustness" in args.part else args.few
         episodes = [encoded(decoder, fold.runs["vrp"][0].cfg, most) for fold in folds]
+        few = (args.few, args.pairs, args.products)
         made = {
-            "proposition": lambda: proposition(decoder, folds, episodes, args.few, args.pairs),
+            "proposition": lambda: proposition(decoder, folds, episodes, *few),
             "robustness": lambda: robustness(decoder, folds, episodes, args.episodes, args.draws),
-            "curvature": lambda: curvatures(decoder, folds, episodes, args.few, args.products),
-            "spectra": lambda: spectra(
-                decoder, folds[0], episodes[0], args.few, args.products, args.shown
-            ),
+            "curvature": lambda: curvatures(decoder, folds, episodes, *few),
+            "spectra": lambda: spectra(decoder, folds[0], episodes[0], *few, args.shown),
         }
         for part in args.part:
             start = time.monotonic()

@@ -64,7 +64,7 @@ def proposition(held: Held) -> Figure:
     left.set_title("E L(p + x) - L(p); hollow: of the other sign", fontsize=10)
     left.legend(fontsize=8, frameon=False)
     for noise, colour in zip(NOISES, COLOURS, strict=False):
-        _band(right, shares, part[noise]["ratio_same_draws"], colour, NOISES[noise])
+        _band(right, shares, part[noise]["ratio"], colour, NOISES[noise])
     right.axhline(1, color="#808890", lw=1, ls="--")
     right.set(xscale="log", xlabel="noise, % of the prompts' rms")
     right.set_title("measured over predicted, all episodes", fontsize=10)
@@ -166,7 +166,7 @@ def proposition_table(part: Held) -> str:
         row = [f"{share:.0%}"]
         for noise in NOISES:
             of = part[noise]
-            row += [f"{of['gap'][i][0]:.2g}", _cell(of["ratio_same_draws"][i])]
+            row += [f"{of['gap'][i][0]:.2g}", _cell(of["ratio"][i])]
             row += [_cell(of["relative_error"][i])]
         rows.append(row)
     columns = [f"{noise}: {x}" for noise in NOISES.values() for x in ("gap", "ratio", "error")]

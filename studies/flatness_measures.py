@@ -5,7 +5,8 @@ z -> L(mu + rms z), so a perturbation of 20 % is one whose coordinates z have a 
 of 0.2, and the Laplacian of that loss is the trace of H times rms^2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,50 +57,64 @@ def unit_noise(key: PRNGKeyArray, like: Float[Array, "q c"], k: int, sampler: st
     return drawn / curvature.noise_variance(sampler, NU, like.shape[-1]) ** 0.5
 
 
-def proposition(
-    loss: curvature.Loss,
-    at: Float[Array, "q c"],
+def gaps_and_second(
+    gap: Callable[[Array, Array], Array],
+    second: Callable[[Array], Array],
     key: PRNGKeyArray,
+    like: Float[Array, "q c"],
     shares: Float[Array, " s"],
     draws: int,
 ) -> dict[str, Array]:
-    """Both sides of Proposition 1 at `at`.
+    """Both sides of Proposition 1 for the same draws of noise, which is scaled by each share.
 
     Args:
-        loss: Of one episode.
-        at: Where.
+        gap: (noise (k, q, c), shares) -> mean of L(p + s x) - L(p) over the noise x, for each s.
+        second: noise -> x^T H x / 2 of each.
         key: Draws the noise.
+        like: Shape of the prompts.
         shares: Standard deviations of the noise.
         draws: Antithetic pairs of each noise.
 
     Returns:
-        "gap" (noises, s), the measured mean of L(p + x) - L(p); "second" (noises), the mean of
-        x^T H x / 2 for the same draws at s = 1; "laplacian" and "error" (), from other random
-        vectors, by Hutch++; "loss" ().
+        "gap" (noises, s), measured; "second" (noises), whose products with s^2 are predicted.
     """
-    gap, second = [], []
-    for sampler in NOISES:
-        x = unit_noise(key, at, draws, sampler)
-        second.append(curvature.second_order(loss, at, x).mean())
-        gap.append(jax.lax.map(lambda s, x=x: curvature.gaps(loss, at, s * x).mean(), shares))
-    trace = curvature.hutch_plus_plus(loss, at, jax.random.fold_in(key, 1), 3 * (2 * draws // 3))
+    noises = [unit_noise(key, like, draws, sampler) for sampler in NOISES]
     return {
-        "gap": jnp.stack(gap),
-        "second": jnp.stack(second),
-        "laplacian": trace.value,
-        "error": trace.error,
-        "loss": loss(at),
+        "gap": jnp.stack([gap(x, shares) for x in noises]),
+        "second": jnp.stack([second(x).mean() for x in noises]),
     }
 
 
-def gap_of(loss: curvature.Loss, noise: Float[Array, "k q c"]) -> dict[str, Array]:
-    """The gap that this noise opens at 0, what second derivatives predict for it, and the loss."""
+def gap_at(
+    loss: curvature.Loss, noise: Float[Array, "k q c"], shares: Float[Array, " s"]
+) -> Float[Array, " s"]:
+    """Mean of L(s x) - L(0) over antithetic pairs of the noise x, for each s."""
     at = jnp.zeros_like(noise[0])
-    return {
-        "gap": curvature.gaps(loss, at, noise).mean(),
-        "second": curvature.second_order(loss, at, noise).mean(),
-        "loss": loss(at),
-    }
+    return jax.lax.map(lambda s: curvature.gaps(loss, at, s * noise).mean(), shares)
+
+
+def laplacian_of(
+    second: Callable[[Float[Array, "k q c"]], Float[Array, " k"]],
+    like: Float[Array, "q c"],
+    at_once: int,
+) -> float:
+    """The exact Laplacian from `second`, which gives half of each element of the diagonal."""
+    n, total = like.size, 0.0
+    for start in range(0, n, at_once):
+        # Past the end one_hot gives zeros, whose product is 0.
+        units = jax.nn.one_hot(start + np.arange(at_once), n)
+        total += 2 * float(second(units.reshape(at_once, *like.shape)).sum())
+    return total
+
+
+def counts_at(
+    decoder: ProSAM, case: Case, z: Float[Array, "q c"] | None = None
+) -> Integer[Array, "4"]:
+    """Pixels (`metrics.confusion`) of the mask of mu + rms z, or of mu."""
+    prompts = case.mean if z is None else case.mean + case.rms * z
+    logits = decoder.decode(case.embedding[None], prompts[None], case.truth.shape)
+    mask = equations.foreground(logits)
+    return metrics.confusion(mask, case.truth[None], case.ignore[None])[0]
 
 
 def robustness(
@@ -121,24 +136,14 @@ def robustness(
     one = jax.random.normal(jax.random.fold_in(key, 1), (draws, 1, case.mean.shape[-1]))
     noise = jnp.stack([own, jnp.broadcast_to(one, own.shape)])
 
-    def counted(z: Float[Array, "q c"]) -> Array:
-        prompts = case.mean + case.rms * z
-        logits = decoder.decode(case.embedding[None], prompts[None], case.truth.shape)
-        mask = equations.foreground(logits)
-        return metrics.confusion(mask, case.truth[None], case.ignore[None])[0]
-
+    counted = partial(counts_at, decoder, case)
     z = levels[None, :, None, None, None] * noise[:, None]  # (p, l, draws, q, c)
     found = jax.lax.map(counted, z.reshape(-1, *case.mean.shape), batch_size=curvature.AT_ONCE)
     return found.reshape(*z.shape[:3], 4).sum(2)
 
 
 def sharpness(
-    loss: curvature.Loss,
-    at: Float[Array, "q c"],
-    key: PRNGKeyArray,
-    share: float,
-    products: int,
-    draws: int,
+    loss: curvature.Loss, at: Float[Array, "q c"], key: PRNGKeyArray, products: int
 ) -> dict[str, Array]:
     """Scalars that say how flat the loss is at `at`.
 
@@ -146,21 +151,16 @@ def sharpness(
         loss: Of one episode.
         at: Where.
         key: Draws.
-        share: Standard deviation of the noise of the gap.
-        products: Products with the Hessian of the trace.
-        draws: Antithetic pairs of the gap.
+        products: Products with the Hessian, for the trace.
 
     Returns:
-        "laplacian" and its standard "error" by Hutch++, "gap", "loss" and "slope", the norm of the
-        gradient.
+        "laplacian" and its standard "error" by Hutch++, "loss", and "slope", the gradient's norm.
     """
-    trace = curvature.hutch_plus_plus(loss, at, jax.random.fold_in(key, 1), products)
+    trace = curvature.hutch_plus_plus(loss, at, key, products)
     value, gradient = jax.value_and_grad(loss)(at)
-    x = share * jax.random.normal(key, (draws, *at.shape))
     return {
         "laplacian": trace.value,
         "error": trace.error,
-        "gap": curvature.gaps(loss, at, x).mean(),
         "loss": value,
         "slope": jnp.linalg.norm(gradient),
     }

@@ -101,6 +101,28 @@ def _shares(seeds: Integer[np.ndarray, "k s"], there: int) -> Float[np.ndarray, 
     return times / times.sum(1, keepdims=True)
 
 
+def signed_ratio(
+    measured: Sequence[Float[np.ndarray, "s n *x"]],
+    predicted: Sequence[Float[np.ndarray, "s n *x"]],
+    sign: Sequence[Float[np.ndarray, "s n"]],
+    drawn: Sequence[Drawn],
+) -> Float[np.ndarray, "k *x"]:
+    """Mean of sign x measured over the mean of sign x predicted, in each draw.
+
+    Gaps of both signs nearly cancel in a plain mean, whose ratio is then mostly noise. The sign of
+    an estimate that shares no random numbers with the two keeps them apart without a bias.
+    """
+
+    def signed(values: Sequence[np.ndarray]) -> np.ndarray:
+        several = [
+            np.sign(s).reshape(*s.shape, *(1,) * (x.ndim - 2)) * x
+            for x, s in zip(values, sign, strict=True)
+        ]
+        return mean(several, drawn)
+
+    return signed(measured) / signed(predicted)
+
+
 def relative_error(
     measured: Sequence[Float[np.ndarray, "s n *x"]],
     predicted: Sequence[Float[np.ndarray, "s n *x"]],
