@@ -266,7 +266,12 @@ def robustness(
             held[pattern][name] = {
                 "miou": statistics.each(of),
                 "to_vrp": statistics.each(of - miou["vrp"]),
-                "loss_to_vrp": statistics.each(of - of[:, :1] - miou["vrp"] + miou["vrp"][:, :1]),
+                **{
+                    f"fall_to_{base}": statistics.each(
+                        of - of[:, :1] - miou[base] + miou[base][:, :1]
+                    )
+                    for base in ("vrp", "vrp_2linear")
+                },
             }
     return held
 

@@ -87,7 +87,7 @@ def robustness(held: Held) -> Figure:
         for name, of in part[pattern].items():
             _band(upper, levels, of["miou"], COLOUR[name], NAMES[name])
             if name not in ("vrp", CONTROL):
-                _band(lower, levels, of["loss_to_vrp"], COLOUR[name], NAMES[name])
+                _band(lower, levels, of["fall_to_vrp"], COLOUR[name], NAMES[name])
         upper.set_title(title, fontsize=10)
         lower.axhline(0, color=COLOUR["vrp"], lw=1, ls="--")
         lower.set_xlabel("noise, % of the prompts' rms")
@@ -143,7 +143,7 @@ def tables(held: Held) -> str:
     """All tables of the parts that are there."""
     made = {
         "proposition": (proposition_table, trained_table),
-        "robustness": (robustness_table,),
+        "robustness": (robustness_table, fall_table),
         "curvature": (curvature_table, relation_table),
     }
     return "\n\n".join(make(held[name]) for name, of in made.items() if name in held for make in of)
@@ -188,23 +188,40 @@ def trained_table(part: Held) -> str:
     return _table(["", "sigma, % of rms", "gap", "measured / predicted", "gap, % of loss"], rows)
 
 
+SHOWN = (0, 0.2, 0.4, 0.6, 1, 2)
+"""Levels in tables."""
+
+
 def robustness_table(part: Held) -> str:
-    """A row for each pattern and method."""
-    shown = [i for i, level in enumerate(part["levels"]) if level in (0, 0.2, 0.6, 1, 2)]
+    """The scores: a row for each pattern and method."""
+    return _levels(part, "mIoU, %", list(NAMES), lambda name: ("miou", ".1f", NAMES[name]))
+
+
+def fall_table(part: Held) -> str:
+    """How much further mIoU falls from its value without noise: a row for each pattern and pair."""
+    several = [f"{name} vrp" for name in METHODS if name != "vrp"]
+    several += [f"{name} vrp_2linear" for name in ("gaussian", "student_t")]
+
+    def row(pair: str) -> tuple[str, str, str]:
+        name, base = pair.split()
+        than = "VRP-SAM" if base == "vrp" else "the two linear layers"
+        return f"fall_to_{base}", "+.1f", f"{METHODS[name]}, against {than}"
+
+    return _levels(part, "fall of mIoU, points", several, row)
+
+
+def _levels(
+    part: Held, head: str, names: Sequence[str], row: Callable[[str], tuple[str, str, str]]
+) -> str:
+    shown = [i for i, level in enumerate(part["levels"]) if level in SHOWN]
     rows = []
     for pattern, title in PATTERNS.items():
         rows.append([f"*{title}*", *[""] * len(shown)])
-        for name, of in part[pattern].items():
-            rows.append([NAMES[name], *(_cell(of["miou"][i], ".1f") for i in shown)])
-        for name, of in part[pattern].items():
-            if name not in ("vrp", CONTROL):
-                rows.append(
-                    [
-                        f"{NAMES[name]}, less VRP-SAM",
-                        *(_cell(of["to_vrp"][i], "+.1f") for i in shown),
-                    ]
-                )
-    return _table(["mIoU", *(f"{part['levels'][i]:.0%}" for i in shown)], rows)
+        for name in names:
+            key, form, label = row(name)
+            of = part[pattern][name.split()[0]][key]
+            rows.append([label, *(_cell(of[i], form) for i in shown)])
+    return _table([head, *(f"{part['levels'][i]:.0%}" for i in shown)], rows)
 
 
 def curvature_table(part: Held) -> str:

@@ -32,7 +32,7 @@ def test_the_first_row_is_the_sample():
     got = drawn(7, 3)
     assert (got.episodes[0] == 1).all() and (got.seeds[0] == 1).all()
     assert (got.episodes.sum(1) == 7).all() and (got.seeds.sum(1) == 3).all()
-    assert len(np.unique(got.episodes, axis=0)) > 1000
+    assert len(np.unique(got.episodes, axis=0)) > 500
 
 
 def test_episodes_of_one_picture_are_drawn_together():
@@ -192,7 +192,7 @@ def test_a_quadratics_ratio_is_1_at_every_share():
     )
     assert found["gap"].shape == (2, 3)
     np.testing.assert_allclose(
-        found["gap"], found["second"][:, None] * shares**2, rtol=5e-3, atol=1e-4
+        found["gap"], np.outer(found["second"], shares**2), rtol=5e-3, atol=1e-4
     )
     # Both noises have variance 1, so both see half the Laplacian.
     np.testing.assert_allclose(found["second"], float(jnp.trace(matrix)) / 2, rtol=0.08)
