@@ -232,6 +232,52 @@ def proposition(
     return held
 
 
+@jax.jit
+def smooth_gap(decoder: ProSAM, case: Case, noise: jax.Array, shares: jax.Array) -> jax.Array:
+    """`measures.smooth_gap` of an episode."""
+    return measures.smooth_gap(measures.loss_of(decoder, case), noise, shares)
+
+
+KINK_SHARES = (0.02, 0.1, 0.4)
+
+
+def kinks(
+    decoder: ProSAM,
+    folds: Sequence[Fold],
+    episodes: Sequence[Encoded],
+    count: int,
+    draws: int,
+    products: int,
+) -> dict[str, Any]:
+    """How much of the gap is due to the decoder's ReLUs: Student-t, first seed of every fold."""
+    shares = jnp.array(KINK_SHARES)
+
+    def one(case: Case, _: Any, key: jax.Array) -> dict[str, Any]:
+        noise = measures.unit_noise(key, case.mean, draws, "gaussian")
+        return {
+            "laplacian": flat(decoder, case, jax.random.fold_in(key, 1), products)["laplacian"],
+            "gap": gap_at(decoder, case, noise, shares),
+            "smooth": smooth_gap(decoder, case, noise, shares),
+            "second": second_order(decoder, case, noise).mean(),
+        }
+
+    found = [
+        over_runs(of_fold, [opened(fold.runs["student_t"][0])], count, one)
+        for fold, of_fold in zip(folds, episodes, strict=True)
+    ]
+    drawn = drawn_again(folds, episodes, count, seeds=False)
+    sign, gap, smooth = (column(found, x) for x in ("laplacian", "gap", "smooth"))
+    second = [x[..., None] * np.square(KINK_SHARES) for x in column(found, "second")]
+    of_gap = {
+        "gap": statistics.signed_ratio(gap, second, sign, drawn),
+        "smooth": statistics.signed_ratio(smooth, second, sign, drawn),
+        "error_of_second": statistics.relative_error(gap, second, drawn),
+        "error_of_smooth": statistics.relative_error(gap, smooth, drawn),
+    }
+    held = {"episodes": count, "draws": draws, "shares": KINK_SHARES}
+    return held | {name: statistics.each(of) for name, of in of_gap.items()}
+
+
 # Perturbed prompts.
 
 
@@ -429,7 +475,7 @@ def compact(held: dict[str, Any]) -> str:
     return re.sub(r"\[[^\[\]{}]*\]", lambda x: re.sub(r"\s+", " ", x[0]), whole)
 
 
-PARTS = ("proposition", "robustness", "curvature", "spectra")
+PARTS = ("proposition", "kinks", "robustness", "curvature", "spectra")
 
 
 def main() -> None:
@@ -457,6 +503,7 @@ def main() -> None:
         few = (args.few, args.pairs, args.products)
         made = {
             "proposition": lambda: proposition(decoder, folds, episodes, *few),
+            "kinks": lambda: kinks(decoder, folds, episodes, args.few // 2, *few[1:]),
             "robustness": lambda: robustness(decoder, folds, episodes, args.episodes, args.draws),
             "curvature": lambda: curvatures(decoder, folds, episodes, *few),
             "spectra": lambda: spectra(decoder, folds[0], episodes[0], *few, args.shown),

@@ -25,6 +25,9 @@ NOISES = ("gaussian", "student_t")
 PATTERNS = ("own", "shared")
 """Noise of its own on every prompt, or one vector of noise added to all prompts."""
 
+NODES = 4
+"""Points of the integral in `smooth_gap`."""
+
 
 class Case(NamedTuple):
     """An episode in a run's eyes: what is decoded, the truth, and the mean prompts."""
@@ -91,6 +94,31 @@ def gap_at(
     """Mean of L(s x) - L(0) over antithetic pairs of the noise x, for each s."""
     at = jnp.zeros_like(noise[0])
     return jax.lax.map(lambda s: curvature.gaps(loss, at, s * noise).mean(), shares)
+
+
+def smooth_gap(
+    loss: curvature.Loss, noise: Float[Array, "k q c"], shares: Float[Array, " s"]
+) -> Float[Array, " s"]:
+    """The part of `gap_at` that second derivatives along the way account for.
+
+    For a loss with two derivatives it is all: by Taylor's formula L(x) - L(0) - x^T grad L(0) is
+    the integral over u, from 0 to 1, of (1 - u) x^T H(u x) x. A ReLU's kink adds to the gap, but
+    its H is 0 on both sides. The integral is by Gauss and Legendre with `NODES` values of u.
+    """
+    points, weights = np.polynomial.legendre.leggauss(NODES)
+    u = jnp.asarray((points + 1) / 2, noise.dtype)
+    weight = jnp.asarray(weights, noise.dtype) / 2 * (1 - u)
+
+    def one(s: Array, x: Array, u: Array) -> Array:
+        return jnp.vdot(x, curvature.hessian_vector(loss, s * u * x, x))
+
+    def of_share(s: Array) -> Array:
+        both = jnp.concatenate([noise, -noise])
+        x, at = jnp.repeat(both, NODES, 0), jnp.tile(u, len(both))
+        found = jax.lax.map(lambda of: one(s, *of), (x, at), batch_size=curvature.AT_ONCE)
+        return s**2 * (found * jnp.tile(weight, len(both))).sum() / len(both)
+
+    return jax.lax.map(of_share, shares)
 
 
 def laplacian_of(

@@ -215,6 +215,23 @@ def test_a_quartic_is_above_its_prediction_by_the_fourth_moment():
     assert found["gap"][0, 0] / found["second"][0] == pytest.approx(1.25, rel=0.02)
 
 
+def test_the_smooth_part_is_all_but_the_kinks():
+    """Of a smooth loss the whole gap; of a ReLU, which opens one on average, nothing."""
+    x = jax.random.normal(jax.random.key(7), (5, *LIKE.shape))
+    shares = jnp.array([0.5, 1.0])
+
+    def smooth(z):
+        return (z**2 / 2 + z**4 / 24 + z).sum()
+
+    def bent(z):
+        return smooth(z) + jax.nn.relu(z - 0.1).sum()
+
+    whole = flatness_measures.gap_at(smooth, x, shares)
+    np.testing.assert_allclose(flatness_measures.smooth_gap(smooth, x, shares), whole, rtol=1e-3)
+    np.testing.assert_allclose(flatness_measures.smooth_gap(bent, x, shares), whole, rtol=1e-3)
+    assert (flatness_measures.gap_at(bent, x, shares) > 1.2 * whole).all()
+
+
 @pytest.mark.parametrize("sampler", flatness_measures.NOISES)
 def test_noises_have_variance_1(sampler):
     x = flatness_measures.unit_noise(jax.random.key(2), LIKE, 40_000, sampler)
