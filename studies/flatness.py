@@ -42,7 +42,7 @@ from studies.flatness_runs import (
 )
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
-LEVELS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
+LEVELS = (0.0, 0.1, 0.2, 0.4, 0.6, 1.0, 1.5, 2.0)
 AT = 0.2
 """Share of the noise whose gap stands beside the Laplacian."""
 

@@ -15,7 +15,11 @@ Held = Mapping[str, Any]
 NAMES = {**METHODS, CONTROL: "before training"}
 COLOUR = dict(zip(NAMES, (*COLOURS[:4], "#808890"), strict=True))
 NOISES = {"gaussian": "Gaussian", "student_t": "Student-t"}
-PATTERNS = {"own": "noise of its own on every prompt", "shared": "one noise on all prompts"}
+PATTERNS = {
+    "own": "noise of its own on every prompt",
+    "shared": "one noise on all prompts",
+    "absolute": "its own, in units instead of rms",
+}
 
 
 def draw(held: Held, folder: pathlib.Path) -> None:
@@ -80,8 +84,8 @@ def robustness(held: Held) -> Figure:
     """How mIoU falls with the perturbation, and the change of mIoU against VRP-SAM's."""
     part = held["robustness"]
     levels = 100 * np.array(part["levels"])
-    figure = Figure(figsize=(9.6, 6.6), layout="constrained")
-    grid = figure.subplots(2, 2, sharex=True, sharey="row")
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    grid = figure.subplots(2, 3, sharex=True, sharey="row")
     for column, (pattern, title) in enumerate(PATTERNS.items()):
         upper, lower = grid[:, column]
         for name, of in part[pattern].items():
@@ -90,7 +94,8 @@ def robustness(held: Held) -> Figure:
                 _band(lower, levels, of["fall_to_vrp"], COLOUR[name], NAMES[name])
         upper.set_title(title, fontsize=10)
         lower.axhline(0, color=COLOUR["vrp"], lw=1, ls="--")
-        lower.set_xlabel("noise, % of the prompts' rms")
+        of = "1" if pattern == "absolute" else "the prompts' rms"
+        lower.set_xlabel(f"noise, % of {of}")
     grid[0, 0].set_ylabel("mIoU on novel classes, %")
     grid[1, 0].set_ylabel("change of mIoU less VRP-SAM's, points")
     grid[0, 1].legend(fontsize=8, frameon=False)
@@ -235,11 +240,12 @@ def curvature_table(part: Held) -> str:
             _cell(of["negative"], ".0f", 100),
             _cell(of["surely_negative"], ".0f", 100),
             _cell(of["rms"]),
+            f"{of['laplacian'][0] / of['rms'][0] ** 2:.2f}",
             f"{of['alike'][0]:.3f}",
         ]
         for name, of in part["methods"].items()
     ]
-    head = "|Laplacian|less VRP-SAM's|median|negative, %|surely negative, %|rms|cosine"
+    head = "|Laplacian|less VRP-SAM's|median|negative, %|surely negative, %|rms|Laplacian / rms²|cosine"
     return _table(head.split("|"), rows)
 
 

@@ -22,8 +22,9 @@ NU = 5.0
 """Degrees of freedom of the Student-t noise, as in the paper."""
 
 NOISES = ("gaussian", "student_t")
-PATTERNS = ("own", "shared")
-"""Noise of its own on every prompt, or one vector of noise added to all prompts."""
+PATTERNS = ("own", "shared", "absolute")
+"""Noise of its own on every prompt, one vector of noise added to all prompts, and the first with
+the same standard deviation for every model, in the prompts' own units instead of their rms."""
 
 NODES = 4
 """Points of the integral in `smooth_gap`."""
@@ -154,15 +155,16 @@ def robustness(
         decoder: The model whose decoder is used.
         case: The episode.
         key: Draws the noise, which only grows from level to level.
-        levels: Standard deviations of the Gaussian noise, relative to the prompts.
+        levels: Standard deviations of the Gaussian noise, relative to the prompts' rms, or for
+            "absolute" to 1.
         draws: How many draws of noise.
 
     Returns:
-        For both of `PATTERNS` and each level.
+        For each of `PATTERNS` and each level.
     """
     own = jax.random.normal(key, (draws, *case.mean.shape))
     one = jax.random.normal(jax.random.fold_in(key, 1), (draws, 1, case.mean.shape[-1]))
-    noise = jnp.stack([own, jnp.broadcast_to(one, own.shape)])
+    noise = jnp.stack([own, jnp.broadcast_to(one, own.shape), own / case.rms])
 
     counted = partial(counts_at, decoder, case)
     z = levels[None, :, None, None, None] * noise[:, None]  # (p, l, draws, q, c)

@@ -280,13 +280,13 @@ def test_perturbed_masks():
     got = flatness_measures.robustness(
         Threshold(), one, jax.random.key(4), jnp.array([0.0, 50.0]), 4
     )
-    assert got.shape == (2, 2, 4)
-    np.testing.assert_array_equal(got[:, 0], [[800, 0, 0, 800]] * 2)
+    assert got.shape == (3, 2, 4)
+    np.testing.assert_array_equal(got[:, 0], [[800, 0, 0, 800]] * 3)
     np.testing.assert_allclose(got[:, 1], 400, atol=80)
-    # One standard deviation of 100 %: a pixel flips with the probability of a normal value < -1.
+    # At 100 % a pixel flips if a normal value is below -1, and in the prompts' units below -2.
     few = flatness_measures.robustness(Threshold(), one, jax.random.key(5), jnp.array([1.0]), 40)
     flipped = few[:, 0, 1:3].sum(1) / few[:, 0].sum(1)
-    np.testing.assert_allclose(flipped, scipy.stats.norm.cdf(-1), atol=0.01)
+    np.testing.assert_allclose(flipped, scipy.stats.norm.cdf([-1, -1, -2]), atol=0.01)
 
 
 def test_shared_noise_is_one_vector():
@@ -301,7 +301,7 @@ def test_shared_noise_is_one_vector():
     got = flatness_measures.robustness(
         Difference(), case(mean, truth), jax.random.key(6), jnp.array([3.0]), 8
     )
-    own, shared = got[:, 0]
+    own, shared, _ = got[:, 0]
     np.testing.assert_array_equal(shared, [128, 0, 0, 0])
     assert own[2] > 10
 
