@@ -245,7 +245,7 @@ def curvature_table(part: Held) -> str:
         ]
         for name, of in part["methods"].items()
     ]
-    head = "|Laplacian|less VRP-SAM's|median|negative, %|surely negative, %|rms|Laplacian / rms²|cosine"
+    head = "|Laplacian|less VRP-SAM's|median|negative, %|surely, %|rms|Laplacian / rms²|cosine"
     return _table(head.split("|"), rows)
 
 
