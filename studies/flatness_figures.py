@@ -39,8 +39,8 @@ def proposition(held: Held) -> Figure:
     """The gap against the noise, measured and predicted; and their ratio."""
     part = held["proposition"]
     shares = 100 * np.array(part["shares"])
-    figure = Figure(figsize=(9.6, 3.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(12, 3.9), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     signs = {"positive": (COLOURS[0], "Laplacian > 0"), "negative": (COLOURS[4], "Laplacian < 0")}
     for sign, (colour, label) in signs.items():
         of = part[f"where_{sign}"]
@@ -68,12 +68,16 @@ def proposition(held: Held) -> Figure:
     left.set_title("E L(p + x) - L(p); hollow: of the other sign", fontsize=10)
     left.legend(fontsize=8, frameon=False)
     for noise, colour in zip(NOISES, COLOURS, strict=False):
-        _band(right, shares, part[noise]["ratio"], colour, NOISES[noise])
-    right.axhline(1, color="#808890", lw=1, ls="--")
-    right.set(xscale="log", xlabel="noise, % of the prompts' rms")
-    right.set_title("measured over predicted, all episodes", fontsize=10)
-    right.legend(fontsize=9, frameon=False)
-    for axes in (left, right):
+        _band(middle, shares, part[noise]["ratio"], colour, NOISES[noise])
+        _band(right, shares, part[noise]["relative_error"], colour, NOISES[noise])
+    middle.axhline(1, color="#808890", lw=1, ls="--")
+    middle.set_title("measured over predicted, on average", fontsize=10)
+    right.set_title("|measured - predicted| over |predicted|", fontsize=10)
+    right.set_ylim(bottom=0)
+    for axes in (middle, right):
+        axes.set(xscale="log", xlabel="noise, % of the prompts' rms")
+        axes.legend(fontsize=9, frameon=False, loc="upper left")
+    for axes in (left, middle, right):
         axes.grid(color=GRID)
         axes.set_xticks(shares, [f"{x:g}" for x in shares])
         axes.minorticks_off()
@@ -148,6 +152,7 @@ def tables(held: Held) -> str:
     """All tables of the parts that are there."""
     made = {
         "proposition": (proposition_table, trained_table),
+        "kinks": (kinks_table,),
         "robustness": (robustness_table, fall_table),
         "curvature": (curvature_table, relation_table),
     }
@@ -213,6 +218,17 @@ def fall_table(part: Held) -> str:
         return f"fall_to_{base}", "+.1f", f"{METHODS[name]}, against {than}"
 
     return _levels(part, "fall of mIoU, points", several, row)
+
+
+def kinks_table(part: Held) -> str:
+    """A row for each share."""
+    names = ("gap", "smooth", "error_of_second", "error_of_smooth")
+    rows = [
+        [f"{share:.0%}", *(_cell(part[name][i]) for name in names)]
+        for i, share in enumerate(part["shares"])
+    ]
+    head = ("noise", "gap", "its smooth part", "error of x'Hx / 2", "error of the smooth part")
+    return _table(head, rows)
 
 
 def _levels(
