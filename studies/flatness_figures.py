@@ -124,9 +124,9 @@ def curvature(held: Held) -> Figure:
         for name, episodes in held["spectra"]["eigenvalues"].items():
             for of in episodes:
                 order = 1 + np.arange(len(of))
-                middle.plot(order, of, "o-", color=COLOUR[name], ms=3.5, lw=0.8)
+                middle.plot(order, of, "o-", color=COLOUR[name], ms=4, lw=0.9)
         middle.axhline(0, color="#808890", lw=1, ls="--")
-        middle.set_yscale("symlog", linthresh=0.03)
+        middle.set_yscale("symlog", linthresh=0.003)
         middle.set(xlabel="rank by absolute value", ylabel="eigenvalue x rms²")
     for name, runs in part["of_runs"].items():
         x, y = np.array(runs).T
