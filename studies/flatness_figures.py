@@ -122,12 +122,15 @@ def curvature(held: Held) -> Figure:
     left.legend(fontsize=7.5, frameon=False)
     if "spectra" in held:
         for name, episodes in held["spectra"]["eigenvalues"].items():
-            for of in episodes:
-                order = 1 + np.arange(len(of))
-                middle.plot(order, of, "o-", color=COLOUR[name], ms=4, lw=0.9)
-        middle.axhline(0, color="#808890", lw=1, ls="--")
-        middle.set_yscale("symlog", linthresh=0.003)
-        middle.set(xlabel="rank by absolute value", ylabel="eigenvalue x rms²")
+            for of in np.array(episodes):
+                order, colour = 1 + np.arange(len(of)), COLOUR[name]
+                middle.plot(order, np.abs(of), color=colour, lw=0.9)
+                for sign, face in ((of > 0, colour), (of < 0, "white")):
+                    middle.plot(
+                        order[sign], np.abs(of[sign]), "o", color=colour, mfc=face, ms=4.5, zorder=3
+                    )
+        middle.set(yscale="log", ylim=(2e-3, 1e-1), xlabel="rank by absolute value")
+        middle.set(ylabel="|eigenvalue| x rms² (hollow: negative)")
     for name, runs in part["of_runs"].items():
         x, y = np.array(runs).T
         right.plot(x, 100 * y, "o", color=COLOUR[name], ms=4.5, alpha=0.8)
