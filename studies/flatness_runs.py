@@ -69,7 +69,10 @@ def finished(folder: pathlib.Path, annotation: str = "mask") -> list[Fold]:
         here = prompt_encoder.read_frozen(path.parent)
         frozen = frozen or here
         if here != frozen:
-            raise UserError(f"{path.parent} was trained on other frozen weights than the rest")
+            raise UserError(
+                f"{path.parent} was trained on other frozen weights than the runs before it; give "
+                "a folder whose runs share theirs"
+            )
         found.setdefault((cfg.data.fold, cfg.seed), {})[cfg.distribution.name] = Run(
             path.parent, cfg
         )

@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 
+import finished_runs
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,12 @@ import pytest
 import scipy.stats
 from conftest import told
 
-from prosam_jax import curvature
+from prosam_jax import curvature, equations
+from prosam_jax.config import replaced, to_dict
+from prosam_jax.data.loader import make_loader
 from prosam_jax.errors import UserError
+from prosam_jax.evaluation import evaluate
+from prosam_jax.model import load
 from studies import flatness, flatness_figures, flatness_measures, flatness_runs
 from studies import flatness_statistics as statistics
 
@@ -329,6 +334,55 @@ def test_no_runs(tmp_path):
     with pytest.raises(UserError) as error:
         flatness_runs.finished(tmp_path)
     told(error, str(tmp_path), "vrp", "prosam reproduce")
+
+
+def test_seeds_that_all_methods_have(tmp_path):
+    frozen = {}
+    for seed, methods in ((1, list(flatness_runs.METHODS)), (2, ["vrp", "gaussian"])):
+        base = replaced(finished_runs.BASE, {"seed": seed})
+        for method in methods:
+            run = finished_runs.finished(tmp_path / str(seed), method, 50, base)
+            (run.workdir / "config.json").write_text(json.dumps(to_dict(run.cfg)))
+            workdir = run.workdir.rename(tmp_path / f"{method}-{seed}")
+            frozen[seed] = (workdir / "frozen.json").read_text()
+    # Random networks follow the seed, and runs on other networks cannot share a decoder.
+    with pytest.raises(UserError) as error:
+        flatness_runs.finished(tmp_path)
+    told(error, "gaussian-2", "other frozen weights")
+    for method in ("vrp", "gaussian"):
+        (tmp_path / f"{method}-2" / "frozen.json").write_text(frozen[1])
+    [fold] = flatness_runs.finished(tmp_path)
+    assert (fold.number, fold.seeds) == (0, (1,))
+    found = {name: [x.cfg.distribution.name for x in of] for name, of in fold.runs.items()}
+    assert found == {name: [name] for name in flatness_runs.METHODS}
+
+
+@pytest.mark.slow
+def test_cases_are_the_models_own():
+    """Of the packaged model: its mean prompts, its loss and its sigma, in the order of the list."""
+    model, cfg = load("prosam-shapes", {})
+    episodes = flatness_runs.encoded(model, cfg, 3)
+    found = list(flatness_runs.cases(model, episodes, 2))
+    source = evaluate.test_episodes(replaced(cfg, {"eval.episodes": 3}))
+    batch = next(iter(make_loader(source, batch_size=3)))
+    features = model.encode(jax.tree.map(jnp.asarray, batch))
+    posterior = model.posterior(features)
+    assert len(found) == 2 and len(episodes.truth) == 3
+    for i, (one, sigma) in enumerate(found):
+        np.testing.assert_array_equal(one.truth, batch.target_mask[i])
+        np.testing.assert_allclose(one.mean, posterior.mean[i], atol=1e-4)
+        expected = equations.scale(posterior.log_scale[i])
+        np.testing.assert_allclose(sigma * one.rms, expected, rtol=1e-3)
+        logits = model.decode(
+            features.image_embeddings[i : i + 1], posterior.mean[i : i + 1], one.truth.shape
+        )
+        loss = flatness_measures.loss_of(model, one)(jnp.zeros_like(one.mean))
+        assert loss == pytest.approx(
+            float(equations.mask_loss(logits, jnp.asarray(batch.target_mask[i : i + 1]))), rel=1e-3
+        )
+        counts = flatness_measures.counts_at(model, one)
+        mask = np.asarray(logits[0]) > 0
+        assert abs(int(counts[0]) - int((mask & batch.target_mask[i]).sum())) <= 2
 
 
 def test_tables_and_figures_of_the_stored_numbers(tmp_path):
