@@ -66,6 +66,8 @@ def finished(folder: pathlib.Path, annotation: str = "mask") -> list[Fold]:
         cfg = pretrained.settings_of(path.parent)
         if cfg.data.annotation != annotation or cfg.distribution.name not in METHODS:
             continue
+        if not path.parent.name.endswith(f"{cfg.distribution.name}-seed{cfg.seed}"):
+            continue  # a variant of the method, from another table
         here = prompt_encoder.read_frozen(path.parent)
         frozen = frozen or here
         if here != frozen:

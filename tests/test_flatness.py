@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+import shutil
 
 import finished_runs
 import jax
@@ -343,15 +344,17 @@ def test_seeds_that_all_methods_have(tmp_path):
         for method in methods:
             run = finished_runs.finished(tmp_path / str(seed), method, 50, base)
             (run.workdir / "config.json").write_text(json.dumps(to_dict(run.cfg)))
-            workdir = run.workdir.rename(tmp_path / f"{method}-{seed}")
+            workdir = run.workdir.rename(tmp_path / f"{method}-seed{seed}")
             frozen[seed] = (workdir / "frozen.json").read_text()
     # Random networks follow the seed, and runs on other networks cannot share a decoder.
     with pytest.raises(UserError) as error:
         flatness_runs.finished(tmp_path)
-    told(error, "gaussian-2", "other frozen weights")
+    told(error, "gaussian-seed2", "other frozen weights")
     for method in ("vrp", "gaussian"):
-        (tmp_path / f"{method}-2" / "frozen.json").write_text(frozen[1])
+        (tmp_path / f"{method}-seed2" / "frozen.json").write_text(frozen[1])
+    shutil.copytree(tmp_path / "vrp-seed1", tmp_path / "vrp-k5-seed1")
     [fold] = flatness_runs.finished(tmp_path)
+    assert fold.runs["vrp"][0].workdir == tmp_path / "vrp-seed1"
     assert (fold.number, fold.seeds) == (0, (1,))
     found = {name: [x.cfg.distribution.name for x in of] for name, of in fold.runs.items()}
     assert found == {name: [name] for name in flatness_runs.METHODS}
