@@ -1,4 +1,4 @@
-"""Statistics of `studies.flatness`, in NumPy alone: the bootstrap over pictures and seeds.
+"""Statistics of `studies.flatness`, on the host: the bootstrap over pictures and seeds.
 
 Target pictures of a fold are drawn again with repetition, each with all its episodes, and of the
 trained seeds as many again (percentiles; Efron 1979). All methods share the draws, so differences
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 from jaxtyping import Bool, Float, Integer, Real, Shaped
 
 from prosam_jax.evaluation import intervals, metrics
-from studies.uncertainty import ranks
 
 
 class Drawn(NamedTuple):
@@ -135,7 +135,7 @@ def relative_error(
 
 def spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
     """Rank correlation; 0 if either has one value only, as a draw of few episodes can."""
-    x, y = ranks(a) - (len(a) + 1) / 2, ranks(b) - (len(b) + 1) / 2
+    x, y = (scipy.stats.rankdata(of) - (len(a) + 1) / 2 for of in (a, b))
     size = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / size) if size else 0.0
 
