@@ -11,10 +11,33 @@ from PIL import Image
 from prosam_jax.config import SAMConfig
 
 
+def batched_nms(
+    boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float
+) -> torch.Tensor:
+    """`torchvision.ops.batched_nms` for boxes of one category, which is all that SAM has."""
+    assert not idxs.any()
+    order = scores.sort(descending=True, stable=True)[1]
+    boxes, area = boxes[order], box_area(boxes[order])
+    corners = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    sides = (torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - corners).clamp(min=0)
+    overlap = sides[..., 0] * sides[..., 1]
+    above = (overlap / (area[:, None] + area - overlap)).double() > iou_threshold
+    keep = torch.ones(len(boxes), dtype=torch.bool)
+    for i in range(len(boxes)):
+        if keep[i]:
+            keep[i + 1 :] &= ~above[i, i + 1 :]
+    return order[keep]
+
+
+def box_area(boxes: torch.Tensor) -> torch.Tensor:
+    """`torchvision.ops.box_area`."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
 def _stub_torchvision() -> list[str]:
     """Lets `segment_anything` be imported without torchvision; it uses a few of its functions."""
     functions = {
-        "torchvision.ops.boxes": {"batched_nms": None, "box_area": None},  # for its mask generator
+        "torchvision.ops.boxes": {"batched_nms": batched_nms, "box_area": box_area},
         "torchvision.transforms.functional": {
             "to_pil_image": Image.fromarray,
             "resize": lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR),
