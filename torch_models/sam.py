@@ -4,11 +4,16 @@ import functools
 import importlib.util
 import sys
 import types
+import typing
 
+import numpy as np
 import torch
 from PIL import Image
 
 from prosam_jax.config import SAMConfig
+
+if typing.TYPE_CHECKING:
+    from prosam_jax.sam.model import Sam
 
 
 def batched_nms(
@@ -167,3 +172,32 @@ def draw(sam: torch.nn.Module, seed: int) -> None:
 def published(model: str) -> modeling.Sam:
     """The untrained network of the published checkpoint of "vit_b", "vit_l" or "vit_h"."""
     return sam_model_registry[model]()
+
+
+def of_jax(ours: "Sam") -> modeling.Sam:
+    """`segment_anything`'s SAM with the weights of this library's.
+
+    The conversion only moves numbers about. So it is undone by converting the places of all
+    numbers, which are whole and below 2^24, and float32 has those exactly.
+    """
+    from prosam_jax.convert import engine
+    from prosam_jax.convert.rules.sam import META_RULES
+    from prosam_jax.weights import files
+
+    twin = build(ours.cfg, 0)
+    state = twin.state_dict()
+    sizes = [x.numel() for x in state.values()]
+    assert sum(sizes) < 2**24
+    places = torch.arange(sum(sizes)).float().split(sizes)
+    source = {n: x.view(state[n].shape).numpy() for n, x in zip(state, places, strict=True)}
+    moved = files.leaves(
+        engine.filled(lambda rngs: type(ours)(ours.cfg, rngs=rngs), source, META_RULES)
+    )
+    weights = torch.full((sum(sizes),), torch.nan)
+    for name, values in files.leaves(ours).items():
+        at = torch.from_numpy(np.array(moved[name]).astype(np.int64))
+        weights[at] = torch.from_numpy(np.array(values))
+    assert not weights.isnan().any()
+    for tensor, values in zip(state.values(), weights.split(sizes), strict=True):
+        tensor.copy_(values.view(tensor.shape))
+    return twin

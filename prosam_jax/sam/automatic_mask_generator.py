@@ -54,9 +54,9 @@ class SamAutomaticMaskGenerator:
         model: The SAM, such as `SamPredictor.from_pretrained("sam_vit_h").model`.
         points_per_side: Clicks along each side of the picture; None if `point_grids` are given.
         points_per_batch: Clicks that are decoded at a time; fewer need less memory.
-        pred_iou_thresh: Masks stay whose IoU, as SAM expects it, is above this; 0 for all.
-        stability_score_thresh: Masks stay whose stability is at least this; 0 for all. Stability is
-            the IoU of the masks at a lower and a higher threshold of the logits.
+        pred_iou_thresh: Masks stay whose IoU, as SAM expects it, is above this; 0 or less for all.
+        stability_score_thresh: Masks stay whose stability is at least this; 0 or less for all.
+            Stability is the IoU of the masks at a lower and a higher threshold of the logits.
         stability_score_offset: How much lower and higher these thresholds are.
         box_nms_thresh: Of masks of one crop whose boxes have a higher IoU, the one with the
             highest expected IoU stays.
@@ -107,6 +107,9 @@ class SamAutomaticMaskGenerator:
         for name, value in (
             ("pred_iou_thresh", pred_iou_thresh),
             ("stability_score_thresh", stability_score_thresh),
+        ):
+            _number(name, value)
+        for name, value in (
             ("stability_score_offset", stability_score_offset),
             ("box_nms_thresh", box_nms_thresh),
             ("crop_nms_thresh", crop_nms_thresh),
@@ -499,6 +502,6 @@ def _check_whole(name: str, value: object, least: int) -> None:
 
 
 def _number(name: str, value: object) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise UserError(f"{name}={short(value)} must be a number")
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise UserError(f"{name}={short(value)} must be a finite number")
     return float(value)
