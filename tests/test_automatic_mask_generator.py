@@ -7,6 +7,7 @@ connected components (below), unless these are installed.
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import subprocess
 import sys
 import types
@@ -208,11 +209,10 @@ def test_crops_are_those_of_segment_anything(size, settings):
 @pytest.mark.parametrize("settings", [{}, CROPS], ids=["plain", "crops"])
 def test_random_networks_are_segment_anythings(seed, size, settings):
     pair, image = random_pair(seed), noise(seed, *size)
-    # Random masks lie everywhere, and so do their boxes.
-    some = thresholds(pair[0], image, 0.3, stability_score_offset=0.05)
-    some |= {"box_nms_thresh": 0.97, "crop_nms_thresh": 0.97, "min_mask_region_area": 9}
-    found = both(pair, image, **some, **settings)
-    assert 3 < len(found)
+    # Random masks lie everywhere, and so do their boxes, of which only one would stay.
+    some = thresholds(pair[0], image, 0.4, stability_score_offset=0.05)
+    some |= {"box_nms_thresh": 1.0, "crop_nms_thresh": 1.0}
+    assert 20 < len(both(pair, image, **some, **settings)) < 3 * SIDE**2
 
 
 def test_without_thresholds_even_empty_masks_stay():
@@ -363,6 +363,7 @@ def test_a_named_model_takes_the_same_settings():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"model": "sam_vit_h"}, ("sam_vit_h", "from_pretrained")),
         ({"points_per_side": None}, ("neither", "points_per_side")),
         ({"point_grids": [[[0.5, 0.5]]]}, ("points_per_side=32", "point_grids", "None")),
         ({"points_per_side": 0}, ("points_per_side=0", "1")),
@@ -390,16 +391,10 @@ def test_a_named_model_takes_the_same_settings():
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
 def test_wrong_arguments_are_named(settings, words):
-    sam = shapes_pair()[1]
+    make = inspect.unwrap(SamAutomaticMaskGenerator.__init__)  # types are checked in tests alone
     with pytest.raises(prosam_jax.UserError) as error:
-        SamAutomaticMaskGenerator(sam, **settings)
+        make(types.SimpleNamespace(), **{"model": shapes_pair()[1]} | settings)
     told(error, *words)
-
-
-def test_a_name_in_place_of_the_model_is_told():
-    with pytest.raises(prosam_jax.UserError) as error:
-        SamAutomaticMaskGenerator("sam_vit_h")
-    told(error, "sam_vit_h", "from_pretrained")
 
 
 @pytest.mark.slow

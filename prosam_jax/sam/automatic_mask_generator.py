@@ -191,7 +191,7 @@ class SamAutomaticMaskGenerator:
             FileNotFoundError: There is no such file.
         """
         pixels = images.read(image)
-        height, width = size = pixels.shape[0], pixels.shape[1]
+        size = pixels.shape[0], pixels.shape[1]
         crops = list(_crops(size, self.crop_n_layers, self.crop_overlap_ratio))
         found = [x for layer, crop in crops for x in self._found(pixels, crop, layer)]
         self.predictor.reset_image()
