@@ -1,11 +1,13 @@
 """Masks of everything in a picture, by `segment_anything` and by this library in turns.
 
-    python -m benchmarks.automatic_masks [--model=vit_b] [--points=32] [--picture 480 640] [--crops=1]
+    python -m benchmarks.automatic_masks [--points=32] [--picture 240 320] [--crops=1]
+    python -m benchmarks.automatic_masks --model=vit_b --size=512 --points=8 --picture 480 640
 
 Both take the same picture and the same weights: those of the packaged SAM ("shapes"), or random
 ones for other models, whose masks are noise. The whole call is timed: embedding the picture,
 clicks, filters, run lengths. Thresholds are set so that about the share `--keep` of all masks
-passes each of the two. The masks are compared before anything is timed.
+passes each of the two. Before anything is timed, the masks are compared: all that pass the
+thresholds, and those without duplicates.
 """
 
 import argparse
@@ -24,6 +26,9 @@ from prosam_jax.config import SAM_MODELS, SAMConfig
 
 OUT = pathlib.Path("runs/benchmarks/automatic_masks.json")
 SEED = 0
+UNFILTERED = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+DUPLICATES = {"box_nms_thresh": 1.0, "crop_nms_thresh": 1.0}
+SUPPRESSED = {"box_nms_thresh": 0.7, "crop_nms_thresh": 0.7}
 TOLERANCE = {"share of a mask's pixels": 1e-4, "IoU": 1e-4}
 """The most that the libraries may differ by."""
 
@@ -35,19 +40,9 @@ class Side:
         self.generator = generator
         self.picture = picture
 
-    def scores(self) -> np.ndarray:
-        """Expected IoU and stability of all masks."""
-        names = ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "crop_nms_thresh")
-        before = {name: getattr(self.generator, name) for name in names}
-        vars(self.generator).update(dict(zip(names, (0.0, 0.0, 1.0, 1.0), strict=True)))
-        found = self.generator.generate(self.picture)
-        vars(self.generator).update(before)
-        return np.array([(x["predicted_iou"], x["stability_score"]) for x in found])
-
-    def set_thresholds(self, iou: float, stability: float) -> None:
-        """Sets what masks must reach."""
-        self.generator.pred_iou_thresh = iou
-        self.generator.stability_score_thresh = stability
+    def set(self, **values: float) -> None:
+        """Sets attributes of the generator."""
+        vars(self.generator).update(values)
 
     def records(self) -> list[dict[str, Any]]:
         """The masks."""
@@ -202,19 +197,26 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         }
         for side in sides.values():
             stack.callback(side.close)
-        iou, stability = sides["prosam_jax"]("scores").T
-        thresholds = middle(iou, args.keep), middle(stability, args.keep)
-        for side in sides.values():
-            side("set_thresholds", *thresholds)
-        difference = compare(sides["prosam_jax"]("records"), sides["segment_anything"]("records"))
-        print(difference, flush=True)
+        ours, theirs = sides["prosam_jax"], sides["segment_anything"]
+        ours("set", **UNFILTERED, **DUPLICATES)
+        every = ours("records")
+        thresholds = {
+            limit: middle(np.array([x[name] for x in every]), args.keep)
+            for limit, name in zip(UNFILTERED, ("predicted_iou", "stability_score"), strict=True)
+        }
+        differences = {}
+        for name, limits in (("with duplicates", DUPLICATES), ("without", SUPPRESSED)):
+            for side in sides.values():
+                side("set", **thresholds, **limits)
+            differences[name] = compare(ours("records"), theirs("records"))
+            print(f"{name}: {differences[name]}", flush=True)
         figures = measure.in_turns(
             {name: functools.partial(side, "timing") for name, side in sides.items()},
             args.turns,
             lambda n: print(f"turn {n}", flush=True),
         )
         peaks = {name: side("peak") for name, side in sides.items()}
-    clicks = len(iou) // 3
+    clicks = len(every) // 3
     first = figures["segment_anything"]
     rows = []
     for name, timings in figures.items():
@@ -236,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     result = {
         "settings": measure.settings(args),
         "thresholds": thresholds,
-        "difference": difference,
+        "differences": differences,
         "sides": [
             {k: x._asdict() if isinstance(x, measure.Spread) else x for k, x in row.items()}
             for row in rows
