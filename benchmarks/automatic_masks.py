@@ -40,7 +40,7 @@ class Side:
         self.generator = generator
         self.picture = picture
 
-    def set(self, **values: float) -> None:
+    def set(self, values: Mapping[str, float]) -> None:
         """Sets attributes of the generator."""
         vars(self.generator).update(values)
 
@@ -125,7 +125,8 @@ def write(args: argparse.Namespace, folder: str) -> None:
     else:
         twin = sam.build(cfg, SEED)
         # Random IoU are around 0, and both libraries filter by thresholds above 0 only.
-        twin.mask_decoder.iou_prediction_head.layers[-1].bias.add_(5)
+        last = twin.mask_decoder.iou_prediction_head.layers[-1]
+        torch.nn.init.constant_(last.bias, 5)  # pyright: ignore[reportArgumentType]
     torch.save(twin.state_dict(), f"{folder}/torch.pt")
     file = f"{folder}/ours.safetensors"
     converted.write(twin, functools.partial(_built, Sam, cfg), META_RULES, (), file)
@@ -198,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for side in sides.values():
             stack.callback(side.close)
         ours, theirs = sides["prosam_jax"], sides["segment_anything"]
-        ours("set", **UNFILTERED, **DUPLICATES)
+        ours("set", UNFILTERED | DUPLICATES)
         every = ours("records")
         thresholds = {
             limit: middle(np.array([x[name] for x in every]), args.keep)
@@ -207,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         differences = {}
         for name, limits in (("with duplicates", DUPLICATES), ("without", SUPPRESSED)):
             for side in sides.values():
-                side("set", **thresholds, **limits)
+                side("set", thresholds | limits)
             differences[name] = compare(ours("records"), theirs("records"))
             print(f"{name}: {differences[name]}", flush=True)
         figures = measure.in_turns(

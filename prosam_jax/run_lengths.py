@@ -14,10 +14,11 @@ def run_lengths(mask: Bool[np.ndarray, "h w"]) -> list[int]:
     return np.diff(borders, prepend=0, append=mask.size).tolist()
 
 
-def mask_of(counts: Sequence[int], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+def mask_of(counts: Sequence[int], size: Sequence[int]) -> Bool[np.ndarray, "h w"]:
     """The mask of `run_lengths`, of a size (height, width) that they add up to."""
+    height, width = size
     pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return np.ascontiguousarray(pixels.reshape(size[::-1]).T)
+    return np.ascontiguousarray(pixels.reshape(width, height).T)
 
 
 def as_text(counts: Sequence[int]) -> str:

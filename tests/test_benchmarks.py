@@ -82,7 +82,7 @@ def test_other_masks_end_a_benchmark():
     found = automatic_masks.compare([record(3, 0.5), record(4, 0.25001)], wanted)
     assert found["equal masks"] == found["masks"] == 2 and 0 < found["IoU"] < 2e-5
     for other in (record(5, 0.25), record(4, 0.251), record(4, 0.25, 2.0)):
-        with pytest.raises(ValueError, match="differ|are not"):
+        with pytest.raises(ValueError, match=r"differ|are not"):
             automatic_masks.compare([record(3, 0.5), other], wanted)
     with pytest.raises(ValueError, match="1 masks"):
         automatic_masks.compare(wanted[:1], wanted)

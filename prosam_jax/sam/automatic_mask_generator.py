@@ -423,7 +423,7 @@ def _cut_off(
     placed = boxes + np.array([[[left, top, left, top]]])
     whole = np.array([[[0, 0, shape[1], shape[0]]]])
     near_crop = np.abs(placed - np.array([[crop]])) <= EDGE
-    return (near_crop & ~(np.abs(placed - whole) <= EDGE)).any(-1)
+    return np.any(near_crop & ~(np.abs(placed - whole) <= EDGE), axis=-1)
 
 
 def _tidied(mask: _Mask, size: tuple[int, int], least: float) -> tuple[_Mask, bool]:
@@ -437,7 +437,11 @@ def _tidied(mask: _Mask, size: tuple[int, int], least: float) -> tuple[_Mask, bo
     islands, small = _regions(pixels, least)
     changed = bool(small_holes.any() or small.any())
     if small[1:].all() and len(small) > 1:
-        small[1 + np.bincount(islands.ravel())[1:].argmax()] = False
+        sizes = np.bincount(islands.ravel())[1:]
+        rows, cols = np.nonzero(np.isin(islands, 1 + np.flatnonzero(sizes == sizes.max())))
+        # Of equal ones OpenCV's first, which meets them in blocks of 2 x 2.
+        first = np.lexsort((cols // 2, rows // 2))[0]
+        small[islands[rows[first], cols[first]]] = False
     pixels &= ~small[islands]
     return dataclasses.replace(mask, counts=run_lengths(pixels), box=_box(pixels)), changed
 
@@ -446,7 +450,8 @@ def _regions(
     pixels: Bool[np.ndarray, "h w"], least: float
 ) -> tuple[Int[np.ndarray, "h w"], Bool[np.ndarray, " n"]]:
     """Connected regions, diagonals included: their numbers, from 1, and which of them are small."""
-    numbered = np.asarray(scipy.ndimage.label(pixels, np.ones((3, 3)))[0])
+    numbered = np.zeros(pixels.shape, np.int32)
+    scipy.ndimage.label(pixels, np.ones((3, 3)), output=numbered)
     small = np.bincount(numbered.ravel()) < least
     small[0] = False  # all that is in no region
     return numbered, small
