@@ -181,7 +181,7 @@ def test_small_regions_and_forms_are_those_of_segment_anything(mode):
     ("size", "settings"),
     [
         ((150, 220), CROPS),
-        pytest.param((201, 90), CROPS | {"crop_nms_thresh": 0.4}, marks=pytest.mark.slow),
+        pytest.param((240, 150), CROPS | {"crop_nms_thresh": 0.4}, marks=pytest.mark.slow),
         pytest.param((128, 128), CROPS | {"crop_overlap_ratio": 0.0}, marks=pytest.mark.slow),
         pytest.param(
             (260, 300),
