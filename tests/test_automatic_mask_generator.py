@@ -124,7 +124,10 @@ def mask_of(record):
 
 
 def check(found, expected):
-    """The same records, but for rounding of logits: measured, no pixel differs and IoU by 4e-7."""
+    """The same records, but for rounding of logits.
+
+    Measured: one pixel of two random networks' 76 masks, and of no other; IoU differ by 7.2e-7.
+    """
     assert len(found) == len(expected)
     pixels = 0
     for got, one in zip(found, expected, strict=True):
@@ -208,13 +211,11 @@ def test_crops_are_those_of_segment_anything(size, settings):
         ),
     ],
 )
-@pytest.mark.parametrize("settings", [{}, CROPS], ids=["plain", "crops"])
-def test_random_networks_are_segment_anythings(seed, size, settings):
+def test_random_networks_are_segment_anythings(seed, size):
     pair, image = random_pair(seed), noise(seed, *size)
-    # Random masks lie everywhere, and so do their boxes, of which only one would stay.
-    some = thresholds(pair[0], image, 0.4, stability_score_offset=0.05)
-    some |= {"box_nms_thresh": 1.0, "crop_nms_thresh": 1.0}
-    assert 20 < len(both(pair, image, **some, **settings)) < 3 * SIDE**2
+    # Random masks lie everywhere, and so do their boxes: only one would stay, and none of a crop.
+    some = thresholds(pair[0], image, 0.4, stability_score_offset=0.05) | {"box_nms_thresh": 1.0}
+    assert 20 < len(both(pair, image, **some)) < 3 * SIDE**2
 
 
 def test_without_thresholds_even_empty_masks_stay():
