@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import rich.progress
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from prosam_jax import console
@@ -18,6 +18,7 @@ from prosam_jax.atomic import check_file, replacing
 from prosam_jax.errors import UserError
 from prosam_jax.images import read
 from prosam_jax.picture_files import is_picture, listed, nfc
+from prosam_jax.run_lengths import run_lengths
 from prosam_jax.segmenter import Segmentation, Segmenter
 
 SHOWN = 3
@@ -181,13 +182,6 @@ def add_to_coco(dataset: dict[str, Any], target: pathlib.Path, found: Segmentati
                 "score": float(found.expected_iou[category - 1]),
             }
         )
-
-
-def run_lengths(mask: Bool[np.ndarray, "h w"]) -> list[int]:
-    """COCO's run lengths by column: background and foreground alternate, background first."""
-    pixels = np.concatenate([[False], mask.ravel(order="F")])
-    borders = np.flatnonzero(pixels[1:] != pixels[:-1])
-    return np.diff(borders, prepend=0, append=mask.size).tolist()
 
 
 def _names(files: Sequence[pathlib.Path]) -> list[str]:

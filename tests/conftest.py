@@ -69,6 +69,7 @@ install_import_hook(
             "model",
             "prompt",
             "resize",
+            "run_lengths",
             "sam",
             "segment_files",
             "segmenter",

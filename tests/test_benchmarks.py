@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import encoder, episodes, forward, measure, roofline
+from benchmarks import automatic_masks, encoder, episodes, forward, measure, roofline
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.problem import Problem
 from prosam_jax.config import SAMConfig
@@ -56,6 +56,36 @@ def test_encoder_benchmark_runs(quick, tmp_path, capsys):
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["batches"]["2"]["sides"] == sides and written["settings"]["model"] == "tiny"
     assert "| prosam_jax plain, float32, malloc default" in capsys.readouterr().out
+
+
+def test_benchmark_of_automatic_masks_runs(quick, tmp_path, capsys):
+    arguments = "--points 4 --picture 60 80 --turns 1 --keep 0.5 --out"
+    result = automatic_masks.main([*arguments.split(), str(tmp_path / "out.json")])
+    few, all_ = (result["differences"][x] for x in ("without", "with duplicates"))
+    assert 1 < few["masks"] < all_["masks"] < 48 and all_["equal masks"] > 0.9 * all_["masks"]
+    theirs, ours = result["sides"]
+    assert theirs["over segment_anything"]["median"] == 1
+    for side in (theirs, ours):  # one turn
+        rate = side["points per second"]["median"]
+        np.testing.assert_allclose(rate * side["seconds"]["median"], 16)
+    assert json.loads((tmp_path / "out.json").read_text())["sides"] == result["sides"]
+    assert "| prosam_jax " in capsys.readouterr().out
+
+
+def test_other_masks_end_a_benchmark():
+    def record(pixel, iou, click=0.0):
+        mask = {"size": [4, 5], "counts": [pixel, 1, 19 - pixel]}
+        where = {"point_coords": [[click, 1.0]], "crop_box": [0, 0, 5, 4], "bbox": [0, 0, 1, 1]}
+        return {"segmentation": mask, "predicted_iou": iou, **where}
+
+    wanted = [record(3, 0.5), record(4, 0.25)]
+    found = automatic_masks.compare([record(3, 0.5), record(4, 0.25001)], wanted)
+    assert found["equal masks"] == found["masks"] == 2 and 0 < found["IoU"] < 2e-5
+    for other in (record(5, 0.25), record(4, 0.251), record(4, 0.25, 2.0)):
+        with pytest.raises(ValueError, match=r"differ|are not"):
+            automatic_masks.compare([record(3, 0.5), other], wanted)
+    with pytest.raises(ValueError, match="1 masks"):
+        automatic_masks.compare(wanted[:1], wanted)
 
 
 def test_other_numbers_end_a_benchmark(quick, tmp_path, monkeypatch):

@@ -4,17 +4,45 @@ import functools
 import importlib.util
 import sys
 import types
+import typing
 
+import numpy as np
 import torch
 from PIL import Image
 
 from prosam_jax.config import SAMConfig
 
+if typing.TYPE_CHECKING:
+    from prosam_jax.sam.model import Sam
+
+
+def batched_nms(
+    boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float
+) -> torch.Tensor:
+    """`torchvision.ops.batched_nms` for boxes of one category, which is all that SAM has."""
+    assert not idxs.any()
+    order = scores.sort(descending=True, stable=True)[1]
+    boxes, area = boxes[order], box_area(boxes[order])
+    corners = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    sides = (torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - corners).clamp(min=0)
+    overlap = sides[..., 0] * sides[..., 1]
+    above = (overlap / (area[:, None] + area - overlap)).double() > iou_threshold
+    keep = torch.ones(len(boxes), dtype=torch.bool)
+    for i in range(len(boxes)):
+        if keep[i]:
+            keep[i + 1 :] &= ~above[i, i + 1 :]
+    return order[keep]
+
+
+def box_area(boxes: torch.Tensor) -> torch.Tensor:
+    """`torchvision.ops.box_area`."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
 
 def _stub_torchvision() -> list[str]:
     """Lets `segment_anything` be imported without torchvision; it uses a few of its functions."""
     functions = {
-        "torchvision.ops.boxes": {"batched_nms": None, "box_area": None},  # for its mask generator
+        "torchvision.ops.boxes": {"batched_nms": batched_nms, "box_area": box_area},
         "torchvision.transforms.functional": {
             "to_pil_image": Image.fromarray,
             "resize": lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR),
@@ -144,3 +172,32 @@ def draw(sam: torch.nn.Module, seed: int) -> None:
 def published(model: str) -> modeling.Sam:
     """The untrained network of the published checkpoint of "vit_b", "vit_l" or "vit_h"."""
     return sam_model_registry[model]()
+
+
+def of_jax(ours: "Sam") -> modeling.Sam:
+    """`segment_anything`'s SAM with the weights of this library's.
+
+    The conversion only moves numbers about. So it is undone by converting the places of all
+    numbers, which are whole and below 2^24, and float32 has those exactly.
+    """
+    from prosam_jax.convert import engine
+    from prosam_jax.convert.rules.sam import META_RULES
+    from prosam_jax.weights import files
+
+    twin = build(ours.cfg, 0)
+    state = twin.state_dict()
+    sizes = [x.numel() for x in state.values()]
+    assert sum(sizes) < 2**24
+    places = torch.arange(sum(sizes)).float().split(sizes)
+    source = {n: x.view(state[n].shape).numpy() for n, x in zip(state, places, strict=True)}
+    moved = files.leaves(
+        engine.filled(lambda rngs: type(ours)(ours.cfg, rngs=rngs), source, META_RULES)
+    )
+    weights = torch.full((sum(sizes),), torch.nan)
+    for name, values in files.leaves(ours).items():
+        at = torch.from_numpy(np.array(moved[name]).astype(np.int64))
+        weights[at] = torch.from_numpy(np.array(values))
+    assert not weights.isnan().any()
+    for tensor, values in zip(state.values(), weights.split(sizes), strict=True):
+        tensor.copy_(values.view(tensor.shape))
+    return twin

@@ -121,11 +121,16 @@ class ResizeLongestSide:
                 raise UserError(
                     f"box={corners.ravel().tolist()} ends before it begins: pass x0, y0, x1, y1"
                 )
-            box = self._scale(corners).ravel()
+            box = self.apply_coords(corners).ravel()
         if mask is not None:
             shape = self.rows.shape[1], self.cols.shape[1]
             mask = numbers("mask_input", mask, shape).astype(np.float32)
-        return Prompt(self._scale(xy), marks.astype(np.int32), box, mask)
+        return Prompt(self.apply_coords(xy), marks.astype(np.int32), box, mask)
+
+    def apply_coords(self, xy: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+        """Points in pixels of the image as float32 in those of the encoder's input."""
+        factors = [inner / side for inner, side in zip(self.inner, self.size, strict=True)]
+        return (xy * np.array([factors[::-1]])).astype(np.float32)
 
     def masks(self, logits: Float[np.ndarray, "m h w"]) -> Float[np.ndarray, "m H W"]:
         """Logits at the size of the image, as SAM's `postprocess_masks`.
@@ -133,10 +138,6 @@ class ResizeLongestSide:
         On the host, because a device would compile it again for every image size.
         """
         return self.rows @ logits @ self.cols.T
-
-    def _scale(self, xy: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-        factors = [inner / side for inner, side in zip(self.inner, self.size, strict=True)]
-        return (xy * np.array([factors[::-1]])).astype(np.float32)
 
 
 def stack(prompts: Sequence[Prompt], mask_size: tuple[int, int]) -> Prompts:
