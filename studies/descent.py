@@ -1,11 +1,11 @@
-"""Gradient descent on SAM's prompts for one picture and mask (section 5.3), from many starts at once.
+"""Gradient descent on SAM's prompts for one picture and mask (section 5.3), from many starts.
 
 What is learned is a set of prompts, or a distribution over sets (mean and log-scale), directly: no
 prompt encoder takes part. Everything is a pure function and can be compiled.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,6 @@ from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 from prosam_jax import equations, equations_fast, resize
 from prosam_jax.sam.model import Sam
 from prosam_jax.types import Posterior
-
-Learned = TypeVar("Learned")  # a tree of arrays: of one start, or with an axis of starts before
 
 Loss = Callable[[Any, PRNGKeyArray], Float[Array, ""]]
 """Takes what is learned, and a key for its noise, if it has any."""
@@ -91,9 +89,7 @@ class _Lane(NamedTuple):
     losses: Int32[Array, ""]
 
 
-def descend(
-    loss: Loss, starts: Any, keys: PRNGKeyArray, rule: Rule, *, lanes: int = 4
-) -> Found:
+def descend(loss: Loss, starts: Any, keys: PRNGKeyArray, rule: Rule, *, lanes: int = 4) -> Found:
     """Descends from each start until the stop rule ends it.
 
     A few descents go on side by side. One that is over makes room for the next start at once, so
