@@ -24,14 +24,15 @@ class Rule(NamedTuple):
     """How to descend, and when to stop; the defaults are the paper's (sections 5.1 and 5.3).
 
     Attributes:
-        rate: AdamW's learning rate, which stays as it is.
+        rate: AdamW's learning rate, which stays as it is; a number, or one for each array that is
+            learned, such as Posterior(1.0, 0.1).
         decay: AdamW's weight decay.
         tolerance: By how much the loss must fall below the last one that did to be an improvement.
         patience: After so many steps without an improvement the descent stops.
         most: It also stops when it has computed so many losses. The paper names no such limit.
     """
 
-    rate: float = 1e-4
+    rate: Any = 1e-4
     decay: float = 1e-6
     tolerance: float = 3e-4
     patience: int = 100
@@ -102,7 +103,10 @@ def descend(loss: Loss, starts: Any, keys: PRNGKeyArray, rule: Rule, *, lanes: i
         rule: Rate and stop rule.
         lanes: How many go on side by side; it only affects time and memory.
     """
-    n, optimiser = len(keys), optax.adamw(rule.rate, weight_decay=rule.decay)
+    n, rates = len(keys), rule.rate
+    if isinstance(rates, float | int):
+        rates = jax.tree.map(lambda _: rule.rate, starts)
+    optimiser = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(rule.decay))  # AdamW
 
     def fresh(index: Array) -> _Lane:
         at = jax.tree.map(lambda x: x[jnp.minimum(index, n - 1)], starts)
@@ -113,7 +117,7 @@ def descend(loss: Loss, starts: Any, keys: PRNGKeyArray, rule: Rule, *, lanes: i
         value, gradient = jax.value_and_grad(loss)(lane.at, key)
         progress, losses = advanced(lane.progress, value, rule), lane.losses + 1
         updates, state = optimiser.update(gradient, lane.optimiser, lane.at)
-        moved = optax.apply_updates(lane.at, updates)
+        moved = jax.tree.map(lambda x, rate, by: x - rate * by, lane.at, rates, updates)
         found = Found(lane.at, value, losses, is_over(progress, rule))
         return _Lane(lane.index, moved, state, progress, losses), found
 

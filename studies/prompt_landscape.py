@@ -1,6 +1,6 @@
 """Prompts and distributions of prompts learned for one picture and mask (section 5.3, Fig. 4).
 
-    python -m studies.prompt_landscape [--pairs=20] [--sets=24] [--out=docs]
+    python -m studies.prompt_landscape [--pairs=20] [--sets=10] [--out=docs]
     python -m studies.prompt_landscape --image=cat.jpg --mask=cat.png --sets=200 [--sam=FILE]
 
 For each picture-mask pair, gradient descent on SAM's frozen decoder learns sets of prompts from
@@ -45,8 +45,10 @@ from prosam_jax.weights import files
 from studies import landscape_figures
 from studies.descent import Found, Pair, Rule, descend, logits, loss_of_distribution, loss_of_set
 
-RATES = {25.0: 1.0, 1.0: 0.1}
-"""Standard deviation of the starts, and the learning rate from there (`--sweep` shows others)."""
+PAPERS = 25.0
+RATES = {PAPERS: Posterior(1.0, 0.03), 1.0: Posterior(0.1, 0.1)}
+"""Standard deviation of the starts, and the learning rates from there of a set or a distribution's
+mean (`--sweep` shows others), and of its log-scale, with which sigma explodes if it is large."""
 
 SWEPT = (1e-4, 1e-2, 0.1, 0.3, 1.0, 3.0)
 SAMPLES, NU = 10, 5.0  # K and nu of the paper
@@ -129,16 +131,33 @@ def centrality(sets: Float[np.ndarray, "n d"], point: Float[np.ndarray, " d"]) -
     return float(np.linalg.norm(point - mean) / np.median(own))
 
 
-def measured(
-    sam: Sam, pair: Pair, n_sets: int, n_starts: int, prompts: int, most: int, seed: int
-) -> dict[str, np.ndarray]:
+class Numbers(NamedTuple):
+    """How much is learned for a pair.
+
+    Attributes:
+        sets: Sets of prompts from N(0, 25^2).
+        others: Sets from N(0, 1).
+        starts: Distributions, from starts of either kind.
+        prompts: Prompts of a set.
+        most: Losses of a descent, at most.
+    """
+
+    sets: int
+    others: int
+    starts: int
+    prompts: int
+    most: int
+
+
+def measured(sam: Sam, pair: Pair, how: Numbers, seed: int) -> dict[str, np.ndarray]:
     """Everything about one pair, by names such as "25/sets/iou": arrays with a leading n or k."""
-    shape, found = (prompts, pair.embedding.shape[-1]), {}
-    for sd, rate in RATES.items():
+    shape, n_starts, found = (how.prompts, pair.embedding.shape[-1]), how.starts, {}
+    for sd, rates in RATES.items():
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), int(sd)), 5)
-        rule = Rule(rate=rate, most=most)
+        rule = Rule(rate=rates, most=how.most)
+        n_sets = how.sets if sd == PAPERS else how.others
         starts = sd * jax.random.normal(keys[0], (n_sets, *shape))
-        sets = learn_sets(sam, pair, starts, rule, 4)
+        sets = learn_sets(sam, pair, starts, rule._replace(rate=rates.mean), 4)
         means = sd * jax.random.normal(keys[1], (n_starts, 1, *shape))
         # The scale begins at 1, as the paper's heads do.
         posterior = Posterior(means, jnp.zeros_like(means))
@@ -323,11 +342,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sam", default=PACKAGED, help="a SAM weight file of any size")
     parser.add_argument("--size", type=int, default=128, help="side of the loss's square, pixels")
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--sets", type=int, default=24, help="sets of prompts for each pair")
-    parser.add_argument("--first", type=int, default=200, help="sets of the first pair")
-    parser.add_argument("--starts", type=int, default=2, help="distributions for each pair")
+    parser.add_argument("--sets", type=int, default=10, help="sets of prompts for each pair")
+    parser.add_argument("--first", type=int, default=200, help="of the first, from N(0, 25^2)")
+    parser.add_argument("--starts", type=int, default=1, help="distributions for each pair")
+    parser.add_argument("--first-starts", type=int, default=4, help="of the first")
     parser.add_argument("--prompts", type=int, default=10, help="prompts of a set")
-    parser.add_argument("--most", type=int, default=1000, help="losses of a descent, at most")
+    parser.add_argument("--most", type=int, default=500, help="losses of a descent, at most")
     parser.add_argument("--sweep", action="store_true", help="only try learning rates, on a pair")
     parser.add_argument("--minutes", type=float, help="begin no pair after so many")
     parser.add_argument("--work", type=pathlib.Path, default="runs/studies/landscape")
@@ -338,7 +358,14 @@ def _parser() -> argparse.ArgumentParser:
 def _checked(args: argparse.Namespace) -> argparse.Namespace:
     if (args.image is None) != (args.mask is None):
         raise UserError("--image and --mask go together: give both, or neither for Shapes-5i")
-    for name, least in (("pairs", 1), ("sets", 2), ("first", 2), ("starts", 1), ("prompts", 1)):
+    for name, least in (
+        ("pairs", 1),
+        ("sets", 2),
+        ("first", 2),
+        ("starts", 1),
+        ("prompts", 1),
+        ("most", 2),
+    ):
         if getattr(args, name) < least:
             raise UserError(f"--{name}={getattr(args, name)} must be at least {least}")
     args.out = args.out or (pathlib.Path("docs") if args.image is None else args.work)
@@ -355,8 +382,10 @@ def run(args: argparse.Namespace) -> None:
     sam, model = frozen_sam(args.sam)
     began, done = time.monotonic(), {}
     for i, (name, image, mask) in enumerate(squares(args)):
-        n = args.first if i == 0 and args.image is None else args.sets
-        facts = [model, args.sam, args.size, n, args.starts, args.prompts, args.most, RATES, i]
+        how = Numbers(args.sets, args.sets, args.starts, args.prompts, args.most)
+        if i == 0 and args.image is None:
+            how = how._replace(sets=args.first, starts=args.first_starts)
+        facts = [model, args.sam, args.size, how, RATES, i]
         content = repr(facts).encode() + image.tobytes() + mask.tobytes()
         file = args.work / f"{hashlib.sha256(content).hexdigest()[:16]}.npz"
         pair = Pair(embed(sam, jnp.asarray(image[None])), jnp.asarray(mask[None]))
@@ -368,7 +397,7 @@ def run(args: argparse.Namespace) -> None:
             if args.minutes is not None and time.monotonic() - began > 60 * args.minutes:
                 break
             begin = time.monotonic()
-            found = measured(sam, pair, n, args.starts, args.prompts, args.most, SEED + i)
+            found = measured(sam, pair, how, SEED + i)
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as part, part.open("wb") as out:
                 np.savez(out, **found)
@@ -382,8 +411,8 @@ def report(args: argparse.Namespace, model: str, done: Mapping[str, tuple[Any, .
     """Writes `landscape.json` and the figures, and prints the means."""
     pairs = {name: summary(found) for name, (found, *_) in done.items()}
     means = across(list(pairs.values()))
-    names = ("size", "sets", "first", "starts", "prompts", "most")
-    settings = {"sam": model, "rates": {f"{k:g}": x for k, x in RATES.items()}}
+    names = ("size", "sets", "first", "starts", "first_starts", "prompts", "most")
+    settings = {"sam": model, "rates": {f"{k:g}": x._asdict() for k, x in RATES.items()}}
     settings |= {name: getattr(args, name) for name in names}
     held = {"settings": settings, "pairs": len(pairs), "over pairs": means, "each pair": pairs}
     _write(args.out / "studies" / "landscape.json", held)

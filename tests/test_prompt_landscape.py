@@ -1,4 +1,4 @@
-"""Descent on prompts against plain loops and PyTorch, the study's measures, and the study itself."""
+"""Descent on prompts against plain loops and PyTorch, the study's measures, and the study."""
 
 import json
 import sys
@@ -227,7 +227,7 @@ def run(monkeypatch, *arguments):
 
 @pytest.mark.slow
 def test_the_study_runs_and_goes_on(tmp_path, monkeypatch, capsys):
-    words = "--sets 3 --first 4 --starts 1 --prompts 2 --most 4 --size 64".split()
+    words = ["--sets=3", "--first=4", "--first-starts=2", "--prompts=2", "--most=4", "--size=64"]
     words += ["--work", tmp_path / "work", "--out", tmp_path / "docs"]
     run(monkeypatch, *words, "--pairs=1")
     assert not (tmp_path / "docs" / "images" / "landscape_pairs.png").exists()
@@ -252,7 +252,7 @@ def test_a_picture_of_ones_own(tmp_path, monkeypatch, capsys):
     pixels[10:30, 20:50] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")
     Image.fromarray((pixels[..., 0] > 100).astype(np.uint8) * 255).save(tmp_path / "m.png")
-    words = "--sets 3 --starts 1 --prompts 2 --most 3 --size 64".split()
+    words = ["--sets=3", "--prompts=2", "--most=3", "--size=64"]
     words += ["--work", tmp_path, "--image", tmp_path / "a.png", "--mask", tmp_path / "m.png"]
     run(monkeypatch, *words)
     held = json.loads((tmp_path / "studies" / "landscape.json").read_text())
