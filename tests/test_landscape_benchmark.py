@@ -25,9 +25,11 @@ def test_other_losses_end_it():
     wanted = np.asarray([1.0, 0.5])
     assert prompt_landscape.apart(wanted + 1e-5, wanted, "few") == pytest.approx(2e-5)
     # Single descents may drift apart in the end, their mean may not.
-    assert prompt_landscape.apart(wanted + [0.1, -0.1], wanted, "all") == pytest.approx(0)
+    assert prompt_landscape.apart(wanted + np.asarray([0.1, -0.1]), wanted, "all") == pytest.approx(
+        0
+    )
     for found, when in (
-        (wanted + [0, 1e-3], "few"),
+        (wanted + np.asarray([0, 1e-3]), "few"),
         (wanted + 0.1, "all"),
         (wanted * np.nan, "all"),
     ):
