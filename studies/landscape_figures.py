@@ -12,6 +12,7 @@ from prosam_jax.atomic import replacing
 from studies import tsne
 
 SETS, SAMPLES, MEAN = "#d9730d", "#1f77d0", "#123a66"
+START = {"25": "N(0, 25²)", "1": "N(0, 1)"}
 SHOWN = 200  # points of each kind in a t-SNE
 
 Found = Mapping[str, np.ndarray]
@@ -28,9 +29,8 @@ def one_pair(
     figure = Figure(figsize=(10.5, 5.8), layout="constrained")
     axes = figure.subplots(2, 3, width_ratios=(0.8, 1, 1))
     _picture(axes[0, 0], image, mask)
-    starts = [sd for sd in ("25", "1") if f"{sd}/sets/iou" in found]
     for axis, kind, title in ((axes[0, 1], "iou", "IoU"), (axes[0, 2], "bce", "cross-entropy")):
-        _boxes(axis, found, starts, kind, title)
+        _boxes(axis, found, kind, title)
     axes[1, 0].axis("off")
     handles = [
         axes[1, 0].scatter([], [], color=colour, label=label)
@@ -62,11 +62,11 @@ def _picture(axis: Axes, image: np.ndarray, mask: np.ndarray) -> None:
     axis.axis("off")
 
 
-def _boxes(axis: Axes, found: Found, starts: Sequence[str], kind: str, title: str) -> None:
+def _boxes(axis: Axes, found: Found, kind: str, title: str) -> None:
     data, labels, colours = [], [], []
-    for sd in starts:
+    for sd in START:
         data += [found[f"{sd}/sets/{kind}"], found[f"{sd}/samples/{kind}"]]
-        labels += [f"sets\nN(0, {sd}²)", f"samples\nN(0, {sd}²)"]
+        labels += [f"sets\n{START[sd]}", f"samples\n{START[sd]}"]
         colours += [SETS, SAMPLES]
     drawn = axis.boxplot(
         data, patch_artist=True, widths=0.6, whis=(5, 95), flierprops={"markersize": 2}
@@ -119,18 +119,14 @@ def all_pairs(
     left.axhline(0.75, color="gray", linewidth=1, linestyle=":")
     left.set_title("share of the sets that a sample beats (IoU)", fontsize=10)
     of_iou = [
-        (f"{sd}: IoU of the {kind}", f"{kind}\nN(0, {sd}{'²' * (sd != '1')})")
-        for sd in ("25", "1")
+        (f"{sd}: IoU of the {kind}", f"{kind}\n{START[sd]}")
+        for sd in START
         for kind in ("sets", "samples")
     ]
     _dots(middle, of_iou, pairs, means)
     middle.set_title("median IoU", fontsize=10)
-    _dots(
-        right,
-        [(f"{sd}: centrality", f"N(0, {sd}{'²' * (sd != '1')})") for sd in ("25", "1")],
-        pairs,
-        means,
-    )
+    of_centre = [(f"{sd}: centrality", name) for sd, name in START.items()]
+    _dots(right, of_centre, pairs, means)
     right.axhline(1, color="gray", linewidth=1)
     right.set_ylim(bottom=0)
     right.set_title("distance of the mean from the\nsets' middle, over a set's", fontsize=10)
@@ -159,4 +155,4 @@ def _dots(
 def _save(figure: Figure, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part, part.open("wb") as out:
-        figure.savefig(out, format="png", dpi=110)
+        figure.savefig(out, format="png", dpi=88)
