@@ -1,11 +1,12 @@
 """Sets of prompts learned by gradient descent (section 5.3), in PyTorch and in this library.
 
-    python -m benchmarks.prompt_landscape [--sets=8] [--steps=50] [--prompts=10 50]
+    python -m benchmarks.prompt_landscape [--sets=8] [--steps=50] [--prompts 10 50] [--threads 1 2]
 
 The packaged SAM, a test picture of Shapes-5i, and the same starts on both sides; AdamW, a fixed
-number of steps. PyTorch learns one set after the other, or all as one batch; this library runs
-`studies.descent`. Losses must agree after a few steps and at the end. Ratios are to PyTorch's
-faster way in each turn, and should be at most `EXPECTED`.
+number of steps. PyTorch learns one set after the other, or all as one batch, with one thread or
+with as many as there are cores: on a busy machine its threads wait for each other in every layer.
+This library runs `studies.descent`. Losses must agree after a few steps and at the end. Ratios are
+to PyTorch's fastest way in each turn, and should be at most `EXPECTED`.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def torch_state(like: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str
 class TorchSide:
     """The descent in PyTorch, in its own process."""
 
-    def __init__(self, folder: str, steps: int, way: str):
+    def __init__(self, folder: str, steps: int, way: str, threads: int):
         import torch
 
         from benchmarks import pytorch
@@ -89,6 +90,7 @@ class TorchSide:
         from torch_models import sam
 
         pytorch.set_up()
+        torch.set_num_threads(threads)
         self.steps, self.way = steps, way
         self.sam = sam.build(SAMConfig.shapes(), 0)
         with np.load(pathlib.Path(folder) / "weights.npz") as held:
@@ -200,14 +202,20 @@ def apart(found: np.ndarray, wanted: np.ndarray, when: str) -> float:
     return difference
 
 
-def compared(sets: int, steps: int, prompts: int, turns: int) -> list[dict[str, Any]]:
+def compared(
+    sets: int, steps: int, prompts: int, turns: int, threads: list[int]
+) -> list[dict[str, Any]]:
     """The rows of a table for one number of prompts."""
     with tempfile.TemporaryDirectory() as folder:
         writer = measure.Alone(write_inputs, folder, sets, prompts)
         writer.close()
         sides = {
-            f"PyTorch, {way}": measure.Alone(TorchSide, folder, steps, way) for way in WAYS
-        } | {"prosam_jax": measure.Alone(OurSide, folder, steps)}
+            f"PyTorch, {way}, threads {n}": measure.Alone(TorchSide, folder, steps, way, n)
+            for way in WAYS
+            for n in threads
+        }
+        rivals = list(sides)
+        sides["prosam_jax"] = measure.Alone(OurSide, folder, steps)
     first = next(iter(sides.values()))
     wanted = {"few": first("losses", FEW), "all": first("losses", steps)}
     facts = {}
@@ -219,7 +227,7 @@ def compared(sets: int, steps: int, prompts: int, turns: int) -> list[dict[str, 
     seconds = {name: [x.seconds for x in of] for name, of in figures.items()}
     cpu = {name: [x.cpu_seconds for x in of] for name, of in figures.items()}
     fastest, least = (
-        [min(turn) for turn in zip(*(of[f"PyTorch, {way}"] for way in WAYS), strict=True)]
+        [min(turn) for turn in zip(*(of[name] for name in rivals), strict=True)]
         for of in (seconds, cpu)
     )
     rows = []
@@ -257,12 +265,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--sets", type=int, default=8)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--prompts", type=int, nargs="+", default=[10, 50])
+    threads = sorted({1, measure.cores()})
+    parser.add_argument("--threads", type=int, nargs="+", default=threads, help="PyTorch's")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
     args = parser.parse_args(arguments)
     rows = []
     for prompts in args.prompts:
-        rows += compared(args.sets, args.steps, prompts, args.turns)
+        rows += compared(args.sets, args.steps, prompts, args.turns, args.threads)
         print(measure.table(rows), flush=True)
     result = {"settings": measure.settings(args), "rows": rows}
     measure.write(args.out, result)

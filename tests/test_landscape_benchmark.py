@@ -42,12 +42,12 @@ def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "Alone", measure.Here)  # starting a process takes seconds
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     out = tmp_path / "out.json"
-    words = ["--sets=2", "--steps=6", "--prompts", "3", "--turns=2", f"--out={out}"]
-    result = prompt_landscape.main(words)
+    words = ["--sets=2", "--steps=6", "--prompts", "3", "--turns=2", "--threads", "1"]
+    result = prompt_landscape.main([*words, f"--out={out}"])
     one, batch, ours = result["rows"]
     assert [x["side"] for x in (one, batch, ours)] == [
-        "PyTorch, one by one",
-        "PyTorch, one batch",
+        "PyTorch, one by one, threads 1",
+        "PyTorch, one batch, threads 1",
         "prosam_jax",
     ]
     assert one["mean apart at the end"] == 0 < ours["mean apart at the end"] < 1e-3
