@@ -273,8 +273,8 @@ def swept(sam: Sam, pair: Pair, prompts: int, most: int, n: int) -> list[dict[st
     """What n sets of prompts become with each learning rate, from both kinds of starts."""
     rows = []
     for sd in RATES:
-        key = jax.random.fold_in(jax.random.key(SEED), int(sd))
-        starts = sd * jax.random.normal(key, (n, prompts, pair.embedding.shape[-1]))
+        shape = (n, prompts, pair.embedding.shape[-1])
+        starts = sd * jax.random.normal(jax.random.key(0), shape)
         for rate in SWEPT:
             found = learn_sets(sam, pair, starts, Rule(rate=rate, most=most), 4)
             scores = score(sam, pair, found.at)
