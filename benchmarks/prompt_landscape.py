@@ -45,7 +45,7 @@ def write_inputs(folder: str, sets: int, prompts: int) -> None:
     episode = datasets.episodes(data, "test", seed=321, length=1)[0]
     arrays = {name: np.asarray(x) for name, x in files.leaves(sam).items()}
     state = torch_state(torch_sam.build(SAMConfig.shapes(), 0).state_dict(), arrays)
-    np.savez(pathlib.Path(folder) / "weights.npz", **state)
+    np.savez(pathlib.Path(folder) / "weights.npz", allow_pickle=False, **state)
     shape = (sets, prompts, SAMConfig.shapes().prompt_embed_dim)
     np.savez(
         pathlib.Path(folder) / "inputs.npz",

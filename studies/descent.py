@@ -160,7 +160,8 @@ def logits(sam: Sam, pair: Pair, prompts: Float[Array, "q c"]) -> Float[Array, "
     """Eq. 2 for one set of prompts, as `ProSAM.decode` has it, at the mask's size."""
     sparse, dense = sam.prompt_encoder(prompts=prompts[None])
     low_res, _ = sam.decode(pair.embedding, sparse, dense)
-    return resize.bilinear_map(low_res[:, 0], pair.mask.shape[1:])
+    _, h, w = pair.mask.shape
+    return resize.bilinear_map(low_res[:, 0], (h, w))
 
 
 def loss_of_set(sam: Sam, pair: Pair) -> Loss:

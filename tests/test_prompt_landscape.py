@@ -14,9 +14,10 @@ from PIL import Image
 from sam_pairs import CFG, pair
 
 from prosam_jax import equations
+from prosam_jax.config.settings import packaged
 from prosam_jax.errors import UserError
 from prosam_jax.types import Posterior
-from studies import descent, prompt_landscape, tsne
+from studies import descent, landscape_measures, prompt_landscape, tsne
 from studies.descent import Rule
 from torch_models import prosam as torch_prosam
 
@@ -159,29 +160,29 @@ def test_the_distributions_loss_is_the_mean_of_its_samples(sides):
 
 def test_what_beats_what():
     low, high = np.asarray([1.0, 2.0, 3.0]), np.asarray([2.0, 5.0])
-    assert prompt_landscape.beaten(high, low) == pytest.approx((1 + 0.5 + 3) / 6)
-    assert prompt_landscape.beaten(low, low) == 0.5
-    assert prompt_landscape.beyond_quartile(high, low) == 0.5
+    assert landscape_measures.beaten(high, low) == pytest.approx((1 + 0.5 + 3) / 6)
+    assert landscape_measures.beaten(low, low) == 0.5
+    assert landscape_measures.beyond_quartile(high, low) == 0.5
 
 
 def test_centrality():
     """A further point like the others has about 1, their mean 0; the sets' own mean is left out."""
     rng = np.random.default_rng(0)
     sets = 25 * rng.standard_normal((40, 500))
-    assert prompt_landscape.centrality(sets, sets.mean(0)) == pytest.approx(0, abs=1e-9)
-    others = [prompt_landscape.centrality(sets, x) for x in 25 * rng.standard_normal((20, 500))]
+    assert landscape_measures.centrality(sets, sets.mean(0)) == pytest.approx(0, abs=1e-9)
+    others = [landscape_measures.centrality(sets, x) for x in 25 * rng.standard_normal((20, 500))]
     assert np.mean(others) == pytest.approx(1, abs=0.02)
-    far = [prompt_landscape.centrality(sets, x) for x in 50 * rng.standard_normal((20, 500))]
+    far = [landscape_measures.centrality(sets, x) for x in 50 * rng.standard_normal((20, 500))]
     assert np.mean(far) == pytest.approx(2, abs=0.1)
 
 
 def test_numbers_across_pairs():
-    found = prompt_landscape.across([{"x": float(i)} for i in range(20)])["x"]
+    found = landscape_measures.across([{"x": float(i)} for i in range(20)])["x"]
     assert found["mean"] == found["median"] == 9.5 and found["greatest"] == 19
     # The mean of 20 draws has the standard error 1.29.
     assert found["low"] == pytest.approx(9.5 - 1.96 * 1.29, abs=0.3)
     assert found["high"] == pytest.approx(9.5 + 1.96 * 1.29, abs=0.3)
-    assert prompt_landscape.across([{"x": 2.0}]) == {"x": {"mean": 2.0}}
+    assert landscape_measures.across([{"x": 2.0}]) == {"x": {"mean": 2.0}}
 
 
 def clusters(n=30, apart=20.0):
@@ -254,9 +255,11 @@ def test_a_picture_of_ones_own(tmp_path, monkeypatch, capsys):
     Image.fromarray((pixels[..., 0] > 100).astype(np.uint8) * 255).save(tmp_path / "m.png")
     words = ["--sets=3", "--prompts=2", "--most=3", "--size=64"]
     words += ["--work", tmp_path, "--image", tmp_path / "a.png", "--mask", tmp_path / "m.png"]
+    words += ["--sam", packaged("sam", "shapes")]
     run(monkeypatch, *words)
     held = json.loads((tmp_path / "studies" / "landscape.json").read_text())
     assert list(held["each pair"]) == ["a.png"]
+    assert held["settings"]["sam"] == "shapes"
     assert set(held["over pairs"]["1: IoU of the sets"]) == {"mean"}
 
 
@@ -266,6 +269,7 @@ def test_a_picture_of_ones_own(tmp_path, monkeypatch, capsys):
         (["--image=a.png"], ["--image and --mask"]),
         (["--sets=1"], ["--sets=1", "at least 2"]),
         (["--sam=missing.safetensors"], ["missing.safetensors", "prosam weights convert sam"]),
+        ([f"--sam={packaged('backbone', 'shapes')}"], ["not a SAM", "prosam weights convert sam"]),
     ],
 )
 def test_wrong_arguments_are_told(arguments, words, monkeypatch):
