@@ -98,11 +98,12 @@ def _project(
     axis.set_yticks([])
 
 
-COMPARED = (
-    ("samples from 25 beat sets from 25, IoU", "samples N(0, 25²)\nover sets N(0, 25²)"),
-    ("samples from 1 beat sets from 1, IoU", "samples N(0, 1)\nover sets N(0, 1)"),
-    ("samples from 25 beat sets from 1, IoU", "samples N(0, 25²)\nover sets N(0, 1)"),
-    ("samples from 1 beat sets from 25, IoU", "samples N(0, 1)\nover sets N(0, 25²)"),
+COMPARED = tuple(
+    (
+        f"samples from {of} beat sets from {over}, IoU",
+        f"samples {START[of]}\nover sets\n{START[over]}",
+    )
+    for of, over in (("25", "25"), ("1", "1"), ("25", "1"), ("1", "25"))
 )
 
 
@@ -113,7 +114,7 @@ def all_pairs(
 ) -> None:
     """How often samples beat sets, IoU, centrality: a dot for each pair, means with intervals."""
     figure = Figure(figsize=(10.5, 3.6), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1.3, 0.8))
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.7, 1.2, 0.8))
     _dots(left, COMPARED, pairs, means)
     left.axhline(0.5, color="gray", linewidth=1)
     left.axhline(0.75, color="gray", linewidth=1, linestyle=":")
