@@ -151,6 +151,14 @@ def measured(sam: Sam, pair: Pair, how: Numbers, seed: int) -> dict[str, np.ndar
                 "sets/at": sets.at,
                 "sets/moved": _norm(sets.at - starts) / _norm(starts),
                 **_named("shaken sets", score(sam, pair, shaken.reshape(-1, *shape))),
+                **evenly_shaken(
+                    sam,
+                    pair,
+                    sets.at,
+                    each[0].mean[0],
+                    float(jnp.exp(each[0].log_scale).mean()),
+                    keys[4],
+                ),
                 **_named("samples", score(sam, pair, samples.reshape(-1, *shape))),
                 **_named("means", of_means),
                 "samples/losses": learned.losses,
@@ -165,6 +173,28 @@ def measured(sam: Sam, pair: Pair, how: Numbers, seed: int) -> dict[str, np.ndar
             }.items()
         }
     return found
+
+
+def evenly_shaken(
+    sam: Sam,
+    pair: Pair,
+    sets: Float[Array, "n q c"],
+    mean: Float[Array, "q c"],
+    sigma: float,
+    key: PRNGKeyArray,
+) -> dict[str, Array]:
+    """Scores of the sets and of a mean with noise of one sigma for all coordinates.
+
+    A learned sigma fits the place where it was learned, coordinate by coordinate; this one does
+    not.
+    """
+    level = Posterior(jnp.zeros_like(mean)[None], jnp.full_like(mean, jnp.log(sigma))[None])
+    noise = draw(level, jax.random.fold_in(key, 1), SHAKEN)
+    moved = (sets[:, None] + noise[None]).reshape(-1, *mean.shape)
+    return {
+        **_named("evenly shaken sets", score(sam, pair, moved)),
+        **_named("evenly shaken mean", score(sam, pair, mean[None] + noise)),
+    }
 
 
 def _named(name: str, scores: Scores) -> dict[str, Array]:
@@ -184,6 +214,7 @@ def summary(found: Mapping[str, np.ndarray]) -> dict[str, float]:
         flat = at.reshape(len(at), -1).astype(np.float64)
         central = [centrality(flat, x.ravel().astype(np.float64)) for x in means]
         of_sets = own["shaken sets/loss"].reshape(len(at), -1).mean(1) - own["sets/loss"]
+        even = own["evenly shaken sets/loss"].reshape(len(at), -1).mean(1) - own["sets/loss"]
         first = own["samples/loss"].reshape(len(means), -1)[0].mean()
         numbers |= {
             f"{sd:g}: {name}": float(x)
@@ -207,6 +238,10 @@ def summary(found: Mapping[str, np.ndarray]) -> dict[str, float]:
                 "centrality": np.mean(central),
                 "loss that the noise adds to the sets": np.median(of_sets),
                 "loss that the noise adds to the mean": first - own["means/loss"][0],
+                "loss that even noise adds to the sets": np.median(even),
+                "loss that even noise adds to the mean": (
+                    own["evenly shaken mean/loss"].mean() - own["means/loss"][0]
+                ),
                 "samples above 3/4 of the sets": beyond_quartile(
                     own["samples/iou"], own["sets/iou"]
                 ),

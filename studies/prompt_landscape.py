@@ -88,6 +88,11 @@ def squares(args: argparse.Namespace) -> Iterator[Square]:
         yield f"fold {i % 4}, test {i // 4}", episode.target_image, episode.target_mask
 
 
+def embedded(sam: Sam, image: UInt8[np.ndarray, "s s 3"], mask: Bool[np.ndarray, "s s"]) -> Pair:
+    """A pair, as the descent takes it."""
+    return Pair(embed(sam, jnp.asarray(image[None])), jnp.asarray(mask[None]))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -143,16 +148,15 @@ def run(args: argparse.Namespace) -> None:
         facts = [model, args.sam, args.size, how, RATES, i]
         content = repr(facts).encode() + image.tobytes() + mask.tobytes()
         file = args.work / f"{hashlib.sha256(content).hexdigest()[:16]}.npz"
-        pair = Pair(embed(sam, jnp.asarray(image[None])), jnp.asarray(mask[None]))
         if args.sweep:
-            rows = swept(sam, pair, args.prompts, args.most, args.sets)
+            rows = swept(sam, embedded(sam, image, mask), args.prompts, args.most, args.sets)
             _write(args.out / "studies" / "landscape_rates.json", {"pair": name, "rates": rows})
             return
         if not file.is_file():
             if args.minutes is not None and time.monotonic() - began > 60 * args.minutes:
                 break
             begin = time.monotonic()
-            found = measured(sam, pair, how, SEED + i)
+            found = measured(sam, embedded(sam, image, mask), how, SEED + i)
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as part, part.open("wb") as out:
                 np.savez(out, allow_pickle=False, **found)
