@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sets", type=int, default=8, help="sets of prompts for each pair")
     parser.add_argument("--first", type=int, default=200, help="of the first, from N(0, 25^2)")
     parser.add_argument("--starts", type=int, default=1, help="distributions for each pair")
-    parser.add_argument("--first-starts", type=int, default=4, help="of the first")
+    parser.add_argument("--first-starts", type=int, default=1, help="of the first")
     parser.add_argument("--prompts", type=int, default=10, help="prompts of a set")
     parser.add_argument("--most", type=int, default=300, help="losses of a descent, at most")
     parser.add_argument("--sweep", action="store_true", help="only try learning rates, on a pair")
