@@ -246,7 +246,8 @@ class SamAutomaticMaskGenerator:
         for i in nms(boxes, iou, self.box_nms_thresh):
             # Only now, one at a time: a batch of masks of a large picture would fill the memory.
             mask = np.zeros(pixels.shape[:2], np.bool_)
-            mask[top:bottom, left:right] = _at_full_size(logits[i], rows, cols)[:height, :width]
+            canvas = np.asarray(_at_full_size(logits[i], rows, cols))
+            mask[top:bottom, left:right] = canvas[:height, :width]
             masks.append(
                 _Mask(
                     run_lengths(mask),
