@@ -130,7 +130,7 @@ def all_pairs(
     _dots(right, of_centre, pairs, means)
     right.axhline(1, color="gray", linewidth=1)
     right.set_ylim(bottom=0)
-    right.set_title("centrality of the mean prompts", fontsize=10)
+    right.set_title("centrality", fontsize=10)
     _save(figure, path)
 
 
