@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy.special
 from jaxtyping import Float, Integer, Shaped
 
 from prosam_jax.evaluation import metrics
@@ -110,7 +110,7 @@ def over_seeds(pictures: Interval, folds: Sequence[Float[np.ndarray, " s"]]) -> 
         return None
     variance = sum(np.square(x - x.mean()).sum() for x in folds) / freedom
     error = np.sqrt(variance * sum(1 / len(x) for x in folds)) / len(folds)
-    reach = scipy.stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    reach = scipy.special.stdtrit(freedom, (1 + LEVEL) / 2) * error
     centre = float(np.mean([x.mean() for x in folds]))
     low, high = (float(np.hypot(x - centre, reach)) for x in pictures)
     return Interval(centre - low, centre + high)
