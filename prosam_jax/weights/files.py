@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from safetensors.numpy import save_file
 
 from prosam_jax.atomic import replacing
-from prosam_jax.config import RANDOM
+from prosam_jax.config import BACKBONES_ON_HUB, HUB, RANDOM, SAMS_ON_HUB, hub_file
 from prosam_jax.errors import UserError, cut
 from prosam_jax.weights import other_forms
 
@@ -281,8 +281,13 @@ def made_by(kind: str, architecture: str, out: str | os.PathLike[str]) -> str:
         )
     if architecture == "tiny":
         return f"--config.{kind}.weights=random, which needs no file"
+    stem = f"sam_{architecture}" if kind == "sam" else architecture
+    on_hub = architecture in (SAMS_ON_HUB if kind == "sam" else BACKBONES_ON_HUB)
+    if on_hub and os.fspath(out) == hub_file(kind, architecture):
+        return f"prosam weights get {stem}"
+    fetched = f"--config.{kind}.weights={HUB}, which fetches it, or with: " if on_hub else ""
     return (
-        f"prosam weights convert {kind} --model {architecture} --checkpoint CHECKPOINT "
+        f"{fetched}prosam weights convert {kind} --model {architecture} --checkpoint CHECKPOINT "
         f"--out {out} (`prosam weights list` shows the checkpoints)"
     )
 

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from prosam_jax.config import (
+    BACKBONES_ON_HUB,
+    HUB,
     OF_AN_EVALUATION,
+    SAMS_ON_HUB,
     Config,
     changed,
     flat_mapping,
@@ -85,6 +88,8 @@ def settings_of(path: pathlib.Path) -> Config:
 def usable(trained: Config, overrides: Mapping[str, Any]) -> Config:
     """The settings of a training, changed for using the trained model.
 
+    Frozen weights whose file is not where the defaults have it come from the hub, if it has them.
+
     Args:
         trained: Settings of the training.
         overrides: New values, by dotted name or nested in groups: `data.downsample`, and settings
@@ -109,4 +114,25 @@ def usable(trained: Config, overrides: Mapping[str, Any]) -> Config:
             f"{', '.join(unused)}: a trained model does not read this: leave it out; it reads "
             "data.downsample and the settings of sam and backbone"
         )
-    return cfg
+    return replaced(cfg, hub_where_missing(cfg))
+
+
+def hub_where_missing(cfg: Config) -> dict[str, str]:
+    """The weights that are to come from a hub, by name of the setting.
+
+    Those of networks that the hub has, whose default weight file is not there.
+    """
+    default = Config()
+    return {
+        f"{kind}.weights": HUB
+        for kind, group, usual, is_there in (
+            ("sam", cfg.sam, default.sam.weights, cfg.sam.model in SAMS_ON_HUB),
+            (
+                "backbone",
+                cfg.backbone,
+                default.backbone.weights,
+                cfg.backbone.name in BACKBONES_ON_HUB,
+            ),
+        )
+        if is_there and group.weights == usual and not pathlib.Path(group.weight_file()).exists()
+    }
