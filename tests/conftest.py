@@ -41,7 +41,7 @@ GOLDEN = ROOT / "tests" / "golden"
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 USES_TORCH = re.compile(
     r"^(from|import) (torch|torch_models|segment_anything|transformers|benchmarks)\b"
-    r"|^(from|import) (golden_modules|sam_pairs)\b"
+    r"|^(from|import) (golden_modules|hugging_face|sam_pairs)\b"
     r"|^from prosam_jax(\.convert| import .*convert)|^import efficientnet",
     re.MULTILINE,
 )

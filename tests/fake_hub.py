@@ -83,7 +83,7 @@ class Hub:
         return request.answer(200, known)
 
     def resolve(self, request, repo, revision, name):
-        if revision != self.sha(repo):
+        if revision not in ("main", self.sha(repo)):
             return request.refuse(404, "RevisionNotFound")
         if name not in self.files[repo]:
             return request.refuse(404, "EntryNotFound")

@@ -51,6 +51,7 @@ TWINS: dict[str, Callable[[int], torch.nn.Module]] = {
     "dinov2_vits14": dinov2.vits14,
     "dinov2_vitb14": dinov2.vitb14,
     "dinov2_vitl14": dinov2.vitl14,
+    "dinov2_vitl14_reg": dinov2.vitl14_reg,
     "efficientnet_lite0": efficientnet_lite.dilated_lite0,
 }
 
