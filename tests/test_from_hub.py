@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import fake_hub
 import hugging_face
@@ -20,10 +21,11 @@ import safetensors.torch
 import torch
 from commands import PROSAM, one_line, run, status_of
 from conftest import assert_lines, told
+from flax import nnx
 from golden_recipe import image
 from huggingface_hub import constants
 
-from prosam_jax import SamPredictor, backbone, model
+from prosam_jax import SamPredictor, Segmenter, backbone, model
 from prosam_jax.config import (
     BACKBONES_ON_HUB,
     HUB,
@@ -39,8 +41,10 @@ from prosam_jax.config import (
 )
 from prosam_jax.convert import checkpoint, engine, from_hub, layouts, weight_file
 from prosam_jax.errors import UserError
+from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.sam import build_sam
 from prosam_jax.weights import files, hub, pretrained, prompt_encoder, registry
+from prosam_jax.weights.prompt_encoder import Trained
 from torch_models import resnet, vgg
 
 REPO = "facebook/sam-vit-tiny"
@@ -153,16 +157,44 @@ def test_settings_name_the_hub(published, server, tmp_path):
     assert known == {"architecture": "tiny", "arrays_sha256": files.checksum(held)}
 
 
-def test_a_trained_model_finds_its_frozen_weights(published, server, tmp_path):
-    put(server, REPO, published.read_bytes())
-    cfg = replaced(Config(), {"sam.model": "tiny", "backbone.name": "tiny"})
-    used = pretrained.usable(cfg, {"backbone.weights": "random"})
-    assert (used.sam.weights, used.backbone.weights) == (HUB, "random")
-    elsewhere = pretrained.usable(cfg, {"sam.weights": "elsewhere.safetensors"})
-    assert elsewhere.sam.weights == "elsewhere.safetensors"
+def test_settings_of_a_training_go_to_the_hub_where_the_file_is_missing(server, tmp_path):
+    cfg = replaced(Config(), {"sam.model": "tiny", "backbone.name": "vgg16"})
+    used = pretrained.usable(cfg, {})
+    assert (used.sam.weights, used.backbone.weights) == (HUB, HUB)
+    used = pretrained.usable(cfg, {"sam.weights": "elsewhere.safetensors"})
+    assert (used.sam.weights, used.backbone.weights) == ("elsewhere.safetensors", HUB)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/sam_tiny.safetensors").touch()
-    assert pretrained.usable(cfg, {}).sam.weights == cfg.sam.weights
+    used = pretrained.usable(replaced(cfg, {"backbone.name": "resnet50"}), {})
+    assert used.sam.weights == "weights/sam_{model}.safetensors"
+    assert used.backbone.weights == "weights/{name}.safetensors"
+
+
+def test_a_trained_model_finds_its_frozen_weights(published, server, tmp_path):
+    put(server, REPO, published.read_bytes())
+    cfg = Config.from_dict(
+        {
+            "sam": {"model": "tiny"},
+            "backbone": {"name": "tiny", "weights": "random"},
+            "prompt": {"num_queries": 3},
+            "data": {"image_size": 64},
+        }
+    )
+    encoder = ReferencePromptEncoder(cfg.prompt, cfg.distribution, 192, rngs=nnx.Rngs(0))
+    weights = files.metadata(build_sam.fetch("tiny").path, made_by="")["arrays_sha256"]
+    for digest in (weights, "a" * 64):
+        frozen = {
+            "sam": {"architecture": "tiny", "arrays_sha256": digest},
+            "backbone": {"architecture": "tiny", "seed": cfg.seed},
+        }
+        trained = Trained(config=cfg, merged_channels=192, frozen=frozen, version="0.1.0")
+        prompt_encoder.save(tmp_path / f"{digest}.safetensors", files.leaves(encoder), trained)
+    pathlib.Path(hub_file("sam", "tiny")).unlink()
+    found = Segmenter.from_pretrained(tmp_path / f"{weights}.safetensors")
+    assert files.checksum(files.leaves(found.model.sam)) == weights
+    with pytest.raises(UserError) as error:
+        Segmenter.from_pretrained(tmp_path / f"{'a' * 64}.safetensors")
+    told(error, weights, "a" * 64, "sam.weights")
 
 
 @pytest.mark.parametrize(
@@ -367,9 +399,9 @@ def test_a_file_that_was_fetched_by_hand(published, server, tmp_path, capsys):
 
 def test_a_full_disk_leaves_nothing(published, server, tmp_path, monkeypatch, capsys):
     put(server, REPO, published.read_bytes())
-    monkeypatch.setattr(
-        from_hub.shutil, "disk_usage", lambda _: from_hub.shutil._ntuple_diskusage(9, 9, 0)
-    )
+    full = types.SimpleNamespace(free=0)
+    shutil = types.SimpleNamespace(disk_usage=lambda _: full, rmtree=from_hub.shutil.rmtree)
+    monkeypatch.setattr(from_hub, "shutil", shutil)
     assert status_of("weights", "get", "sam_tiny") == 1
     one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], "sam_tiny", "HF_HOME", "0 free")
     monkeypatch.undo()
@@ -386,11 +418,13 @@ def test_a_cache_that_cannot_be_written_is_named(published, server, tmp_path):
 def test_threads_make_one_file(published, server, tmp_path, monkeypatch, capsys):
     put(server, REPO, published.read_bytes())
     made, save = [], weight_file.save
-    monkeypatch.setattr(
-        weight_file,
-        "save",
-        lambda *args, **kw: (made.append(1), time.sleep(0.5), save(*args, **kw)),
-    )
+
+    def slow(*args, **settings):
+        made.append(1)
+        time.sleep(0.5)
+        return save(*args, **settings)
+
+    monkeypatch.setattr(weight_file, "save", slow)
     threads = [threading.Thread(target=build_sam.fetch, args=("tiny",)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -575,11 +609,6 @@ def test_the_command_needs_no_torch_and_takes_the_hub_from_the_environment(
     refused = run(*PROSAM, "weights", "get", "sam_vit_b", **environment)
     assert refused.returncode == 1
     one_line(refused.stderr.splitlines(keepends=True)[-1], "SAM tiny", "sam_vit_b", "--from FILE")
-    code = (
-        "import sys; from prosam_jax.weights import registry; import test_from_hub as t;"
-        "registry.PUBLISHED = (*registry.PUBLISHED, t.ENTRY)"
-    )
-    assert code
     done = run(sys.executable, "-c", WITHOUT_TORCH, server.url, REPO, **environment)
     assert done.returncode == 1, done.stderr
     put(server, REPO, content)

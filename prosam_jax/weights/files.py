@@ -274,6 +274,8 @@ def frozen(
 
 def made_by(kind: str, architecture: str, out: str | os.PathLike[str]) -> str:
     """The command that makes the weight file `out` of a frozen network, for messages."""
+    if os.fspath(out) == hub_file(kind, architecture):
+        return f"prosam weights get {f'sam_{architecture}' if kind == 'sam' else architecture}"
     if architecture == "shapes":
         return (
             f"python packaged/shapes_{kind}.py --out {out} (or use the one that comes with the "
@@ -281,10 +283,7 @@ def made_by(kind: str, architecture: str, out: str | os.PathLike[str]) -> str:
         )
     if architecture == "tiny":
         return f"--config.{kind}.weights=random, which needs no file"
-    stem = f"sam_{architecture}" if kind == "sam" else architecture
     on_hub = architecture in (SAMS_ON_HUB if kind == "sam" else BACKBONES_ON_HUB)
-    if on_hub and os.fspath(out) == hub_file(kind, architecture):
-        return f"prosam weights get {stem}"
     fetched = f"--config.{kind}.weights={HUB}, which fetches it, or with: " if on_hub else ""
     return (
         f"{fetched}prosam weights convert {kind} --model {architecture} --checkpoint CHECKPOINT "
