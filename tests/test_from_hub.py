@@ -70,7 +70,6 @@ def server(tmp_path, monkeypatch):
     """A hub, with the small SAM among the published ones, and empty caches."""
     monkeypatch.setattr(registry, "PUBLISHED", (*registry.PUBLISHED, ENTRY))
     monkeypatch.setattr(settings, "SAMS_ON_HUB", (*SAMS_ON_HUB, "tiny"))
-    monkeypatch.setattr(pretrained, "SAMS_ON_HUB", (*SAMS_ON_HUB, "tiny"))
     monkeypatch.setattr(files, "SAMS_ON_HUB", (*SAMS_ON_HUB, "tiny"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     for name in ("HF_ASSETS_CACHE", "HF_HUB_OFFLINE", "XDG_CACHE_HOME"):

@@ -106,6 +106,11 @@ class SAMSettings(Group):
             raise UserError(f"sam.image_size={self.image_size} must be 0 or a multiple of 16")
         _check_source("sam.weights", self.weights, "sam.model", self.model, SAMS_ON_HUB)
 
+    @property
+    def on_hub(self) -> bool:
+        """Whether the weights may be "hub"."""
+        return self.model in SAMS_ON_HUB
+
     def weight_file(self) -> str:
         """The path that `weights` stands for; "random" stays as it is."""
         if self.weights == PACKAGED:
@@ -148,6 +153,11 @@ class BackboneConfig(Group):
         _check_source(
             "backbone.weights", self.weights, "backbone.name", self.name, BACKBONES_ON_HUB
         )
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the weights may be "hub"."""
+        return self.name in BACKBONES_ON_HUB
 
     def weight_file(self) -> str:
         """The path that `weights` stands for; "random" stays as it is."""

@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from prosam_jax.config import (
     PACKAGED,
     SAM_MODELS,
-    Config,
     SAMSettings,
     check_at_least,
     check_choice,
@@ -243,8 +242,7 @@ def _load(name: str | os.PathLike[str], changes: Mapping[str, Any]) -> Sam:
     if text.startswith("sam_") and model in SAM_MODELS:
         weights = {"weights": PACKAGED} if model == "shapes" else {}
         cfg = _replaced(SAMSettings.of(model=model), weights | given)
-        hub = pretrained.hub_where_missing(dataclasses.replace(Config(), sam=cfg))
-        return build_sam(dataclasses.replace(cfg, weights=hub.get("sam.weights", cfg.weights)))
+        return build_sam(pretrained.or_hub(cfg))
     path = pathlib.Path(os.path.expanduser(text))
     if path.is_file() or (path.suffix and not path.is_dir()):
         held = files.metadata(path, made_by=MADE_BY)

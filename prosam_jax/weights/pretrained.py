@@ -1,17 +1,18 @@
 """What the name of a trained prompt encoder stands for: a file, a run's folder, or one on a hub."""
 
+import dataclasses
 import os
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from prosam_jax.config import (
-    BACKBONES_ON_HUB,
     HUB,
     OF_AN_EVALUATION,
-    SAMS_ON_HUB,
+    BackboneConfig,
     Config,
+    SAMSettings,
     changed,
     flat_mapping,
     packaged,
@@ -20,6 +21,8 @@ from prosam_jax.config import (
 )
 from prosam_jax.errors import UserError
 from prosam_jax.weights import hub, prompt_encoder
+
+Group = TypeVar("Group", SAMSettings, BackboneConfig)
 
 DEFAULT = "prosam-shapes"
 # These come with the package. This one was trained on generated shapes; on photos it is a toy.
@@ -114,25 +117,17 @@ def usable(trained: Config, overrides: Mapping[str, Any]) -> Config:
             f"{', '.join(unused)}: a trained model does not read this: leave it out; it reads "
             "data.downsample and the settings of sam and backbone"
         )
-    return replaced(cfg, hub_where_missing(cfg))
+    found = {"sam": or_hub(cfg.sam), "backbone": or_hub(cfg.backbone)}
+    return replaced(cfg, {f"{kind}.weights": group.weights for kind, group in found.items()})
 
 
-def hub_where_missing(cfg: Config) -> dict[str, str]:
-    """The weights that are to come from a hub, by name of the setting.
+def or_hub(group: Group) -> Group:
+    """The settings of a frozen network, with weights of the hub if no others are named or there.
 
-    Those of networks that the hub has, whose default weight file is not there.
+    They are those of the hub if `weights` is the default, there is no such file, and the hub has
+    the network.
     """
-    default = Config()
-    return {
-        f"{kind}.weights": HUB
-        for kind, group, usual, is_there in (
-            ("sam", cfg.sam, default.sam.weights, cfg.sam.model in SAMS_ON_HUB),
-            (
-                "backbone",
-                cfg.backbone,
-                default.backbone.weights,
-                cfg.backbone.name in BACKBONES_ON_HUB,
-            ),
-        )
-        if is_there and group.weights == usual and not pathlib.Path(group.weight_file()).exists()
-    }
+    is_missing = (
+        group.weights == type(group)().weights and not pathlib.Path(group.weight_file()).exists()
+    )
+    return dataclasses.replace(group, weights=HUB) if is_missing and group.on_hub else group
