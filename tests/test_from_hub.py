@@ -579,11 +579,11 @@ def test_vit_b_gives_transformers_masks(server, tmp_path):
     )
 
     @jax.jit
-    def ours(sam, pixels):
+    def ours(sam, pixels, points, labels):
         sparse, dense = sam.prompt_encoder(points=points, labels=labels)
         return sam.decode(sam.encode_image(pixels), sparse, dense, multimask_output=True)
 
-    masks, iou = ours(sam, pixels)
+    masks, iou = ours(sam, pixels, points, labels)
     wanted = found.pred_masks[:, 0].numpy()
     np.testing.assert_allclose(masks, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
     np.testing.assert_allclose(iou, found.iou_scores[:, 0], rtol=0, atol=1e-5)
