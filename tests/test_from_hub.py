@@ -132,7 +132,16 @@ def test_it_is_what_the_command_that_uses_torch_makes(published, server, tmp_pat
     assert not was_there
     flags = ["--model", "tiny", "--checkpoint", published, "--out", tmp_path / "torch.safetensors"]
     assert status_of("weights", "convert", "sam", *flags) == 0
-    assert path.read_bytes() == (tmp_path / "torch.safetensors").read_bytes()
+    known, expected = (
+        files.metadata(x, made_by="") for x in (path, tmp_path / "torch.safetensors")
+    )
+    assert known.pop("source_name") == f"{REPO}/model.safetensors"
+    assert expected.pop("source_name") == "model.safetensors"
+    assert known == expected  # with checksums of the source and of the arrays
+    capsys.readouterr()
+    assert status_of("weights", "verify", path) == 0
+    said = capsys.readouterr().out
+    assert_lines(said, (path, "kind sam"), (f"{REPO}/model.safetensors", "sam_tiny_hf"))
 
 
 def test_a_file_in_the_default_place_comes_first(published, server, tmp_path):

@@ -114,9 +114,11 @@ def _make(
     entry: Published,
     source: pathlib.Path | None,
 ) -> None:
+    name = ""
     terms = f"licence {entry.licence}, {entry.publisher}{'; ' if entry.note else ''}{entry.note}"
     if source is None and entry.hub:
         repository, file = entry.hub
+        name = f"{repository}/{file}"
         console.note(f"fetching {file} of {repository}: {terms}")
         source = hub.download(repository, file)
         try:
@@ -141,6 +143,7 @@ def _make(
             build=build,
             rules=table.rules,
             ignored=table.ignored,
+            source_name=name,
         )
         (part / path.name).replace(path)
     finally:

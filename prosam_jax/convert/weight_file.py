@@ -77,8 +77,20 @@ def save(
     rules: Sequence[engine.Rule],
     ignored: Sequence[engine.Ignored] = (),
     facts: Mapping[str, Any] = types.MappingProxyType({}),
+    source_name: str = "",
 ) -> tuple[int, int]:
     """`write` without a word.
+
+    Args:
+        checkpoint: As for `write`, like the others.
+        out: The file.
+        kind: A key of `weights.files.SETTINGS`.
+        architecture: Value of that kind's setting.
+        build: Makes the module.
+        rules: For `engine.convert`.
+        ignored: For `engine.convert`.
+        facts: More metadata.
+        source_name: What the metadata calls the checkpoint; "" for the name of its file.
 
     Returns:
         How many parameters and arrays were written.
@@ -98,7 +110,7 @@ def save(
         **facts,
         "kind": kind,
         "architecture": architecture,
-        "source_name": checkpoint.path.name,
+        "source_name": source_name or checkpoint.path.name,
         "source_sha256": checkpoint.sha256,
         "converter_version": prosam_jax.__version__,
     }

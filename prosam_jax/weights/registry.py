@@ -302,8 +302,8 @@ def with_checksum(digest: str) -> Published | None:
 
 
 def with_file(name: str) -> Published | None:
-    """The entry with this file name, None if there is none."""
-    return next((entry for entry in PUBLISHED if entry.file == name), None)
+    """The entry with this file name, or REPOSITORY/FILE on the hub; None if there is none."""
+    return next((x for x in PUBLISHED if name in (x.file, "/".join(x.hub or ()))), None)
 
 
 def sha256(path: pathlib.Path) -> str:
