@@ -24,6 +24,7 @@ from conftest import assert_lines, told
 from flax import nnx
 from golden_recipe import image
 from huggingface_hub import constants
+from small import flags, small_config
 
 from prosam_jax import SamPredictor, Segmenter, backbone, model
 from prosam_jax.config import (
@@ -570,6 +571,27 @@ def test_every_name_of_transformers_dinov2_has_its_place(name, dim, depth, regis
         files.abstract(lambda rngs: backbone.build(BackboneConfig.of(name=name), rngs=rngs))
     )
     assert engine.convert(source, *table, specs).keys() == specs.keys()
+
+
+@pytest.mark.slow
+def test_training_and_evaluation_fetch_what_they_need(published, server, tmp_path):
+    """Each in one command, also of a run that was made where the cache is another."""
+    put(server, REPO, published.read_bytes())
+    cfg = small_config(
+        tmp_path / "voc",
+        sam={"model": "tiny", "weights": HUB, "image_size": 0},
+        train={"steps": 1, "eval_every": 0},
+        eval={"episodes": 1, "pictures": 0},
+    )
+    path, run = pathlib.Path(hub_file("sam", "tiny")), tmp_path / "run"
+    assert status_of("train", "--workdir", run, *flags(cfg)) == 0
+    whole = path.read_bytes()
+    for command in (("train", *flags(cfg)), ("evaluate", "--checkpoint=latest")):
+        path.unlink()
+        assert status_of(command[0], "--workdir", run, *command[1:]) == 0
+        assert path.read_bytes() == whole
+    digest = files.metadata(path, made_by="")["arrays_sha256"]
+    assert prompt_encoder.read_frozen(run)["sam"]["arrays_sha256"] == digest
 
 
 @pytest.mark.slow

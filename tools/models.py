@@ -336,7 +336,7 @@ saves and `timm`'s code has, tried with random weights.
 | ResNet | layers 2 and 3, 1,536 channels | layer 4 of the masked layer 3 | 8 |
 | VGG-16 | layers 2 (resized) and 3, 768 channels | layer 4 of the masked layer 3 | 16 |
 | DINOv2 S, B | blocks 6 and 9 of 12, normalised, 768 or 1,536 channels | block 12, masked | 14 |
-| DINOv2 L | blocks 12 and 18 of 24, normalised, 2,048 channels | block 24, masked | 14 |
+| DINOv2 L, `_reg` | blocks 12 and 18 of 24, normalised, 2,048 channels | block 24, masked | 14 |
 | EfficientNet-Lite0 | stages 3 and 5, 152 channels | stage 7 of the masked stage 5 | 8 |
 
 Images for DINOv2 are resized to the nearest whole number of patches: 512 x 512 becomes 518 x 518,
