@@ -15,6 +15,7 @@ from prosam_jax import backbone, curvature, equations, equations_fast, platforms
 from prosam_jax.config import HUB, Config
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
 from prosam_jax.sam import build_sam
+from prosam_jax.sam.build_sam import embed
 from prosam_jax.sam.model import Sam
 from prosam_jax.types import Episode, Features, Posterior, Taps
 from prosam_jax.weights import files, pretrained, prompt_encoder
@@ -89,7 +90,7 @@ class ProSAM(nnx.Module):
     ) -> tuple[Float[Array, "b i j e"], Taps]:
         """SAM's embedding of each target, unless it is given, and its backbone features."""
         if image_embeddings is None:
-            image_embeddings = build_sam.embed(self.sam, images)
+            image_embeddings = embed(self.sam, images)
         return image_embeddings, backbone.target_taps(self.backbone, resize.normalize(images))
 
     def encode_references(
