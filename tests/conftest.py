@@ -79,6 +79,9 @@ install_import_hook(
     "typecheck.checked",
 )
 
+# No test asks the real hub; those that need one have it on this machine (`fake_hub`).
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # the discard port, where nothing listens
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
