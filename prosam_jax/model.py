@@ -12,9 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from prosam_jax import backbone, curvature, equations, equations_fast, platforms, resize, sampling
-from prosam_jax.config import Config
+from prosam_jax.config import HUB, Config
 from prosam_jax.prompt.encoder import ReferencePromptEncoder
-from prosam_jax.sam.build_sam import build_sam, embed
+from prosam_jax.sam import build_sam
+from prosam_jax.sam.build_sam import embed
 from prosam_jax.sam.model import Sam
 from prosam_jax.types import Episode, Features, Posterior, Taps
 from prosam_jax.weights import files, pretrained, prompt_encoder
@@ -296,6 +297,18 @@ def learned(path: tuple, value: object) -> bool:
     return path[0] == "prompt_encoder"
 
 
+def fetch(cfg: Config) -> None:
+    """Fetches the frozen weights that the settings have on a hub and that are not here yet.
+
+    Raises:
+        UserError: They cannot be fetched, or are not those of the network.
+    """
+    if cfg.sam.weights == HUB:
+        build_sam.fetch(cfg.sam.model)
+    if cfg.backbone.weights == HUB:
+        backbone.fetch(cfg.backbone.name)
+
+
 def build(cfg: Config) -> ProSAM:
     """The model of a run: frozen weights from their files, and a prompt encoder.
 
@@ -305,9 +318,10 @@ def build(cfg: Config) -> ProSAM:
         UserError: A weight file is missing or does not match the settings; the message names it
             and the command that makes it, or the settings that it needs.
     """
+    fetch(cfg)
     if cfg.prompt.weights:
         prompt_encoder.check_fit(cfg.prompt.weights, cfg)
-    sam = build_sam(cfg.sam, cfg.seed)
+    sam = build_sam.build_sam(cfg.sam, cfg.seed)
     semantic = backbone.load(cfg.backbone, cfg.seed)
     channels, file = semantic.merged_channels, cfg.prompt.weights
     return ProSAM(
@@ -368,6 +382,7 @@ def restored(cfg: Config, workdir: pathlib.Path, checkpoint: str) -> tuple["Part
         UserError: There is no such checkpoint, or the files do not match the settings.
     """
     trained_on = prompt_encoder.read_frozen(workdir)
+    fetch(cfg)
     prompt_encoder.check_frozen(workdir, trained_on, prompt_encoder.frozen_weights(cfg))
     checkpoints = Checkpoints(workdir)
     checkpoints.find(checkpoint)  # before the minutes that large networks take

@@ -91,6 +91,26 @@ def bicubic(x: Float[Array, "b h w c"], scale: tuple[float, float]) -> Float[Arr
     return _weigh(x, rows, cols)
 
 
+def bicubic_antialiased(
+    x: Float[Array, "b h w c"], size: tuple[int, int]
+) -> Float[Array, "b H W c"]:
+    """Bicubic resize of `torch.nn.functional.interpolate(x, size, antialias=True)`.
+
+    With align_corners=False. Where it shrinks, the kernel is as much wider; its a is -0.5, which is
+    Pillow's and not that of `bicubic`; and it is cut off at the border.
+
+    Args:
+        x: Maps.
+        size: (H, W) of the result.
+
+    Returns:
+        The resized maps, in the type of `x`; interpolated in float32.
+    """
+    rows = _smooth_cubic_weights(x.shape[1], size[0])
+    cols = _smooth_cubic_weights(x.shape[2], size[1])
+    return _weigh(x, rows, cols)
+
+
 def _weigh(
     x: Float[Array, "b h w c"], rows: Float[np.ndarray, "H h"], cols: Float[np.ndarray, "W w"]
 ) -> Float[Array, "b H W c"]:
@@ -123,18 +143,30 @@ def _cubic_weights(n_in: int, scale: float) -> np.ndarray:
 
     Four neighbours a row; beyond the border they repeat the border's pixel.
     """
-    a = -0.75
     rows = np.arange(int(n_in * scale))
     source = (rows + 0.5) / scale - 0.5
     low = np.floor(source).astype(np.int64)
     weights = np.zeros((len(rows), n_in), np.float32)
     for neighbour in (low - 1, low, low + 1, low + 2):
-        d = np.abs(source - neighbour)
-        near = ((a + 2) * d - (a + 3)) * d**2 + 1
-        far = ((d - 5) * d + 8) * a * d - 4 * a
-        share = np.where(d <= 1, near, far)
+        share = _keys(source - neighbour, -0.75)
         np.add.at(weights, (rows, np.clip(neighbour, 0, n_in - 1)), share)
     return weights
+
+
+def _smooth_cubic_weights(n_in: int, n_out: int) -> np.ndarray:
+    """The (n_out, n_in) matrix of one axis of `bicubic_antialiased`; each row's sum is 1."""
+    factor = n_in / n_out
+    centres = (np.arange(n_out)[:, None] + 0.5) * factor - 0.5
+    weights = _keys((centres - np.arange(n_in)[None]) / max(factor, 1), -0.5)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _keys(distance: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel, which is 0 from a distance of 2 pixels."""
+    d = np.abs(distance)
+    near = ((a + 2) * d - (a + 3)) * d**2 + 1
+    far = ((d - 5) * d + 8) * a * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, 0))
 
 
 def nearest(x: Shaped[Array, "b h w c"], size: tuple[int, int]) -> Shaped[Array, "b H W c"]:

@@ -41,7 +41,7 @@ GOLDEN = ROOT / "tests" / "golden"
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 USES_TORCH = re.compile(
     r"^(from|import) (torch|torch_models|segment_anything|transformers|benchmarks)\b"
-    r"|^(from|import) (golden_modules|sam_pairs)\b"
+    r"|^(from|import) (golden_modules|hugging_face|sam_pairs)\b"
     r"|^from prosam_jax(\.convert| import .*convert)|^import efficientnet",
     re.MULTILINE,
 )
@@ -79,6 +79,9 @@ install_import_hook(
     ],
     "typecheck.checked",
 )
+
+# No test asks the real hub; those that need one have it on this machine (`fake_hub`).
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # the discard port, where nothing listens
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -124,6 +124,7 @@ TWINS = {
     "dinov2_vits14": lambda: dinov2.DINOv2(384, 12, 6),
     "dinov2_vitb14": lambda: dinov2.DINOv2(768, 12, 12),
     "dinov2_vitl14": lambda: dinov2.DINOv2(1024, 24, 16),
+    "dinov2_vitl14_reg": lambda: dinov2.DINOv2(1024, 24, 16, registers=4),
     "efficientnet_lite0": lambda: EfficientNet.from_name("efficientnet-lite0"),
 }
 

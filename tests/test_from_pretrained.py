@@ -176,8 +176,9 @@ def test_sams_have_names_and_files_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home" / "mine").write_bytes(file.read_bytes())
     equal(SamPredictor.from_pretrained("~/mine", sam={"dtype": "bfloat16"}).model, shapes)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "no cache"))
     for name, named in (
-        ("sam_vit_h", ["weights/sam_vit_h.safetensors", "prosam weights convert sam"]),
+        ("sam_vit_h", ["facebook/sam-vit-huge", "prosam weights get sam_vit_h --from FILE"]),
         ("sam_vitb", ["'sam_vitb'", "sam_vit_b"]),
     ):
         with pytest.raises(UserError) as error:

@@ -67,6 +67,27 @@ KNOWN = [
     ("dinov2_vits14", _shapes(lambda: dinov2.DINOv2(384, 12, 6)), "backbone", "dinov2_vits14"),
     ("dinov2_vitb14", VITB, "backbone", "dinov2_vitb14"),
     ("dinov2_vitl14", VITL, "backbone", "dinov2_vitl14"),
+    (
+        "dinov2_vitl14 with registers",
+        VITL | {"register_tokens": (1, 4, 1024)},
+        "backbone",
+        "dinov2_vitl14_reg",
+    ),
+    (
+        "dinov2_vitb14 in Hugging Face's layout",
+        {"encoder.layer.0.layer_scale1.lambda1": (768,)},
+        "backbone",
+        "dinov2_vitb14",
+    ),
+    (
+        "dinov2_vitl14 with registers in Hugging Face's layout",
+        {
+            "encoder.layer.0.layer_scale1.lambda1": (1024,),
+            "embeddings.register_tokens": (1, 4, 1024),
+        },
+        "backbone",
+        "dinov2_vitl14_reg",
+    ),
     ("EfficientNet-Lite0", LITE, "backbone", "efficientnet_lite0"),
 ]
 UNKNOWN = [
@@ -87,9 +108,9 @@ UNKNOWN = [
      _resnet() | {"layer1.0.conv2.weight": (128, 128, 3, 3)}),
     ("VGG-19 without batch norm", {f"features.{i}.weight": (64, 64, 3, 3) for i in range(16)}),
     ("dinov2_vitb14 with registers", VITB | {"register_tokens": (1, 4, 768)}),
-    ("dinov2_vitl14 with registers", VITL | {"register_tokens": (1, 4, 1024)}),
     ("dinov2_vitg14", VITB | {"blocks.0.ls1.gamma": (1536,)}),
-    ("DINOv2 in Hugging Face's layout", {"encoder.layer.0.layer_scale1.lambda1": (768,)}),
+    ("a network on top of DINOv2, or DINOv3, in Hugging Face's layout",
+     {"layer.0.layer_scale1.lambda1": (768,)}),
     ("a ViT without layer scale, such as DINO's or MAE's",
      {"blocks.0.attn.qkv.weight": (2304, 768)}),
     ("an EfficientNet-Lite of 18 blocks",

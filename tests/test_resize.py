@@ -69,6 +69,17 @@ def test_bicubic_is_torchs(scale, seed):
     np.testing.assert_allclose(found, np.moveaxis(expected.numpy(), 1, -1), rtol=0, atol=5e-6)
 
 
+@pytest.mark.parametrize("size", [(12, 9), (3, 4), (1, 2), (5, 7), (11, 3), (2, 41)], ids=str)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_antialiased_bicubic_is_torchs(size, seed):
+    x = np.random.default_rng(seed).standard_normal((2, 5, 7, 3)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(np.moveaxis(x, -1, 1).copy()), size, mode="bicubic", antialias=True
+    )
+    found = resize.bicubic_antialiased(jnp.asarray(x), size)
+    np.testing.assert_allclose(found, np.moveaxis(expected.numpy(), 1, -1), rtol=0, atol=2e-6)
+
+
 def test_coverage_keeps_every_mark_and_weighs_by_area():
     marked = np.zeros((4, 8, 12), np.float32)
     marked[0, 3, 7] = 1  # one pixel, where nearest takes others

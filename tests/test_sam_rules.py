@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import assert_lines, told
+from hugging_face import tiny_sam, vision
 from transformers import SamConfig, SamModel
-from transformers.models.sam import configuration_sam
 
 from prosam_jax import SamPredictor, cli
 from prosam_jax.config import SAMConfig
@@ -20,20 +20,6 @@ from prosam_jax.sam import Sam
 from prosam_jax.weights import files
 from torch_models import sam
 
-# Meta's norms in the two-way transformer have 1e-5, the layout's default of 1e-6 is off by that.
-DECODER = configuration_sam.SamMaskDecoderConfig(mlp_dim=128, layer_norm_eps=1e-5)
-TINY = SamConfig(
-    vision_config=configuration_sam.SamVisionConfig(
-        hidden_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=256,
-        window_size=5,
-        global_attn_indexes=[1],
-    ),
-    prompt_encoder_config=configuration_sam.SamPromptEncoderConfig(image_size=256),
-    mask_decoder_config=DECODER,
-)
 PROMPTS = {
     "points": ("points",),
     "box": ("box",),
@@ -42,13 +28,6 @@ PROMPTS = {
     "all": ("points", "box", "mask"),
 }
 POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-
-
-@functools.cache
-def huggingface_sam(seed):
-    made = SamModel(TINY)
-    sam.draw(made, seed)
-    return made.eval().requires_grad_(False)
 
 
 def convert(checkpoint, out):
@@ -60,7 +39,7 @@ def convert(checkpoint, out):
 def both(request, tmp_path_factory):
     """transformers' SAM and the same through its file and the command, with embedded pixels."""
     folder = tmp_path_factory.mktemp("huggingface")
-    oracle = huggingface_sam(request.param)
+    oracle = tiny_sam(request.param)
     oracle.save_pretrained(folder)
     assert convert(folder / "model.safetensors", folder / "sam.safetensors") == 0
     sam = SamPredictor.from_pretrained(folder / "sam.safetensors").model
@@ -110,7 +89,7 @@ def test_masks_are_transformers(both, kind):
 
 
 def test_command_says_what_it_leaves_out(tmp_path, capsys):
-    state = huggingface_sam(0).state_dict()
+    state = tiny_sam(0).state_dict()
     torch.save(state, tmp_path / "both.bin")
     assert convert(tmp_path / "both.bin", tmp_path / "sam.safetensors") == 0
     name = r"prompt_encoder\.shared_embedding\.positional_embedding"
@@ -126,17 +105,17 @@ def test_command_says_what_it_leaves_out(tmp_path, capsys):
 
 @pytest.mark.parametrize("left_out", sam_rules.HF_POSITIONS)
 def test_one_name_of_the_positions_is_enough(left_out, tmp_path):
-    state = {n: x.clone() for n, x in huggingface_sam(0).state_dict().items() if n != left_out}
+    state = {n: x.clone() for n, x in tiny_sam(0).state_dict().items() if n != left_out}
     safetensors.torch.save_file(state, tmp_path / "one.safetensors")
     out = tmp_path / "sam.safetensors"
     assert convert(tmp_path / "one.safetensors", out) == 0
-    expected = huggingface_sam(0).state_dict()[left_out]
+    expected = tiny_sam(0).state_dict()[left_out]
     with safetensors.safe_open(out, framework="numpy") as file:
         np.testing.assert_array_equal(file.get_tensor(POSITIONS), expected)
 
 
 def test_positions_that_differ_are_refused(tmp_path, capsys):
-    state = {n: x.clone() for n, x in huggingface_sam(0).state_dict().items()}
+    state = {n: x.clone() for n, x in tiny_sam(0).state_dict().items()}
     state[sam_rules.HF_POSITIONS[1]][1, 5] += 1
     safetensors.torch.save_file(state, tmp_path / "two.safetensors")
     assert convert(tmp_path / "two.safetensors", tmp_path / "sam.safetensors") == 1
@@ -148,7 +127,7 @@ def test_positions_that_differ_are_refused(tmp_path, capsys):
 def test_both_layouts_have_the_same_parts():
     module = files.leaves(files.abstract(lambda rngs: Sam(SAMConfig.tiny(), rngs=rngs)))
     oracle = sam.build(SAMConfig.tiny(), 0)
-    sources = oracle.state_dict(), dict(huggingface_sam(0).named_parameters())
+    sources = oracle.state_dict(), dict(tiny_sam(0).named_parameters())
     for state, rules in zip(sources, (sam_rules.META_RULES, sam_rules.HF_RULES), strict=True):
         source = {name: x.detach().numpy() for name, x in state.items()}
         assert engine.convert(source, rules, (), module).keys() == module.keys()
@@ -158,14 +137,8 @@ def test_both_layouts_have_the_same_parts():
 @pytest.mark.parametrize(("model", "count"), [("vit_b", 314), ("vit_h", 594)])
 def test_rules_cover_the_published_sizes(model, count):
     cfg = SAMConfig.named(model)
-    vision = configuration_sam.SamVisionConfig(  # facebook/sam-vit-base, -large and -huge
-        hidden_size=cfg.embed_dim,
-        num_hidden_layers=cfg.depth,
-        num_attention_heads=cfg.num_heads,
-        global_attn_indexes=list(cfg.global_attn_indexes),
-    )
     with torch.device("meta"):
-        state = dict(SamModel(SamConfig(vision_config=vision)).named_parameters())
+        state = dict(SamModel(SamConfig(vision_config=vision(model))).named_parameters())
     source = {name: np.broadcast_to(np.float32(0), x.shape) for name, x in state.items()}
     specs = files.leaves(files.abstract(lambda rngs: Sam(cfg, rngs=rngs)))
     arrays = engine.convert(source, sam_rules.HF_RULES, (), specs)

@@ -9,6 +9,7 @@ disk for a random checkpoint of SAM ViT-H's size.
 import argparse
 import dataclasses
 import datetime
+import importlib
 import os
 import pathlib
 import resource
@@ -51,6 +52,7 @@ TWINS: dict[str, Callable[[int], torch.nn.Module]] = {
     "dinov2_vits14": dinov2.vits14,
     "dinov2_vitb14": dinov2.vitb14,
     "dinov2_vitl14": dinov2.vitl14,
+    "dinov2_vitl14_reg": dinov2.vitl14_reg,
     "efficientnet_lite0": efficientnet_lite.dilated_lite0,
 }
 
@@ -155,6 +157,59 @@ def convert_vit_h() -> str:
         )
 
 
+def get_vit_b() -> str:
+    """Time and memory of `prosam weights get sam_vit_b`, from a hub on this machine.
+
+    The repository has a random SAM ViT-B as transformers saves it.
+    """
+    from transformers import SamConfig, SamModel
+
+    sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests"))
+    fake_hub = importlib.import_module("fake_hub")  # of the tests
+
+    with tempfile.TemporaryDirectory() as temporary, fake_hub.running() as hub:
+        SamModel(SamConfig()).save_pretrained(temporary)
+        content = pathlib.Path(temporary, "model.safetensors").read_bytes()
+        repository, file = registry.on_hub("sam", "vit_b").hub or ("", "")
+        hub.files[repository], hub.private[repository] = {file: content}, False
+        hub.sha(repository)  # the checksum that a real hub knows beforehand
+        environment = os.environ | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(pathlib.Path(temporary, "home")),
+            "HF_TOKEN": fake_hub.TOKEN,
+            "NO_PROXY": "127.0.0.1",
+        }
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, "weights", "get", "sam_vit_b"],
+            env=environment,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        seconds = time.monotonic() - start
+    cpu, peak = done.stdout.split()[-2:]
+    return (
+        f"`prosam weights get sam_vit_b` took {seconds:.0f} s ({float(cpu):.0f} s of a core) on "
+        f"{datetime.date.today()}, with a peak of {int(peak) * 1024 / 1e9:.1f} GB, for "
+        f"{len(content):,} random bytes in Hugging Face's layout from a hub on the same machine. "
+        "The peak includes the file's mapped pages, and both include JAX, which gives the "
+        "network's shapes."
+    )
+
+
+MEASURED = """
+import pathlib, re, sys, time
+from prosam_jax import cli
+status = cli.main(sys.argv[1:])
+# A process's own peak in KiB; that of resource.getrusage is its parent's, if that is higher.
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]
+print(time.process_time(), peak)
+sys.exit(status)
+"""
+"""`prosam`, which also prints its seconds of a core and its peak memory."""
+
+
 def _filled(build, twin: torch.nn.Module, rules, ignored) -> Any:
     source = {name: x.numpy() for name, x in twin.state_dict().items()}
     return engine.filled(build, source, rules, ignored)
@@ -164,19 +219,31 @@ def _nchw(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def _row(label, kind, name, module, size, differences) -> str:
+def checkpoints(kind: str, name: str) -> str:
+    """The columns of a row that say where a network's weights are, and on which terms."""
     entries = [x for x in registry.PUBLISHED if (x.kind, x.architecture) == (kind, name)]
     names = "<br>".join(
         f"{x.file}, {x.publisher}" + (" (no published checksum)" if x.sha256 is None else "")
         for x in entries
     )
-    licences = "<br>".join(dict.fromkeys(x.licence for x in entries))
+    return f"{names} | {'<br>'.join(dict.fromkeys(x.licence for x in entries))}"
+
+
+def _row(label, kind, name, module, size, differences) -> str:
     parameters = sum(x.size for x in weights_files.leaves(module).values())
     absolute, relative = differences
     print(f"{name}: {absolute:.1e} {relative:.1e}", flush=True)
     return (
-        f"| {label} | {parameters / 1e6:,.1f} M | {names} | {licences} | "
+        f"| {label} | {parameters / 1e6:,.1f} M | {checkpoints(kind, name)} | "
         f"{size[0]} x {size[1]} | {absolute:.1e} | {relative:.1e} |"
+    )
+
+
+def _on_hub() -> str:
+    return "\n".join(
+        f"| `{x.name.removesuffix('_hf')}` | {x.hub[0]} | {x.licence} |"
+        for x in registry.PUBLISHED
+        if x.hub
     )
 
 
@@ -206,6 +273,8 @@ def main() -> None:
         models="\n".join(models),
         pictures=classify_pictures(args.pictures),
         vit_h=convert_vit_h(),
+        vit_b=get_vit_b(),
+        on_hub=_on_hub(),
         wrong_files=_wrong_files(),
     )
     args.out.write_text(text)
@@ -238,6 +307,28 @@ Hugging Face's layout, with `transformers`.
 
 {vit_h}
 
+## From a hub
+
+`prosam weights get NAME`, the value "hub" of `sam.weights` and `backbone.weights`, and
+`from_pretrained` where `weights/` has no file, fetch these with the package `huggingface_hub` and
+convert them without torch:
+
+| name | repository on the Hugging Face hub | licence |
+|---|---|---|
+{on_hub}
+
+All are `model.safetensors`. Where this library knows the checksum that the hub showed for a file,
+it refuses another one; of every file, the client compares the checksum that the hub tells. The
+client keeps the file, and what is made of it lies beside that in the client's assets, by default
+`~/.cache/huggingface/assets/prosam_jax/weights`; every load checks it. `HF_HOME`, `HF_ENDPOINT` (a
+mirror), `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to the client. The deep-stem ResNets
+and EfficientNet-Lite0 are not on the hub.
+
+The hub itself was not reachable when this was made: names of tensors are those that `transformers`
+saves and `timm`'s code has, tried with random weights.
+
+{vit_b}
+
 ## Which features a backbone gives
 
 | model | merged (reduced by the prompt encoder) | prior (makes the pseudo mask) | stride |
@@ -245,7 +336,7 @@ Hugging Face's layout, with `transformers`.
 | ResNet | layers 2 and 3, 1,536 channels | layer 4 of the masked layer 3 | 8 |
 | VGG-16 | layers 2 (resized) and 3, 768 channels | layer 4 of the masked layer 3 | 16 |
 | DINOv2 S, B | blocks 6 and 9 of 12, normalised, 768 or 1,536 channels | block 12, masked | 14 |
-| DINOv2 L | blocks 12 and 18 of 24, normalised, 2,048 channels | block 24, masked | 14 |
+| DINOv2 L, `_reg` | blocks 12 and 18 of 24, normalised, 2,048 channels | block 24, masked | 14 |
 | EfficientNet-Lite0 | stages 3 and 5, 152 channels | stage 7 of the masked stage 5 | 8 |
 
 Images for DINOv2 are resized to the nearest whole number of patches: 512 x 512 becomes 518 x 518,

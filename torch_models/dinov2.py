@@ -1,4 +1,4 @@
-"""DINOv2 with patches of 14 pixels, without registers, in plain PyTorch.
+"""DINOv2 with patches of 14 pixels, with or without registers, in plain PyTorch.
 
 The state dict has the names and shapes of dinov2_vits14_pretrain.pth and the larger models' files.
 """
@@ -87,33 +87,46 @@ class Block(nn.Module):
 class DINOv2(nn.Module):
     """The network; calling it gives the features of `prosam_jax.backbone.target_taps`, in NCHW.
 
-    The position table has `grid` x `grid` patches and is interpolated for other sizes.
+    The position table has `grid` x `grid` patches and is interpolated for other sizes. Registers
+    lie between the class token and the patches.
     """
 
-    def __init__(self, dim: int, depth: int, num_heads: int, grid: int = 37):
+    def __init__(self, dim: int, depth: int, num_heads: int, grid: int = 37, registers: int = 0):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        if registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid**2, dim))
         self.patch_embed = PatchEmbed(dim)
         self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.grid = grid
+        self.registers = registers
 
     def positions(self, h: int, w: int) -> torch.Tensor:
         """The table for h x w patches, (1, 1 + h w, c), by the original's default rule."""
         if (h, w) == (self.grid, self.grid):
             return self.pos_embed
         table = self.pos_embed[:, 1:].unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
-        factor = ((h + 0.1) / self.grid, (w + 0.1) / self.grid)
-        table = F.interpolate(table, scale_factor=factor, mode="bicubic")
+        if self.registers:
+            table = F.interpolate(table, (h, w), mode="bicubic", antialias=True)
+        else:
+            factor = ((h + 0.1) / self.grid, (w + 0.1) / self.grid)
+            table = F.interpolate(table, scale_factor=factor, mode="bicubic")
         return torch.cat([self.pos_embed[:, :1], table.flatten(2).transpose(1, 2)], dim=1)
 
     def tokens(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Normalised (b, 3, H, W) of whole patches -> tokens after each block, (b, 1 + n, c)."""
+        """Normalised (b, 3, H, W) of whole patches -> tokens after each block, (b, 1 + r + n, c).
+
+        r is the number of registers.
+        """
         h, w = images.shape[2] // PATCH, images.shape[3] // PATCH
         x = self.patch_embed(images)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(h, w)
+        if self.registers:
+            registers = self.register_tokens.expand(len(x), -1, -1)
+            x = torch.cat([x[:, :1], registers, x[:, 1:]], dim=1)
         outputs = []
         for block in self.blocks:
             x = block(x)
@@ -131,7 +144,7 @@ class DINOv2(nn.Module):
         depth = len(self.blocks)
         outputs = self.tokens(images)
         second, third, last = (
-            self.norm(outputs[i - 1])[:, 1:].transpose(1, 2).unflatten(2, (h, w))
+            self.norm(outputs[i - 1])[:, 1 + self.registers :].transpose(1, 2).unflatten(2, (h, w))
             for i in (depth // 2, 3 * depth // 4, depth)
         )
         return torch.cat([second, third], dim=1), last
@@ -145,9 +158,11 @@ class DINOv2(nn.Module):
         return self.trunk(images)
 
 
-def random(dim: int, depth: int, num_heads: int, seed: int, grid: int = 37) -> DINOv2:
+def random(
+    dim: int, depth: int, num_heads: int, seed: int, grid: int = 37, registers: int = 0
+) -> DINOv2:
     """A network of any size with random weights."""
-    model = draw(DINOv2(dim, depth, num_heads, grid), seed)
+    model = draw(DINOv2(dim, depth, num_heads, grid, registers), seed)
     # `draw` scales the position table like a kernel, which makes it too small to matter.
     model.pos_embed *= model.pos_embed[0].numel() ** 0.5
     return model
@@ -166,3 +181,8 @@ def vitb14(seed: int) -> DINOv2:
 def vitl14(seed: int) -> DINOv2:
     """The network of dinov2_vitl14_pretrain.pth; random weights."""
     return random(1024, 24, 16, seed)
+
+
+def vitl14_reg(seed: int) -> DINOv2:
+    """The network of dinov2_vitl14_reg4_pretrain.pth; random weights."""
+    return random(1024, 24, 16, seed, registers=4)

@@ -1,5 +1,6 @@
 """Frozen semantic backbones behind one interface."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -10,7 +11,8 @@ from jaxtyping import Array, Float
 
 from prosam_jax import resize
 from prosam_jax.backbone import dinov2, efficientnet_lite, resnet, vgg
-from prosam_jax.config import BackboneConfig
+from prosam_jax.config import HUB, BackboneConfig
+from prosam_jax.convert import from_hub
 from prosam_jax.types import Taps
 from prosam_jax.weights import files
 
@@ -44,6 +46,7 @@ def build(cfg: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:
         "dinov2_vits14": dinov2.vits14,
         "dinov2_vitb14": dinov2.vitb14,
         "dinov2_vitl14": dinov2.vitl14,
+        "dinov2_vitl14_reg": dinov2.vitl14_reg,
         "efficientnet_lite0": efficientnet_lite.lite0,
         "shapes": resnet.shapes,
         "tiny": resnet.tiny,
@@ -62,14 +65,27 @@ def load(cfg: BackboneConfig, seed: int = 0) -> Backbone:
 
     Raises:
         UserError: The file is missing, damaged or for another backbone; the message names the
-            command that makes it.
+            command that makes it. Or it cannot be fetched from the hub, as `fetch`.
     """
+    if cfg.weights == HUB:
+        fetch(cfg.name)
     return files.frozen(
         lambda rngs: cast(Any, build(cfg, rngs=rngs)),
         cfg.weight_file(),
         seed,
         kind="backbone",
         architecture=cfg.name,
+    )
+
+
+def fetch(name: str, *, check: bool = False, source: pathlib.Path | None = None) -> from_hub.Kept:
+    """Sees to it that a published backbone's weight file is in the cache; see `from_hub.fetch`."""
+    return from_hub.fetch(
+        lambda rngs: cast(Any, build(BackboneConfig.of(name=name), rngs=rngs)),
+        kind="backbone",
+        architecture=name,
+        check=check,
+        source=source,
     )
 
 

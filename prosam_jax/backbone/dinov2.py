@@ -1,7 +1,8 @@
 """DINOv2 vision transformers with patches of 14 pixels (arXiv 2304.07193) as frozen backbones.
 
-Attribute names are those of the published checkpoints without registers, such as
-dinov2_vitb14_pretrain.pth.
+Attribute names are those of Meta's checkpoints, such as dinov2_vitb14_pretrain.pth. With registers
+(arXiv 2309.16588), further learned tokens lie between the class token and the patches; they take
+up what else would make a few patches stand out.
 """
 
 import jax.numpy as jnp
@@ -100,19 +101,38 @@ class DINOv2(nnx.Module):
     Images are resized to the nearest whole number of patches, so 512 x 512 pixels become the
     518 x 518 of the pretraining, with the position table as published.
 
+    Args:
+        dim: Width.
+        depth: Number of blocks.
+        num_heads: Attention heads of a block.
+        grid: Side of the position table in patches.
+        registers: Number of register tokens.
+
     Attributes:
         merged_channels: Twice the width.
     """
 
-    def __init__(self, dim: int, depth: int, num_heads: int, *, grid: int = GRID, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        *,
+        grid: int = GRID,
+        registers: int = 0,
+        rngs: nnx.Rngs,
+    ):
         init = nnx.initializers.truncated_normal(0.02)
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, dim)))
         self.pos_embed = nnx.Param(init(rngs.params(), (1, 1 + grid**2, dim)))
+        if registers:
+            self.register_tokens = nnx.Param(init(rngs.params(), (1, registers, dim)))
         self.patch_embed = PatchEmbed(dim, rngs=rngs)
         self.blocks = nnx.List(Block(dim, num_heads, rngs=rngs) for _ in range(depth))
         self.norm = layers.layer_norm(dim, NORM_EPS, dtype=jnp.float32, rngs=rngs)
         self.taps = (depth // 2 - 1, 3 * depth // 4 - 1, depth - 1)
         self.grid = grid
+        self.registers = registers
         self.merged_channels = 2 * dim
 
     def trunk(
@@ -125,7 +145,9 @@ class DINOv2(nnx.Module):
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in self.taps:
-                maps.append(self.norm(x)[:, 1:].reshape(-1, height, width, x.shape[-1]))
+                maps.append(
+                    self.norm(x)[:, 1 + self.registers :].reshape(-1, height, width, x.shape[-1])
+                )
         return jnp.concatenate(maps[:2], axis=-1), maps[2]
 
     def tail(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
@@ -135,27 +157,37 @@ class DINOv2(nnx.Module):
     def tokens(
         self, images: Float[Array, "b H W 3"], size: tuple[int, int]
     ) -> Float[Array, "b n c"]:
-        """The class token and then the `size` patches row by row, with positions added."""
+        """Class token, registers, `size` patches row by row; positions on all but registers."""
         pixels = (size[0] * PATCH, size[1] * PATCH)
         x = self.patch_embed(resize.bilinear(images, pixels, align_corners=False))
         b, _, _, c = x.shape
         cls_token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (b, 1, c))
         x = jnp.concatenate([cls_token, x.reshape(b, -1, c)], axis=1)
-        return x + self.positions(size).astype(x.dtype)
+        x = x + self.positions(size).astype(x.dtype)
+        if not self.registers:
+            return x
+        registers = jnp.broadcast_to(
+            self.register_tokens[...].astype(x.dtype), (b, self.registers, c)
+        )
+        return jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
 
     def positions(self, size: tuple[int, int]) -> Float[Array, "1 n c"]:
         """The position table, interpolated to `size` patches by the original's rule.
 
-        The original asks for 0.1 patches more than there are, so that rounding keeps the size, and
-        torch maps coordinates with that factor.
+        Without registers, the original asks for 0.1 patches more than there are, so that rounding
+        keeps the size, and torch maps coordinates with that factor. With registers, it asks for the
+        size itself and for antialiasing.
         """
         table = self.pos_embed[...]
         if size == (self.grid, self.grid):
             return table
         c = table.shape[-1]
-        rows, cols = ((n + POSITION_OFFSET) / self.grid for n in size)
         patches = table[:, 1:].reshape(1, self.grid, self.grid, c)
-        patches = resize.bicubic(patches, (rows, cols))
+        if self.registers:
+            patches = resize.bicubic_antialiased(patches, size)
+        else:
+            rows, cols = ((n + POSITION_OFFSET) / self.grid for n in size)
+            patches = resize.bicubic(patches, (rows, cols))
         return jnp.concatenate([table[:, :1], patches.reshape(1, -1, c)], axis=1)
 
 
@@ -172,3 +204,8 @@ def vitb14(*, rngs: nnx.Rngs) -> DINOv2:
 def vitl14(*, rngs: nnx.Rngs) -> DINOv2:
     """ViT-L/14 of dinov2_vitl14_pretrain.pth; 2,048 merged channels."""
     return DINOv2(1024, 24, 16, rngs=rngs)
+
+
+def vitl14_reg(*, rngs: nnx.Rngs) -> DINOv2:
+    """ViT-L/14 with the four registers of dinov2_vitl14_reg4_pretrain.pth; as wide as `vitl14`."""
+    return DINOv2(1024, 24, 16, registers=4, rngs=rngs)

@@ -196,6 +196,7 @@ def _check_files(runs: "Sequence[Run]") -> None:
         UserError: A dataset or a weight file is missing or not valid, or the file is of another
             network.
     """
+    from prosam_jax import model
     from prosam_jax.comparison import methods
     from prosam_jax.data import datasets
     from prosam_jax.evaluation import evaluate
@@ -212,6 +213,7 @@ def _check_files(runs: "Sequence[Run]") -> None:
         frozen = run.cfg.sam, run.cfg.backbone
         if frozen not in found:
             found.add(frozen)
+            model.fetch(run.cfg)
             prompt_encoder.frozen_weights(run.cfg)
 
 

@@ -1,6 +1,7 @@
 r"""Lists, fetches, converts, verifies and shares weight files.
 
     prosam weights list
+    prosam weights get sam_vit_h
     prosam weights fetch sam_vit_h
     prosam weights convert sam --model vit_h --checkpoint weights/sam_vit_h_4b8939.pth \
         --out weights/sam_vit_h.safetensors
@@ -9,8 +10,10 @@ r"""Lists, fetches, converts, verifies and shares weight files.
     prosam weights push pascal1.safetensors --repo USER/NAME --private
     prosam weights pull USER/NAME --out pascal1.safetensors
 
-To resume an interrupted fetch, run the same command again. Converting needs torch (pip install
-'prosam_jax[convert]'); push and pull need huggingface_hub (pip install 'prosam_jax[hub]').
+`get` fetches published weights from the Hugging Face hub and converts them, once, to a weight file
+in the client's cache, which the settings call "hub". To resume an interrupted fetch, run the same
+command again. Converting needs torch (pip install 'prosam_jax[convert]'); get, push and pull need
+huggingface_hub (pip install 'prosam_jax[hub]').
 """
 
 import argparse
@@ -23,6 +26,7 @@ import safetensors
 from prosam_jax.cli import convert
 from prosam_jax.cli.arguments import as_path, as_text
 from prosam_jax.cli.export import check_free
+from prosam_jax.config import BACKBONES_ON_HUB, SAMS_ON_HUB
 from prosam_jax.errors import UserError, printable
 from prosam_jax.weights import other_forms, registry
 
@@ -32,6 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(metavar="WHAT")
     listing = what.add_parser("list", help="list the published checkpoints")
     listing.set_defaults(run=lambda args: print(table()))
+    getting = what.add_parser("get", help="fetch and convert published weights from a hub")
+    getting.add_argument("name", help=f"one of {', '.join(names_to_get())}")
+    getting.add_argument(
+        "--from",
+        dest="source",
+        metavar="FILE",
+        type=as_path,
+        help="convert this file, which was fetched by hand",
+    )
+    getting.set_defaults(run=lambda args: print(get(args.name, args.source)))
     fetching = what.add_parser("fetch", help="fetch a checkpoint, or verify it if it is there")
     fetching.add_argument("name", help="a name that `prosam weights list` shows")
     fetching.add_argument("--to", type=as_path, default="weights", help="folder (default: weights)")
@@ -105,6 +119,27 @@ def table() -> str:
         for name, size, licence, checksum, publisher in rows
     ]
     return "\n".join(lines)
+
+
+def names_to_get() -> list[str]:
+    """What `prosam weights get` takes."""
+    return [*(f"sam_{x}" for x in SAMS_ON_HUB), *BACKBONES_ON_HUB]
+
+
+def get(name: str, source: pathlib.Path | None = None) -> str:
+    """Sees to it that published weights are in the cache, and says how to use them."""
+    entry = registry.to_get(name)
+    from prosam_jax import backbone
+    from prosam_jax.sam import build_sam
+
+    fetch = build_sam.fetch if entry.kind == "sam" else backbone.fetch
+    path, was_there = fetch(entry.architecture, check=True, source=source)
+    setting = "sam.model" if entry.kind == "sam" else "backbone.name"
+    return (
+        f"{path} {'was there already and is whole' if was_there else 'was made'}\n"
+        f"next: prosam train --config.{setting}={entry.architecture} "
+        f"--config.{entry.kind}.weights=hub"
+    )
 
 
 def fetch(name: str, folder: pathlib.Path) -> str:

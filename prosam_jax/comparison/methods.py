@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prosam_jax import runs
+from prosam_jax import model, runs
 from prosam_jax.config import CHANGES_NO_NUMBER, Config, changed, recorded, replaced
 from prosam_jax.data import datasets
 from prosam_jax.errors import UserError
@@ -172,6 +172,7 @@ def results(run: Run, scoring: Scoring = OWN) -> dict[str, Any] | None:
             load_examples(folder / "examples.npz")
     except (OSError, UserError, TypeError, ValueError, KeyError, AttributeError):
         return None  # not whole, or of another version: it is scored again
+    model.fetch(run.cfg)
     frozen = prompt_encoder.frozen_weights(run.cfg)
     return held if prompt_encoder.read_frozen(run.workdir) == frozen else None
 

@@ -16,6 +16,7 @@ Backbone = Literal[
     "dinov2_vits14",
     "dinov2_vitb14",
     "dinov2_vitl14",
+    "dinov2_vitl14_reg",
     "efficientnet_lite0",
     "shapes",
     "tiny",
@@ -40,6 +41,21 @@ CACHE_DTYPES: tuple[str, ...] = typing.get_args(CacheDType)
 
 RANDOM = "random"
 """Value of a `weights` setting: weights drawn from the seed."""
+
+HUB = "hub"
+"""Value of a `weights` setting: published weights of a hub, fetched when they are first needed."""
+
+SAMS_ON_HUB: tuple[str, ...] = ("vit_b", "vit_l", "vit_h")
+BACKBONES_ON_HUB: tuple[str, ...] = (
+    "resnet50_torchvision",
+    "resnet101_torchvision",
+    "vgg16",
+    "vgg16_bn",
+    "dinov2_vits14",
+    "dinov2_vitb14",
+    "dinov2_vitl14",
+    "dinov2_vitl14_reg",
+)
 
 PACKAGED = "packaged"
 """Value of a `weights` setting: the weight file that comes with the package."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from prosam_jax.config.checks import nearest
-from prosam_jax.config.choices import PACKAGED, RANDOM
+from prosam_jax.config.choices import HUB, PACKAGED, RANDOM
 from prosam_jax.config.fields import Role, about, flat, leaves, unread
 from prosam_jax.config.settings import Config
 from prosam_jax.errors import UserError, cut, printable, short
@@ -99,7 +99,7 @@ def without_paths(cfg: Config) -> Config:
         name: default[name]
         for name, value in flat(cfg).items()
         if about(Config, name).role is Role.PATH
-        and not (name.endswith(".weights") and value in (RANDOM, PACKAGED))
+        and not (name.endswith(".weights") and value in (RANDOM, PACKAGED, HUB))
     }
     return replaced(cfg, paths)
 

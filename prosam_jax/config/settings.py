@@ -1,6 +1,7 @@
 """All settings of a run, as frozen dataclasses."""
 
 import dataclasses
+import os
 import pathlib
 import typing
 from collections.abc import Mapping
@@ -8,7 +9,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from prosam_jax.config.checks import nearest
 from prosam_jax.config.choices import (
+    BACKBONES_ON_HUB,
+    HUB,
     PACKAGED,
+    SAMS_ON_HUB,
     Annotation,
     Attention,
     Backbone,
@@ -38,11 +42,33 @@ def packaged(kind: str, name: str) -> str:
     return str(pathlib.Path(__file__).parents[1] / "pretrained" / f"{kind}_{name}.safetensors")
 
 
-def _check_packaged(setting: str, value: str, owner: str, name: str) -> None:
+def hub_file(kind: str, name: str) -> str:
+    """Path of the weight file that is made of weights from a hub.
+
+    It is among the assets of Hugging Face's client, so that HF_HOME moves it too.
+
+    Args:
+        kind: "sam" or "backbone".
+        name: Value of `sam.model` or `backbone.name`.
+    """
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or os.path.join(root, "huggingface")
+    assets = os.environ.get("HF_ASSETS_CACHE") or os.path.join(home, "assets")
+    file = f"sam_{name}.safetensors" if kind == "sam" else f"{name}.safetensors"
+    folder = os.path.expandvars(os.path.expanduser(assets))
+    return os.path.join(folder, "prosam_jax", "weights", file)
+
+
+def _check_source(setting: str, value: str, owner: str, name: str, on_hub: tuple[str, ...]) -> None:
     if value == PACKAGED and name != "shapes":
         raise UserError(
             f"{setting}={PACKAGED} needs {owner}=shapes, not {name}: no other weights come with "
             "the package"
+        )
+    if value == HUB and name not in on_hub:
+        raise UserError(
+            f"{setting}={HUB} needs {owner} to be one of {', '.join(on_hub)}, not {name}, which "
+            "is not on the hub: `prosam weights list` shows where published weights are"
         )
 
 
@@ -54,8 +80,9 @@ class SAMSettings(Group):
         model: The size: "vit_b", "vit_l" or "vit_h" are the published ones, "shapes" is small and
             comes with the package, "tiny" is for tests and trials.
         weights: A `.safetensors` file made by `prosam weights convert` (`{model}` stands for the
-            model's name), "packaged" for the file that comes with the package (model "shapes"
-            only), or "random".
+            model's name), "hub" for the published weights, which are fetched from the Hugging
+            Face hub when they are first needed, "packaged" for the file that comes with the package
+            (model "shapes" only), or "random".
         image_size: Side in pixels of the square that target images are resized to; 0 for the
             model's own. Published weights only work with 1024.
         dtype: Type of the activations of SAM's encoder and mask decoder.
@@ -77,12 +104,19 @@ class SAMSettings(Group):
         super().__post_init__()
         if self.image_size % 16:
             raise UserError(f"sam.image_size={self.image_size} must be 0 or a multiple of 16")
-        _check_packaged("sam.weights", self.weights, "sam.model", self.model)
+        _check_source("sam.weights", self.weights, "sam.model", self.model, SAMS_ON_HUB)
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the weights may be "hub"."""
+        return self.model in SAMS_ON_HUB
 
     def weight_file(self) -> str:
         """The path that `weights` stands for; "random" stays as it is."""
         if self.weights == PACKAGED:
             return packaged("sam", self.model)
+        if self.weights == HUB:
+            return hub_file("sam", self.model)
         return self.weights.replace("{model}", self.model)
 
     def architecture(self) -> SAMConfig:
@@ -101,8 +135,9 @@ class BackboneConfig(Group):
             as in the paper; "shapes" is small and comes with the package; "tiny" is for tests and
             trials.
         weights: A `.safetensors` file made by `prosam weights convert` (`{name}` stands for the
-            backbone's name), "packaged" for the file that comes with the package (name "shapes"
-            only), or "random".
+            backbone's name), "hub" for published weights, which are fetched from the Hugging Face
+            hub when they are first needed (DINOv2's and torchvision's), "packaged" for the file
+            that comes with the package (name "shapes" only), or "random".
         dtype: Type of its activations; the features that leave it are float32.
     """
 
@@ -115,12 +150,21 @@ class BackboneConfig(Group):
     def __post_init__(self) -> None:
         """Checks what the ranges of the fields cannot express."""
         super().__post_init__()
-        _check_packaged("backbone.weights", self.weights, "backbone.name", self.name)
+        _check_source(
+            "backbone.weights", self.weights, "backbone.name", self.name, BACKBONES_ON_HUB
+        )
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the weights may be "hub"."""
+        return self.name in BACKBONES_ON_HUB
 
     def weight_file(self) -> str:
         """The path that `weights` stands for; "random" stays as it is."""
         if self.weights == PACKAGED:
             return packaged("backbone", self.name)
+        if self.weights == HUB:
+            return hub_file("backbone", self.name)
         return self.weights.replace("{name}", self.name)
 
 

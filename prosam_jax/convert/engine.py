@@ -47,11 +47,14 @@ class Rule:
         targets: NNX path, with `\1` for the pattern's first group and so on. With several
             paths, the tensor is split into equal parts along its first axis, in this order.
         transform: Changes torch's layout to flax's.
+        part: (i, n) if the transformed tensor is the i-th of n equal parts of its path's array,
+            along the last axis; None if it is the whole.
     """
 
     pattern: str
     targets: str | tuple[str, ...]
     transform: Callable[[np.ndarray], np.ndarray] = identity
+    part: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +81,7 @@ def convert(
             abstract module).
 
     Returns:
-        Arrays by NNX path, views of the source.
+        Arrays by NNX path, views of the source except for those of several parts.
 
     Raises:
         UserError: A tensor is unknown, matched by several rules, of another type than its path
@@ -87,6 +90,7 @@ def convert(
     """
     problems: dict[str, list[str]] = collections.defaultdict(list)
     filled: dict[str, np.ndarray] = {}
+    parts: dict[str, dict[tuple[int, int], np.ndarray]] = collections.defaultdict(dict)
     for name, array in source.items():
         if any(re.fullmatch(entry.pattern, name) for entry in ignored):
             continue
@@ -95,15 +99,24 @@ def convert(
             group = "matched by several rules" if matches else "that no rule knows"
             problems[f"tensors {group}"].append(name)
             continue
+        rule = matches[0][0]
         for path, part in _parts(*matches[0], array):
-            if path in filled:
+            if path in filled or rule.part in parts.get(path, ()):
                 problems["paths filled twice"].append(path)
             elif path not in specs:
                 problems["paths that the model does not have"].append(f"{path} (from {name})")
             else:
-                for group, entry in _misfits(name, path, part, specs[path]):
+                for group, entry in _misfits(name, path, part, specs[path], rule.part):
                     problems[group].append(entry)
-            filled[path] = part
+            if rule.part:
+                parts[path][rule.part] = part
+            else:
+                filled[path] = part
+    for path, found in parts.items():
+        if path in filled:
+            problems["paths filled twice"].append(path)
+        elif len(found) == next(iter(found))[1]:
+            filled[path] = np.empty(0) if problems else _joined(found)
     unfilled = [path for path in specs if path not in filled]
     if unfilled:
         problems["paths left unfilled"] = unfilled
@@ -133,9 +146,16 @@ def _parts(rule: Rule, match: re.Match[str], array: np.ndarray) -> list[tuple[st
     return [(match.expand(target), part) for target, part in zip(targets, parts, strict=True)]
 
 
-def _misfits(name: str, path: str, array: np.ndarray, spec: Any) -> Iterator[tuple[str, str]]:
-    if array.shape != spec.shape:
-        yield "paths of another shape", f"{path} {spec.shape} from {name} {array.shape}"
+def _joined(parts: Mapping[tuple[int, int], np.ndarray]) -> np.ndarray:
+    return np.concatenate([parts[key] for key in sorted(parts)], axis=-1)
+
+
+def _misfits(
+    name: str, path: str, array: np.ndarray, spec: Any, part: tuple[int, int] | None
+) -> Iterator[tuple[str, str]]:
+    shape = spec.shape if part is None else (*spec.shape[:-1], spec.shape[-1] // part[1])
+    if array.shape != shape:
+        yield "paths of another shape", f"{path} {shape} from {name} {array.shape}"
     if array.dtype != spec.dtype:
         yield "tensors of another type", f"{name} is {array.dtype}, not {spec.dtype}"
     elif not np.isfinite(array).all():

@@ -144,17 +144,22 @@ def _vgg(tensors: Tensors) -> Found | None:
 
 
 def _dinov2(tensors: Tensors) -> Found | None:
-    if any(re.fullmatch(r"(encoder\.)?layer\.0\.layer_scale1\.lambda1", name) for name in tensors):
-        return Found("DINOv2 in Hugging Face's layout")
-    if "blocks.0.attn.qkv.weight" not in tensors:
+    scale, where, hugging_face = "blocks.0.ls1.gamma", "", ""
+    if "encoder.layer.0.layer_scale1.lambda1" in tensors:
+        scale, where = "encoder.layer.0.layer_scale1.lambda1", "embeddings."
+        hugging_face = " in Hugging Face's layout"
+    elif any(name.endswith("layer.0.layer_scale1.lambda1") for name in tensors):
+        return Found("a network on top of DINOv2, or DINOv3, in Hugging Face's layout")
+    elif "blocks.0.attn.qkv.weight" not in tensors:
         return None
-    if "blocks.0.ls1.gamma" not in tensors:
+    elif scale not in tensors:
         return Found("a ViT without layer scale, such as DINO's or MAE's")
-    width = len(tensors["blocks.0.ls1.gamma"])
-    name = f"dinov2_{DINOV2_WIDTHS.get(width, f'of width {width}')}"
-    if "register_tokens" in tensors:
-        return Found(f"{name} with registers")
-    return Found(name, "backbone", name) if name in BACKBONES else Found(name)
+    width = len(tensors[scale])
+    name = words = f"dinov2_{DINOV2_WIDTHS.get(width, f'of width {width}')}"
+    if f"{where}register_tokens" in tensors:
+        name, words = f"{name}_reg", f"{words} with registers"
+    words += hugging_face
+    return Found(words, "backbone", name) if name in BACKBONES else Found(words)
 
 
 def _efficientnet(tensors: Tensors) -> Found | None:

@@ -6,9 +6,7 @@ import re
 import tarfile
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from prosam_jax.errors import UserError, cut
 
@@ -18,6 +16,7 @@ try:
 except ModuleNotFoundError as error:
     raise UserError("conversion needs torch; run: pip install 'prosam_jax[convert]'") from error
 
+from prosam_jax.convert.checkpoint import Checkpoint
 from prosam_jax.weights import other_forms
 from prosam_jax.weights.other_forms import AGAIN
 from prosam_jax.weights.registry import sha256
@@ -29,23 +28,6 @@ HELD = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
 }
-
-
-class Checkpoint(NamedTuple):
-    """What a file holds.
-
-    Attributes:
-        path: The file.
-        sha256: Its checksum, in hexadecimal.
-        tensors: Its tensors by torch name; if the file's format allows it, they stay on disk until
-            they are read.
-        widened: Names of the half-precision tensors, which are converted to float32.
-    """
-
-    path: pathlib.Path
-    sha256: str
-    tensors: dict[str, np.ndarray]
-    widened: list[str]
 
 
 def read(path: pathlib.Path) -> Checkpoint:

@@ -54,11 +54,11 @@ class SamPredictor:
         """A predictor with trained weights.
 
         Args:
-            name: "sam_vit_b", "sam_vit_l" or "sam_vit_h", whose weight file is in `weights/` unless
-                the settings say otherwise; "sam_shapes", which comes with the package and
-                knows generated shapes; a weight file of a SAM (`prosam weights convert`); or
-                the name of a trained model (`ProSAM.from_pretrained`), for the SAM that it was
-                trained with.
+            name: "sam_vit_b", "sam_vit_l" or "sam_vit_h", whose weight file is in `weights/` or
+                else comes from the Hugging Face hub, unless the settings say otherwise;
+                "sam_shapes", which comes with the package and knows generated shapes; a weight file
+                of a SAM (`prosam weights convert`); or the name of a trained model
+                (`ProSAM.from_pretrained`), for the SAM that it was trained with.
             overrides: Groups of settings that differ, here only `sam`, such as
                 `sam={"dtype": "bfloat16"}`.
 
@@ -241,7 +241,8 @@ def _load(name: str | os.PathLike[str], changes: Mapping[str, Any]) -> Sam:
     model = text.removeprefix("sam_")
     if text.startswith("sam_") and model in SAM_MODELS:
         weights = {"weights": PACKAGED} if model == "shapes" else {}
-        return build_sam(_replaced(SAMSettings.of(model=model), weights | given))
+        cfg = _replaced(SAMSettings.of(model=model), weights | given)
+        return build_sam(pretrained.or_hub(cfg))
     path = pathlib.Path(os.path.expanduser(text))
     if path.is_file() or (path.suffix and not path.is_dir()):
         held = files.metadata(path, made_by=MADE_BY)

@@ -169,6 +169,7 @@ def _check_run(cfg: Config, workdir: pathlib.Path, at: int) -> Config:
             "these and --config out to continue it, or choose another --workdir"
         )
     trained_on = prompt_encoder.read_frozen(workdir)
+    model.fetch(cfg)
     prompt_encoder.check_frozen(workdir, trained_on, prompt_encoder.frozen_weights(cfg))
     return began
 

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from safetensors.numpy import save_file
 
 from prosam_jax.atomic import replacing
-from prosam_jax.config import RANDOM
+from prosam_jax.config import BACKBONES_ON_HUB, HUB, RANDOM, SAMS_ON_HUB, hub_file
 from prosam_jax.errors import UserError, cut
 from prosam_jax.weights import other_forms
 
@@ -274,6 +274,8 @@ def frozen(
 
 def made_by(kind: str, architecture: str, out: str | os.PathLike[str]) -> str:
     """The command that makes the weight file `out` of a frozen network, for messages."""
+    if os.fspath(out) == hub_file(kind, architecture):
+        return f"prosam weights get {f'sam_{architecture}' if kind == 'sam' else architecture}"
     if architecture == "shapes":
         return (
             f"python packaged/shapes_{kind}.py --out {out} (or use the one that comes with the "
@@ -281,8 +283,10 @@ def made_by(kind: str, architecture: str, out: str | os.PathLike[str]) -> str:
         )
     if architecture == "tiny":
         return f"--config.{kind}.weights=random, which needs no file"
+    on_hub = architecture in (SAMS_ON_HUB if kind == "sam" else BACKBONES_ON_HUB)
+    fetched = f"--config.{kind}.weights={HUB}, which fetches it, or with: " if on_hub else ""
     return (
-        f"prosam weights convert {kind} --model {architecture} --checkpoint CHECKPOINT "
+        f"{fetched}prosam weights convert {kind} --model {architecture} --checkpoint CHECKPOINT "
         f"--out {out} (`prosam weights list` shows the checkpoints)"
     )
 

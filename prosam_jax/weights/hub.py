@@ -62,6 +62,7 @@ def download(
     """Downloads a file from a repository to the hub client's cache and returns its path.
 
     A file in the cache that is damaged is downloaded again, which the client does not do by itself.
+    Where HF_HUB_OFFLINE is set, the cache must have it.
 
     Args:
         repo: "user/name".
@@ -76,15 +77,32 @@ def download(
     """
     hub, api = _client(endpoint)
     with _one_line(hub, api.endpoint, repo, revision or "main", file):
-        # Ask for the commit first, because a download retries an unreachable hub for half a minute.
-        commit = api.model_info(repo, revision=revision, timeout=TIMEOUT).sha
+        if hub.constants.HF_HUB_OFFLINE:
+            return _cached(hub, repo, file, revision)
+        # Ask first, because a download retries an unreachable hub for half a minute.
+        api.model_info(repo, revision=revision, timeout=TIMEOUT)
         for again in (False, True):
-            found = api.hf_hub_download(repo, file, revision=commit, force_download=again)
-            path = pathlib.Path(found).resolve()
-            # The client calls what the link stands for by the file's SHA-256, if the hub tells it.
-            if not re.fullmatch("[0-9a-f]{64}", path.name) or path.name == sha256(path):
+            found = api.hf_hub_download(repo, file, revision=revision, force_download=again)
+            if _is_whole(found):
                 return pathlib.Path(found)
         raise UserError(f"{repo} at {api.endpoint} gave {file} with another sha256 than it says")
+
+
+def _cached(hub: Any, repo: str, file: str, revision: str | None) -> pathlib.Path:
+    cache = hub.constants.HF_HUB_CACHE
+    found = hub.try_to_load_from_cache(repo, file, cache_dir=cache, revision=revision)
+    mend = "unset it to fetch the file, or copy that folder from a machine that has the file"
+    if not isinstance(found, str):
+        raise UserError(f"HF_HUB_OFFLINE is set, but {cache} has no {file} of {repo}: {mend}")
+    if not _is_whole(found):
+        raise UserError(f"HF_HUB_OFFLINE is set, but {found} is damaged: {mend}")
+    return pathlib.Path(found)
+
+
+def _is_whole(file: str) -> bool:
+    """The client calls what a link stands for by the file's SHA-256, if the hub tells it."""
+    path = pathlib.Path(file).resolve()
+    return not re.fullmatch("[0-9a-f]{64}", path.name) or path.name == sha256(path)
 
 
 def _client(endpoint: str | None) -> tuple[Any, Any]:

@@ -1,14 +1,18 @@
 """What the name of a trained prompt encoder stands for: a file, a run's folder, or one on a hub."""
 
+import dataclasses
 import os
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from prosam_jax.config import (
+    HUB,
     OF_AN_EVALUATION,
+    BackboneConfig,
     Config,
+    SAMSettings,
     changed,
     flat_mapping,
     packaged,
@@ -17,6 +21,8 @@ from prosam_jax.config import (
 )
 from prosam_jax.errors import UserError
 from prosam_jax.weights import hub, prompt_encoder
+
+Group = TypeVar("Group", SAMSettings, BackboneConfig)
 
 DEFAULT = "prosam-shapes"
 # These come with the package. This one was trained on generated shapes; on photos it is a toy.
@@ -85,6 +91,8 @@ def settings_of(path: pathlib.Path) -> Config:
 def usable(trained: Config, overrides: Mapping[str, Any]) -> Config:
     """The settings of a training, changed for using the trained model.
 
+    Frozen weights whose file is not where the defaults have it come from the hub, if it has them.
+
     Args:
         trained: Settings of the training.
         overrides: New values, by dotted name or nested in groups: `data.downsample`, and settings
@@ -109,4 +117,17 @@ def usable(trained: Config, overrides: Mapping[str, Any]) -> Config:
             f"{', '.join(unused)}: a trained model does not read this: leave it out; it reads "
             "data.downsample and the settings of sam and backbone"
         )
-    return cfg
+    found = {"sam": or_hub(cfg.sam), "backbone": or_hub(cfg.backbone)}
+    return replaced(cfg, {f"{kind}.weights": group.weights for kind, group in found.items()})
+
+
+def or_hub(group: Group) -> Group:
+    """The settings of a frozen network, with weights of the hub if no others are named or there.
+
+    They are those of the hub if `weights` is the default, there is no such file, and the hub has
+    the network.
+    """
+    is_missing = (
+        group.weights == type(group)().weights and not pathlib.Path(group.weight_file()).exists()
+    )
+    return dataclasses.replace(group, weights=HUB) if is_missing and group.on_hub else group

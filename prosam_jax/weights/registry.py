@@ -90,29 +90,43 @@ def _sam(model: str, file: str, sha256: str, size: int) -> Published:
     )
 
 
-def _sam_hugging_face(model: str, repository: str) -> Published:
+def _hugging_face(
+    kind: str, architecture: str, repository: str, sha256: str | None = None
+) -> Published:
+    stem = f"sam_{architecture}_hf" if kind == "sam" else f"{architecture}_hf"
+    meta = repository.startswith("facebook/")
     return Published(
-        name=f"sam_{model}_hf",
-        kind="sam",
-        architecture=model,
-        file=f"sam_{model}_hf.safetensors",
-        publisher="Meta AI, Hugging Face",
-        licence="Apache-2.0",
-        by_hand=f"https://huggingface.co/facebook/{repository} has it as model.safetensors",
-        hub=(f"facebook/{repository}", "model.safetensors"),
+        name=stem,
+        kind=kind,
+        architecture=architecture,
+        file=f"{stem}.safetensors",
+        publisher=f"{'Meta AI' if meta else 'timm'}, Hugging Face",
+        licence="Apache-2.0" if meta else "BSD-3-Clause",
+        by_hand=f"https://huggingface.co/{repository} has it as model.safetensors",
+        hub=(repository, "model.safetensors"),
+        sha256=sha256,
+        note="" if meta else IMAGENET,
     )
 
 
-def _dinov2(name: str, sha256: str, size: int, note: str = "") -> Published:
+def _dinov2(
+    name: str,
+    sha256: str | None = None,
+    size: int | None = None,
+    note: str = "",
+    registers: int = 0,
+) -> Published:
+    folder = name.removesuffix("_reg")
+    file = f"{name}{registers or ''}_pretrain.pth"
     return Published(
         name=name,
         kind="backbone",
         architecture=name,
-        file=f"{name}_pretrain.pth",
+        file=file,
         publisher="Meta AI",
         licence="Apache-2.0",
         by_hand=f"{DINOV2} links to it",
-        url=f"https://dl.fbaipublicfiles.com/dinov2/{name}/{name}_pretrain.pth",
+        url=f"https://dl.fbaipublicfiles.com/dinov2/{folder}/{file}",
         sha256=sha256,
         size=size,
         note=note,
@@ -168,9 +182,9 @@ PUBLISHED = (
         "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         2_564_550_879,
     ),
-    _sam_hugging_face("vit_b", "sam-vit-base"),
-    _sam_hugging_face("vit_l", "sam-vit-large"),
-    _sam_hugging_face("vit_h", "sam-vit-huge"),
+    _hugging_face("sam", "vit_b", "facebook/sam-vit-base"),
+    _hugging_face("sam", "vit_l", "facebook/sam-vit-large"),
+    _hugging_face("sam", "vit_h", "facebook/sam-vit-huge"),
     _semseg("resnet50", "resnet50_v2.pth"),
     _semseg("resnet101", "resnet101_v2.pth"),
     _torchvision("resnet50_torchvision", "resnet50-0676ba61.pth", 102_530_333),
@@ -194,6 +208,45 @@ PUBLISHED = (
         1_217_586_395,
         note=RECORDED,
     ),
+    _dinov2("dinov2_vitl14_reg", registers=4),
+    _hugging_face(
+        "backbone",
+        "dinov2_vits14",
+        "facebook/dinov2-small",
+        "ae1e99fcefd534ed978cdeb8326f08030c96e28b7a81ffcbc98a857c84d14be1",
+    ),
+    _hugging_face(
+        "backbone",
+        "dinov2_vitb14",
+        "facebook/dinov2-base",
+        "d73036b56966966d07975d696bde331762f37297e2f095de8cea0040c3aa0841",
+    ),
+    _hugging_face(
+        "backbone",
+        "dinov2_vitl14",
+        "facebook/dinov2-large",
+        "399fba97a95f22c36834418bc69373364a99af3a1153da1c0fb31db567c92e23",
+    ),
+    _hugging_face("backbone", "dinov2_vitl14_reg", "facebook/dinov2-with-registers-large"),
+    _hugging_face(
+        "backbone",
+        "resnet50_torchvision",
+        "timm/resnet50.tv_in1k",
+        "5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888",
+    ),
+    _hugging_face("backbone", "resnet101_torchvision", "timm/resnet101.tv_in1k"),
+    _hugging_face(
+        "backbone",
+        "vgg16",
+        "timm/vgg16.tv_in1k",
+        "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8",
+    ),
+    _hugging_face(
+        "backbone",
+        "vgg16_bn",
+        "timm/vgg16_bn.tv_in1k",
+        "88bbedbc8e780413736db38ac4efd41b06fc0e93fd5b8879b584bba63a950129",
+    ),
     Published(
         name="efficientnet_lite0",
         kind="backbone",
@@ -216,6 +269,32 @@ def named(name: str) -> Published:
     return next(entry for entry in PUBLISHED if entry.name == name)
 
 
+def on_hub(kind: str, architecture: str) -> Published:
+    """The entry of a network that a hub has.
+
+    Args:
+        kind: "sam" or "backbone".
+        architecture: One of `config.SAMS_ON_HUB` or `config.BACKBONES_ON_HUB`.
+    """
+    return next(x for x in PUBLISHED if x.hub and (x.kind, x.architecture) == (kind, architecture))
+
+
+def to_get(name: str) -> Published:
+    """The entry that `prosam weights get NAME` fetches.
+
+    Raises:
+        UserError: There is no network of that name, or none on a hub.
+    """
+    entries = {x.name.removesuffix("_hf"): x for x in PUBLISHED if x.hub}
+    if name not in entries and any(x.name == name and not x.hub for x in PUBLISHED):
+        raise UserError(
+            f"{name} is not on the hub, which has {', '.join(entries)}; take it from its publisher "
+            f"with: prosam weights fetch {name}"
+        )
+    check_choice("NAME", name, tuple(entries))
+    return entries[name]
+
+
 def with_checksum(digest: str) -> Published | None:
     """The entry with this sha256, None if there is none."""
     known = (entry for entry in PUBLISHED if entry.sha256 and digest.startswith(entry.sha256))
@@ -223,8 +302,8 @@ def with_checksum(digest: str) -> Published | None:
 
 
 def with_file(name: str) -> Published | None:
-    """The entry with this file name, None if there is none."""
-    return next((entry for entry in PUBLISHED if entry.file == name), None)
+    """The entry with this file name, or REPOSITORY/FILE on the hub; None if there is none."""
+    return next((x for x in PUBLISHED if name in (x.file, "/".join(x.hub or ()))), None)
 
 
 def sha256(path: pathlib.Path) -> str:

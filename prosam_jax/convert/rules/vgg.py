@@ -1,7 +1,8 @@
 """Rules of torchvision's and VRP-SAM's VGG-16, by model name.
 
 torchvision numbers all convolutions, norms, ReLUs and pools in turn, as features.N. VRP-SAM starts
-again with each stage, which ends with its pool, as layerK.j.
+again with each stage, which ends with its pool, as layerK.j. timm's ports have torchvision's names
+but for the classifier, whose linear layers are convolutions.
 """
 
 from prosam_jax.convert.engine import Ignored, Rule, conv
@@ -30,6 +31,9 @@ def _rules(batch_norm: bool) -> tuple[Rule, ...]:
 RULES = {"vgg16": _rules(batch_norm=False), "vgg16_bn": _rules(batch_norm=True)}
 IGNORED = (
     COUNTERS,
-    Ignored(r"classifier\.\d\.(weight|bias)", "the classifier, not needed for features"),
+    Ignored(
+        r"(classifier\.\d|pre_logits\.fc[12]|head\.fc)\.(weight|bias)",
+        "the classifier, not needed for features",
+    ),
     LEARNED,
 )
