@@ -272,7 +272,9 @@ def draw(results: dict[str, Any]) -> Figure:
     over_steps.set(
         yscale="log", xlabel="step", ylabel="|sigma| / |mu|", title="Sigma in training, fold 0"
     )
-    over_steps.legend(frameon=False, fontsize=6, ncols=2)
+    low, high = over_steps.get_ylim()
+    over_steps.set_ylim(low, high**1.5 / low**0.5)  # room for the names
+    over_steps.legend(frameon=False, fontsize=6, ncols=2, loc="upper left")
     return figure
 
 
