@@ -191,7 +191,7 @@ def test_small_regions_and_forms_are_those_of_segment_anything(mode):
         pytest.param(
             (260, 300),
             {"crop_n_layers": 2, "crop_n_points_downscale_factor": 2, "min_mask_region_area": 25},
-            marks=pytest.mark.slow,
+            marks=pytest.mark.exhaustive,
         ),
     ],
     ids=lambda x: " x ".join(map(str, x)) if isinstance(x, tuple) else "",

@@ -594,7 +594,7 @@ def test_training_and_evaluation_fetch_what_they_need(published, server, tmp_pat
     assert prompt_encoder.read_frozen(run)["sam"]["arrays_sha256"] == digest
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_vit_b_gives_transformers_masks(server, tmp_path):
     """In its published size, from a hub to a click's masks."""
     theirs = hugging_face.published_sam("vit_b", 0)

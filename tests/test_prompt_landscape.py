@@ -226,7 +226,7 @@ def run(monkeypatch, *arguments):
     prompt_landscape.main()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_study_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     words = ["--sets=3", "--first=4", "--first-starts=2", "--prompts=2", "--most=4", "--size=64"]
     words += ["--work", tmp_path / "work", "--out", tmp_path / "docs"]
