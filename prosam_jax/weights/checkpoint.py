@@ -452,7 +452,7 @@ def _muted() -> Iterator[None]:
     try:
         yield
     except Exception:
-        time.sleep(0.5)  # TensorStore's threads go on for a moment
+        time.sleep(2)  # TensorStore's threads go on for a moment, longer on a busy machine
         gc.collect()  # and what they left undone tells its errors when it is collected
         raise
     finally:
