@@ -26,6 +26,7 @@ from prosam_jax import curvature
 from prosam_jax.atomic import replacing
 from prosam_jax.console import note
 from prosam_jax.model import ProSAM
+from studies import bootstrap
 from studies import flatness_figures as figures
 from studies import flatness_measures as measures
 from studies import flatness_statistics as statistics
@@ -103,11 +104,11 @@ def gathered(
 
 def drawn_again(
     folds: Sequence[Fold], episodes: Sequence[Encoded], count: int, *, seeds: bool = True
-) -> list[statistics.Drawn]:
+) -> list[bootstrap.Drawn]:
     """The bootstrap's draws of every fold, of pictures and, unless told otherwise, of seeds."""
     rng = np.random.default_rng(0)
     return [
-        statistics.draw(of_fold.target[:count], len(fold.seeds) if seeds else 0, DRAWS, rng)
+        bootstrap.draw(of_fold.target[:count], len(fold.seeds) if seeds else 0, DRAWS, rng)
         for fold, of_fold in zip(folds, episodes, strict=True)
     ]
 
@@ -380,7 +381,7 @@ def curvatures(
     return held
 
 
-def _relation(found: dict[str, PerFold], drawn: Sequence[statistics.Drawn]) -> dict[str, Any]:
+def _relation(found: dict[str, PerFold], drawn: Sequence[bootstrap.Drawn]) -> dict[str, Any]:
     """Rank correlation of each of `FLAT` with IoU."""
     held: dict[str, Any] = {}
     for name in FLAT:

@@ -1,6 +1,6 @@
 """Which number tells best where a mask is wrong, and which mask.
 
-    python -m studies.uncertainty --runs=runs/small --keep=/tmp/uncertainty [--out=docs]
+    python -m studies.uncertainty --runs=runs/small --keep=runs/uncertainty [--out=docs]
 
 `--runs` holds the runs of `prosam reproduce --table 4 --table 7 --seeds 3`, whose models are asked
 about the novel classes of their folds. Every score of a pixel or of a mask is judged by the errors

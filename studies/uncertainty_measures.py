@@ -11,6 +11,7 @@ from jaxtyping import Float
 from prosam_jax import calibration
 from prosam_jax.calibration import Reliability
 from prosam_jax.evaluation import intervals
+from studies import bootstrap
 from studies.uncertainty_runs import CERTAINTY, ENTROPY, LEVELS, MASK_BINS, Found
 
 DRAWS = 1000
@@ -20,8 +21,8 @@ DRAWS = 1000
 class Drawn:
     """How often a bootstrap draws the episodes and the seeds of a fold; row 0 is the result itself.
 
-    Pictures are drawn with all their episodes, the same for all methods and scores, so that
-    differences are paired.
+    Those of `bootstrap.draw`, with the seeds' counts as shares, the same for all methods and
+    scores.
     """
 
     episodes: Float[np.ndarray, "d n"]
@@ -30,15 +31,8 @@ class Drawn:
     @classmethod
     def of(cls, target: np.ndarray, seeds: int, fold: int) -> "Drawn":
         """The draws for a list of episodes with these target pictures."""
-        rng = np.random.default_rng(fold)
-        _, which = np.unique(target, return_inverse=True)
-        n = which.max() + 1
-        times = rng.multinomial(n, np.full(n, 1 / n), DRAWS)[:, which].astype(float)
-        of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
-        return cls(
-            np.concatenate([np.ones((1, len(target))), times]),
-            np.concatenate([np.full((1, seeds), 1 / seeds), of_seeds]),
-        )
+        times = bootstrap.draw(target, seeds, DRAWS, np.random.default_rng(fold))
+        return cls(times.episodes.astype(float), times.seeds / seeds)
 
     def only(self) -> "Drawn":
         """The same pictures, and one model, such as an ensemble, in place of the seeds."""

@@ -19,7 +19,7 @@ from prosam_jax.data.loader import make_loader
 from prosam_jax.errors import UserError
 from prosam_jax.evaluation import evaluate
 from prosam_jax.model import load
-from studies import flatness, flatness_figures, flatness_measures, flatness_runs
+from studies import bootstrap, flatness, flatness_figures, flatness_measures, flatness_runs
 from studies import flatness_statistics as statistics
 
 RNG = np.random.default_rng(0)
@@ -28,7 +28,7 @@ LIKE = jnp.zeros((2, 12))
 
 def drawn(n, seeds=1, draws=2000, targets=None):
     targets = np.arange(n) if targets is None else targets
-    return statistics.draw(targets, seeds, draws, np.random.default_rng(1))
+    return bootstrap.draw(targets, seeds, draws, np.random.default_rng(1))
 
 
 # Draws.
@@ -88,7 +88,7 @@ def test_miou_of_the_sample_and_of_a_draw():
     """Pixels are summed over a class's episodes; a class that is not drawn does not count."""
     counts = np.array([[8, 1, 1, 0], [2, 4, 4, 0], [3, 0, 7, 0]])[None, :, None]  # s n l 4
     times = np.array([[1, 1, 1], [3, 0, 0], [0, 1, 2]])
-    of = statistics.Drawn(times, np.ones((3, 1), int))
+    of = bootstrap.Drawn(times, np.ones((3, 1), int))
     got = statistics.miou([counts], [np.array([5, 5, 9])], [of])
     np.testing.assert_allclose(got[:, 0], [(10 / 20 + 3 / 10) / 2, 24 / 30, (2 / 10 + 3 / 10) / 2])
 
