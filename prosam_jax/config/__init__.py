@@ -42,6 +42,7 @@ from prosam_jax.config.settings import (
     SAMSettings,
     TrainConfig,
     hub_file,
+    network_name,
     packaged,
 )
 
@@ -80,6 +81,7 @@ __all__ = [
     "flat_mapping",
     "hub_file",
     "names_of",
+    "network_name",
     "packaged",
     "read_config",
     "recorded",

@@ -42,6 +42,16 @@ def packaged(kind: str, name: str) -> str:
     return str(pathlib.Path(__file__).parents[1] / "pretrained" / f"{kind}_{name}.safetensors")
 
 
+def network_name(kind: str, name: str) -> str:
+    """What `prosam weights get` calls a network: "sam_vit_b", or a backbone's own name.
+
+    Args:
+        kind: "sam" or "backbone".
+        name: Value of `sam.model` or `backbone.name`.
+    """
+    return f"sam_{name}" if kind == "sam" else name
+
+
 def hub_file(kind: str, name: str) -> str:
     """Path of the weight file that is made of weights from a hub.
 
@@ -54,9 +64,8 @@ def hub_file(kind: str, name: str) -> str:
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or os.path.join(root, "huggingface")
     assets = os.environ.get("HF_ASSETS_CACHE") or os.path.join(home, "assets")
-    file = f"sam_{name}.safetensors" if kind == "sam" else f"{name}.safetensors"
     folder = os.path.expandvars(os.path.expanduser(assets))
-    return os.path.join(folder, "prosam_jax", "weights", file)
+    return os.path.join(folder, "prosam_jax", "weights", f"{network_name(kind, name)}.safetensors")
 
 
 def _check_source(setting: str, value: str, owner: str, name: str, on_hub: tuple[str, ...]) -> None:

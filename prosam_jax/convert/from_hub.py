@@ -17,7 +17,7 @@ from flax import nnx
 
 from prosam_jax import console
 from prosam_jax.atomic import PART, check_place
-from prosam_jax.config import hub_file
+from prosam_jax.config import hub_file, network_name
 from prosam_jax.convert import checkpoint, layouts, weight_file
 from prosam_jax.errors import UserError
 from prosam_jax.weights import files, hub, registry
@@ -61,7 +61,7 @@ def fetch(
     if source is None and not check and path.is_file():
         return Kept(path, True)
     entry = registry.on_hub(kind, architecture)
-    name = entry.name.removesuffix("_hf")
+    name = network_name(kind, architecture)
     with _alone(path, name):
         if source is None and path.is_file() and (not check or _is_whole(path, entry)):
             return Kept(path, True)

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from safetensors.numpy import save_file
 
 from prosam_jax.atomic import replacing
-from prosam_jax.config import BACKBONES_ON_HUB, HUB, RANDOM, SAMS_ON_HUB, hub_file
+from prosam_jax.config import BACKBONES_ON_HUB, HUB, RANDOM, SAMS_ON_HUB, hub_file, network_name
 from prosam_jax.errors import UserError, cut
 from prosam_jax.weights import other_forms
 
@@ -275,7 +275,7 @@ def frozen(
 def made_by(kind: str, architecture: str, out: str | os.PathLike[str]) -> str:
     """The command that makes the weight file `out` of a frozen network, for messages."""
     if os.fspath(out) == hub_file(kind, architecture):
-        return f"prosam weights get {f'sam_{architecture}' if kind == 'sam' else architecture}"
+        return f"prosam weights get {network_name(kind, architecture)}"
     if architecture == "shapes":
         return (
             f"python packaged/shapes_{kind}.py --out {out} (or use the one that comes with the "

@@ -10,7 +10,7 @@ import shlex
 
 import safetensors
 
-from prosam_jax.config import BackboneConfig, SAMSettings, check_choice
+from prosam_jax.config import BackboneConfig, SAMSettings, check_choice, network_name
 from prosam_jax.errors import UserError, cut
 from prosam_jax.weights import other_forms
 
@@ -93,7 +93,7 @@ def _sam(model: str, file: str, sha256: str, size: int) -> Published:
 def _hugging_face(
     kind: str, architecture: str, repository: str, sha256: str | None = None
 ) -> Published:
-    stem = f"sam_{architecture}_hf" if kind == "sam" else f"{architecture}_hf"
+    stem = f"{network_name(kind, architecture)}_hf"
     meta = repository.startswith("facebook/")
     return Published(
         name=stem,
@@ -285,7 +285,7 @@ def to_get(name: str) -> Published:
     Raises:
         UserError: There is no network of that name, or none on a hub.
     """
-    entries = {x.name.removesuffix("_hf"): x for x in PUBLISHED if x.hub}
+    entries = {network_name(x.kind, x.architecture): x for x in PUBLISHED if x.hub}
     if name not in entries and any(x.name == name and not x.hub for x in PUBLISHED):
         raise UserError(
             f"{name} is not on the hub, which has {', '.join(entries)}; take it from its publisher "
